@@ -1,0 +1,78 @@
+"""Files that can be trusted: written whole or not at all, marked with the fingerprint of what they were made from."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import polars as pl
+from pydantic import BaseModel
+
+FINGERPRINT = "proxycast.fingerprint"
+PARQUET_MAGIC = b"PAR1"
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on success rename it to `path`, on failure leave nothing behind.
+
+    The temporary name keeps the suffix, because writers choose a format by it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(value: object, path: Path) -> None:
+    """Write `value` as indented JSON, atomically."""
+    with atomic(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2, default=_plain) + "\n")
+
+
+def fingerprint(*parts: object) -> str:
+    """16 hexadecimal digits that change when any part changes. A `Path` counts by its content, a model by its values."""
+    text = json.dumps(parts, sort_keys=True, default=_plain)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    if isinstance(value, Path):
+        return hashlib.sha256(value.read_bytes()).hexdigest()
+    raise TypeError(f"cannot fingerprint a {type(value).__name__}")
+
+
+def write_table(table: pl.DataFrame | pl.LazyFrame, path: Path, made_from: str, csv: bool = False) -> None:
+    """Write `table` as parquet (zstd) with the fingerprint `made_from` in its metadata; with `csv` also a .csv beside it."""
+    table = table.lazy().collect()
+    with atomic(path) as temporary:
+        table.write_parquet(temporary, compression="zstd", metadata={FINGERPRINT: made_from})
+    if csv:
+        with atomic(path.with_suffix(".csv")) as temporary:
+            table.write_csv(temporary)
+
+
+def table_fingerprint(path: Path) -> str | None:
+    """The fingerprint that `path` was written with; None when the file is absent, truncated or not ours."""
+    if not is_whole_parquet(path):
+        return None
+    return pl.read_parquet_metadata(path).get(FINGERPRINT)
+
+
+def is_whole_parquet(path: Path) -> bool:
+    """Whether `path` starts and ends as a parquet file does. A file cut anywhere lacks the footer that is written last."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(4)
+            file.seek(-8, os.SEEK_END)
+            footer_length, tail = int.from_bytes(file.read(4), "little"), file.read(4)
+            return head == tail == PARQUET_MAGIC and footer_length + 12 <= file.tell()
+    except OSError:
+        return False
