@@ -1,0 +1,131 @@
+"""A model folder in the layout of `transformers`: is it whole, and which model is it, told without building it."""
+
+import hashlib
+import json
+import sys
+from functools import lru_cache
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from proxycast.options import InputError
+from proxycast.tables import fingerprint
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+
+
+def check_folder(folder: Path) -> None:
+    """Raise InputError, naming folder and fault, unless it holds a config, whole weights and a tokenizer that fits."""
+    if not folder.is_dir():
+        raise InputError(
+            f"{folder}: no such folder; it should hold a model (config.json, tokenizer.json, *.safetensors)"
+        )
+    vocabulary = _vocabulary(folder)
+    for path in weight_files(folder):
+        safetensors_header(path)
+    largest = _largest_token_id(folder)
+    if largest >= vocabulary:
+        raise InputError(
+            f"{folder}: found token id {largest} in the tokenizer, but vocab_size {vocabulary} in config.json; "
+            f"every id must be below vocab_size, so one of the two belongs to another model"
+        )
+
+
+def model_fingerprint(folder: Path) -> str:
+    """16 hexadecimal digits for the model's configuration, tokenizer and every byte of its weights."""
+    small = [path for name in ("config.json", *TOKENIZER_FILES) if (path := folder / name).is_file()]
+    weights = []
+    for path in weight_files(folder):
+        with path.open("rb") as file:
+            weights.append(hashlib.file_digest(file, "sha256").hexdigest())
+    return fingerprint({path.name: path for path in small}, weights)
+
+
+def context_of(folder: Path) -> int:
+    """Most tokens that the model reads at once; no limit for architectures that have none."""
+    config = _json_object(folder / "config.json")
+    return (config.get("text_config") or config).get("max_position_embeddings") or sys.maxsize
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files that `transformers` reads: model.safetensors, or else the shards that its index lists."""
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if single.is_file():
+        return [single]
+    if not index.is_file():
+        found = sorted(path.name for path in folder.iterdir())
+        raise InputError(
+            f"{folder}: weights missing; found {found}; "
+            "there must be model.safetensors, or model.safetensors.index.json with its shards"
+        )
+    names = sorted(set(_json_object(index).get("weight_map", {}).values()))
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing or not names:
+        raise InputError(f"{folder}: {index.name} lists {len(names)} files; missing of them: {missing}")
+    return [folder / name for name in names]
+
+
+def safetensors_header(path: Path) -> dict[str, list[int]]:
+    """Shape of each tensor in `path`. Raises InputError when the file is not exactly as long as its header says."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        header_length = int.from_bytes(file.read(8), "little")
+        header_bytes = file.read(header_length) if header_length <= size else b""
+    try:
+        header = json.loads(header_bytes)
+        tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
+        expected = 8 + header_length + max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
+        shapes = {name: entry["shape"] for name, entry in tensors.items()}
+    except (ValueError, AttributeError, KeyError, TypeError, IndexError):
+        raise InputError(
+            f"{path}: no readable safetensors header in {size} bytes; the file is truncated or of another kind"
+        ) from None
+    if size != expected:
+        raise InputError(f"{path}: found {size} bytes, but its header promises {expected}; copy the file again")
+    return shapes
+
+
+def _json_object(path: Path) -> dict:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(
+            f"{path.parent}: {path.name} missing; found {sorted(p.name for p in path.parent.iterdir())}"
+        ) from None
+    except ValueError as error:
+        raise InputError(f"{path}: broken JSON ({error}); copy the file again") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: found a {type(value).__name__}; it must be a JSON object")
+    return value
+
+
+def _vocabulary(folder: Path) -> int:
+    config = _json_object(folder / "config.json")
+    text_config = config.get("text_config") or {}
+    vocabulary = config.get("vocab_size", text_config.get("vocab_size"))
+    if not isinstance(vocabulary, int):
+        raise InputError(
+            f"{folder / 'config.json'}, key vocab_size: found {vocabulary!r}; it must be the number of logits"
+        )
+    return vocabulary
+
+
+def _largest_token_id(folder: Path) -> int:
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        found = sorted(path.name for path in folder.iterdir())
+        raise InputError(
+            f"{folder}: tokenizer.json missing; found {found}; the save_pretrained of a fast tokenizer writes it"
+        )
+    try:
+        largest = _largest_in_tokenizer(path.read_text(encoding="utf-8"))
+    except Exception as error:  # the Rust library raises nothing narrower
+        raise InputError(f"{path}: no readable tokenizer ({error}); copy the file again") from None
+    config = folder / "tokenizer_config.json"
+    added = _json_object(config).get("added_tokens_decoder", {}) if config.is_file() else {}
+    return max([largest, *map(int, added)])
+
+
+@lru_cache(maxsize=2)  # one tokenizer serves a whole sweep, and a large one takes half a second to parse
+def _largest_in_tokenizer(text: str) -> int:
+    return max(Tokenizer.from_str(text).get_vocab(with_added_tokens=True).values(), default=-1)

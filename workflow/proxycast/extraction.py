@@ -1,0 +1,107 @@
+"""Checkpoints x tasks -> token statistics. One job walks one run; a finished checkpoint's file survives a kill."""
+
+import logging
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import polars as pl
+from tqdm import tqdm
+
+from proxycast.engines import Engine, ExtractionOptions
+from proxycast.engines.model_folder import check_folder, model_fingerprint
+from proxycast.solutions import Solution, tokenize
+from proxycast.tables import fingerprint, table_fingerprint, write_table
+
+log = logging.getLogger(__name__)
+
+REVISION = 1  # to be raised when the same inputs give other numbers: parts of an older revision are made again
+PROGRESS_SECONDS = 5.0  # between two updates of the bar, so that a log file stays readable
+
+
+def extract(
+    engine: Engine,
+    checkpoints: Sequence[tuple[str, Path]],
+    tasks: Mapping[str, Sequence[Solution]],
+    options: ExtractionOptions,
+    parts_dir: Path,
+) -> pl.DataFrame:
+    """Token statistics of each (checkpoint, folder) over each task: checkpoint, task, solution, the engine's columns.
+
+    `parts_dir/<checkpoint>.parquet` is kept when it is whole and was made from the same weights, tokenizer, solutions
+    and options; else it is made again. Every folder is checked before the first model runs.
+    """
+    texts = {task: [(s.id, s.prompt, s.solution) for s in solutions] for task, solutions in tasks.items()}
+    # Batch size and device change the numbers by rounding only: a rerun with less memory keeps its parts.
+    settings = options.model_dump(exclude={"batch_tokens", "device"})
+    tokenized = _TokenizedTasks(tasks, options.tail_tokens)
+
+    def measure(checkpoint: str, folder: Path) -> Iterator[pl.DataFrame]:
+        engine.load(folder)
+        for task, sequences in tokenized.for_engine(engine).items():
+            yield _with_keys(engine.token_stats(sequences), checkpoint, task)
+
+    return walk(checkpoints, len(tasks), measure, fingerprint(REVISION, texts, settings), parts_dir)
+
+
+def walk(
+    checkpoints: Sequence[tuple[str, Path]],
+    tables: int,
+    measure: Callable[[str, Path], Iterator[pl.DataFrame]],
+    made_from: str,
+    parts_dir: Path,
+) -> pl.DataFrame:
+    """`measure(checkpoint, folder)`, which yields `tables` tables, for each checkpoint; all tables joined.
+
+    `parts_dir/<checkpoint>.parquet` is kept when it is whole and was made from the same weights, tokenizer and
+    `made_from`; else it is made again. Every folder is checked before the first model runs.
+    """
+    for _, folder in checkpoints:
+        check_folder(folder)
+    marks = {checkpoint: fingerprint(model_fingerprint(folder), made_from) for checkpoint, folder in checkpoints}
+    parts = {checkpoint: parts_dir / f"{checkpoint}.parquet" for checkpoint, _ in checkpoints}
+    to_do = [(name, folder) for name, folder in checkpoints if table_fingerprint(parts[name]) != marks[name]]
+    log.info("%d of %d checkpoints are done already", len(checkpoints) - len(to_do), len(checkpoints))
+    with tqdm(
+        total=len(to_do) * tables, unit="task", mininterval=PROGRESS_SECONDS, file=sys.stderr, disable=not to_do
+    ) as bar:
+        for checkpoint, folder in to_do:
+            bar.set_description(checkpoint, refresh=False)
+            found = []
+            for table in measure(checkpoint, folder):
+                found.append(table)
+                bar.update()
+            write_table(pl.concat(found), parts[checkpoint], marks[checkpoint])
+    return pl.concat([pl.read_parquet(part) for part in parts.values()])
+
+
+class _TokenizedTasks:
+    """The tasks' token sequences for the engine's tokenizer, made again only when a checkpoint brings another one."""
+
+    def __init__(self, tasks: Mapping[str, Sequence[Solution]], tail_tokens: int):
+        self.tasks, self.tail_tokens = tasks, tail_tokens
+        self.tokenizer = self.context = None
+
+    def for_engine(self, engine: Engine) -> dict:
+        if engine.tokenizer is not self.tokenizer or engine.context != self.context:
+            self.tokenizer, self.context = engine.tokenizer, engine.context
+            self.sequences = {
+                task: tokenize(
+                    ((f"{task}/{solution.id}", solution.prompt, solution.solution) for solution in solutions),
+                    self.tokenizer,
+                    self.context,
+                    self.tail_tokens,
+                )
+                for task, solutions in self.tasks.items()
+            }
+        return self.sequences
+
+
+def _with_keys(stats: pl.DataFrame, checkpoint: str, task: str) -> pl.DataFrame:
+    """The engine's `key` is task/solution, so that its errors name both; the table has a column for each."""
+    return stats.select(
+        checkpoint=pl.lit(checkpoint),
+        task=pl.lit(task),
+        solution=pl.col("key").str.strip_prefix(f"{task}/"),
+        **{name: pl.col(name) for name in stats.columns if name != "key"},
+    )

@@ -1,0 +1,208 @@
+"""Downstream truth: multiple choice by likelihood and exact match, measured here, or a table from elsewhere."""
+
+import math
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from proxycast.config import Task
+from proxycast.engines import Engine
+from proxycast.extraction import walk
+from proxycast.options import InputError
+from proxycast.solutions import Solution, tokenize
+from proxycast.tables import fingerprint, is_whole_parquet
+
+MULTIPLE_CHOICE_ACCURACY = "multiple_choice_accuracy"  # share of problems, 0 to 1
+CHOICE_LOG_LIKELIHOOD = "choice_log_likelihood"  # nats per problem
+EXACT_MATCH = "exact_match"  # share of problems, 0 to 1
+
+# `n`: problems behind the value.
+TARGETS_SCHEMA = {"checkpoint": pl.String, "task": pl.String, "metric": pl.String, "value": pl.Float64, "n": pl.Int64}
+KEY = ["checkpoint", "task", "metric"]
+
+
+def evaluate(
+    engine: Engine,
+    checkpoint: str,
+    folder: Path,
+    task: str,
+    solutions: Sequence[Solution],
+    answer_pattern: str | None = None,
+    max_new_tokens: int = 64,
+) -> pl.DataFrame:
+    """One row (TARGETS_SCHEMA) for each metric that the problems allow.
+
+    Multiple choice: over the problems with choices. Exact match: when `answer_pattern` is given, over the problems with
+    an answer.
+    """
+    with_choices = [solution for solution in solutions if solution.choices is not None]
+    with_answer = [solution for solution in solutions if solution.answer is not None and answer_pattern is not None]
+    if not with_choices and not with_answer:
+        raise InputError(
+            f"task {task}: nothing can be measured; give solutions with choices, or an answer_pattern and answers"
+        )
+    engine.load(folder)
+    values = []
+    if with_choices:
+        values += [
+            (metric, value, len(with_choices)) for metric, value in multiple_choice(engine, task, with_choices).items()
+        ]
+    if with_answer:
+        share = exact_match(engine, task, with_answer, answer_pattern, max_new_tokens)
+        values.append((EXACT_MATCH, share, len(with_answer)))
+    rows = [(checkpoint, task, metric, value, n) for metric, value, n in values]
+    return pl.DataFrame(rows, schema=TARGETS_SCHEMA, orient="row")
+
+
+def evaluate_checkpoints(
+    engine: Engine,
+    checkpoints: Sequence[tuple[str, Path]],
+    tasks: Sequence[Task],
+    solutions: Mapping[str, Sequence[Solution]],
+    generate: Collection[str],
+    parts_dir: Path,
+) -> pl.DataFrame:
+    """`evaluate` each (checkpoint, folder) over each task; parts in `parts_dir` survive a kill as those of `extract` do.
+
+    Exact match, which needs generation, is measured only for the checkpoints in `generate`.
+    """
+    problems = {task.name: [solution.model_dump() for solution in solutions[task.name]] for task in tasks}
+
+    def measure(checkpoint: str, folder: Path) -> Iterator[pl.DataFrame]:
+        for task in tasks:
+            pattern = task.answer_pattern if checkpoint in generate else None
+            yield evaluate(engine, checkpoint, folder, task.name, solutions[task.name], pattern, task.max_new_tokens)
+
+    settings = [task.model_dump(include={"name", "answer_pattern", "max_new_tokens"}) for task in tasks]
+    return walk(checkpoints, len(tasks), measure, fingerprint(problems, settings, sorted(generate)), parts_dir)
+
+
+def chance_accuracy(solutions: Mapping[str, Sequence[Solution]]) -> float | None:
+    """What guessing gets in multiple choice: the mean over tasks of the mean of 1 / choices; None where nothing has choices."""
+    tasks = [[1 / len(s.choices) for s in problems if s.choices] for problems in solutions.values()]
+    means = [math.fsum(task) / len(task) for task in tasks if task]
+    return math.fsum(means) / len(means) if means else None
+
+
+def multiple_choice(engine: Engine, task: str, solutions: Sequence[Solution]) -> dict[str, float]:
+    """Accuracy and log-likelihood of the correct choice. A choice's score: its log-probability after the prompt.
+
+    A problem whose best score is shared by k choices, the correct one among them, counts 1/k. The log-likelihood is the
+    mean over problems of log softmax over the scores of the problem's choices, at the correct one.
+    """
+    sums = iter(_choice_log_probabilities(engine, task, solutions))
+    hits, log_likelihoods = [], []
+    for solution in solutions:
+        scores = np.array([next(sums) for _ in solution.choices])
+        correct, largest = scores[solution.correct_choice], scores.max()
+        hits.append((correct == largest) / np.count_nonzero(scores == largest))
+        log_likelihoods.append(correct - largest - np.log(np.exp(scores - largest).sum()))
+    return {
+        MULTIPLE_CHOICE_ACCURACY: math.fsum(hits) / len(hits),
+        CHOICE_LOG_LIKELIHOOD: math.fsum(log_likelihoods) / len(hits),
+    }
+
+
+def _choice_log_probabilities(engine: Engine, task: str, solutions: Sequence[Solution]) -> list[float]:
+    """Log-probability (nats) of every choice of every problem, in order."""
+    texts = [
+        (f"{task}/{solution.id}, choice {number}", solution.prompt, choice)
+        for solution in solutions
+        for number, choice in enumerate(solution.choices, start=1)
+    ]
+    stats = engine.token_stats(tokenize(texts, engine.tokenizer, engine.context))
+    return stats.group_by("key", maintain_order=True).agg(pl.col("logprob").cast(pl.Float64).sum())["logprob"].to_list()
+
+
+def exact_match(
+    engine: Engine, task: str, solutions: Sequence[Solution], answer_pattern: str, max_new_tokens: int
+) -> float:
+    """Share of problems with group 1 of the pattern's first match in the greedy continuation equal to the answer.
+
+    White space around either does not count.
+    """
+    try:
+        pattern = re.compile(answer_pattern)
+    except re.error as error:
+        raise InputError(
+            f"task {task}, key answer_pattern: {answer_pattern!r} is no regular expression: {error}"
+        ) from None
+    if pattern.groups < 1:
+        raise InputError(
+            f"task {task}, key answer_pattern: {answer_pattern!r} has no group; put the answer in parentheses"
+        )
+    texts = engine.generate([solution.prompt for solution in solutions], max_new_tokens)
+    found = [pattern.search(text) for text in texts]
+    hits = [
+        match is not None and (match[1] or "").strip() == solution.answer.strip()
+        for match, solution in zip(found, solutions)
+    ]
+    return sum(hits) / len(hits)
+
+
+def read_target_table(path: Path) -> pl.DataFrame:
+    """Read checkpoint, task, metric, value, n from a .csv or .parquet. Raises InputError naming file, row and column.
+
+    A row is counted as an editor shows it: in a .csv the first one after the header is 2, in a .parquet 1. Other
+    columns are dropped.
+    """
+    table, first_row = _read_any_table(path)
+    missing = [name for name in TARGETS_SCHEMA if name not in table.columns]
+    if missing:
+        raise InputError(
+            f"{path}, column {missing[0]}: missing; found {table.columns}; there must be {list(TARGETS_SCHEMA)}"
+        )
+    # n as a float first: a cast to integer would cut 1.5 to 1 in silence.
+    schema = TARGETS_SCHEMA | {"n": pl.Float64}
+    typed = table.select(pl.col(name).cast(kind, strict=False) for name, kind in schema.items())
+    wanted = {
+        "value": (pl.col("value").is_finite(), "a finite number"),
+        "n": (
+            pl.col("n").is_finite() & (pl.col("n") >= 1) & (pl.col("n") == pl.col("n").floor()),
+            "a count of at least 1",
+        ),
+    }
+    for name in TARGETS_SCHEMA:
+        rule, description = wanted.get(name, (pl.col(name).str.len_chars() > 0, "a name"))
+        for row in typed.select((~rule.fill_null(False)).arg_true()).to_series()[:1]:
+            raise InputError(
+                f"{path}, row {row + first_row}, column {name}: found {table[name][row]!r}; it must be {description}"
+            )
+    for row in typed.select((~pl.struct(KEY).is_first_distinct()).arg_true()).to_series()[:1]:
+        key = typed.select(KEY).row(row)
+        raise InputError(
+            f"{path}, row {row + first_row}, columns {KEY}: {key} stands in an earlier row already; give it once"
+        )
+    return typed.cast(TARGETS_SCHEMA)
+
+
+def _read_any_table(path: Path) -> tuple[pl.DataFrame, int]:
+    """The table as it stands (a .csv: as text) and the number of its first row."""
+    if path.suffix not in (".csv", ".parquet"):
+        raise InputError(f"{path}: found the suffix {path.suffix!r}; targets are read from .csv or .parquet")
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; it should hold targets: {', '.join(TARGETS_SCHEMA)}")
+    if path.suffix == ".parquet" and not is_whole_parquet(path):
+        raise InputError(f"{path}: found a truncated file or no parquet at all; copy or write it again")
+    try:
+        return (pl.read_csv(path, infer_schema=False), 2) if path.suffix == ".csv" else (pl.read_parquet(path), 1)
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); write it again") from None
+
+
+def require_targets(
+    table: pl.DataFrame, checkpoints: Iterable[str], tasks: Iterable[str], metric: str, path: Path
+) -> None:
+    """Raise InputError naming the first missing of checkpoints x tasks, and how many are missing, for `metric`."""
+    there = set(table.filter(metric=metric).select("checkpoint", "task").iter_rows())
+    tasks = list(tasks)
+    missing = [(checkpoint, task) for checkpoint in checkpoints for task in tasks if (checkpoint, task) not in there]
+    if missing:
+        first = ", ".join(f"{checkpoint}/{task}" for checkpoint, task in missing[:3])
+        raise InputError(
+            f"{path}: {metric} missing for {len(missing)} of checkpoint/task: {first}{', ...' * (len(missing) > 3)}; "
+            f"found metrics {sorted(table['metric'].unique())}"
+        )
