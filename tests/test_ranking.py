@@ -1,0 +1,389 @@
+import math
+import warnings
+from itertools import combinations
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from proxycast.options import InputError
+from proxycast.ranking import (
+    SelectionOptions,
+    bootstrap_decision_accuracy,
+    bootstrap_spearman,
+    bootstrap_weights,
+    decision_accuracy,
+    decision_accuracy_table,
+    interval,
+    kendall,
+    noise_ceiling,
+    ranking_table,
+    reliability,
+    spearman,
+    spearman_brown,
+)
+from scipy import stats
+
+FAST = SelectionOptions(bootstrap_replicates=200)
+
+# Few distinct values, so that ties are frequent.
+few_values = st.integers(-3, 3).map(float)
+n_corpora = st.shared(st.integers(2, 9), key="n")
+truths = n_corpora.flatmap(lambda n: arrays(float, n, elements=few_values))
+predictions = n_corpora.flatmap(lambda n: arrays(float, (3, n), elements=few_values))
+
+
+def loop_decision_accuracy(predicted, truth):
+    credit, pairs = 0.0, 0
+    for i, j in combinations(range(len(truth)), 2):
+        if truth[i] != truth[j]:
+            pairs += 1
+            product = (predicted[i] - predicted[j]) * (truth[i] - truth[j])
+            credit += 1 if product > 0 else 0.5 if product == 0 else 0
+    return credit / pairs if pairs else math.nan
+
+
+def scipy_statistic(function, x, y):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", stats.ConstantInputWarning)
+        return function(x, y).statistic
+
+
+def test_decision_accuracy_of_known_orders():
+    truth = [1.0, 2.0, 3.0, 4.0]
+    assert decision_accuracy(truth, truth) == 1
+    assert decision_accuracy(truth[::-1], truth) == 0
+    assert decision_accuracy([5, 5, 5, 5], truth) == 0.5
+    assert decision_accuracy([1, 2, 4, 3], truth) == 5 / 6
+    assert decision_accuracy([1, 2, 2, 3], truth) == 5.5 / 6
+    assert decision_accuracy([1, 0, 5], [1, 1, 2]) == 1  # the first pair is tied in the truth
+    assert np.isnan(decision_accuracy([1, 2], [3, 3]))
+
+
+@given(predictions, truths)
+def test_statistics_equal_loops_and_scipy(predicted, truth):
+    expected = [loop_decision_accuracy(row, truth) for row in predicted]
+    np.testing.assert_allclose(decision_accuracy(predicted, truth), expected)
+    for ours, theirs in ((spearman, stats.spearmanr), (kendall, stats.kendalltau)):
+        expected = [scipy_statistic(theirs, row, truth) for row in predicted]
+        np.testing.assert_allclose(ours(predicted, truth), expected, atol=1e-12)
+
+
+@given(predictions, truths)
+def test_decision_accuracy_ignores_monotone_maps_and_mirrors(predicted, truth):
+    accuracy = decision_accuracy(predicted, truth)
+    np.testing.assert_array_equal(decision_accuracy(np.exp(predicted), truth**3), accuracy)
+    np.testing.assert_allclose(decision_accuracy(-predicted, truth), 1 - accuracy)
+
+
+def test_leading_axes_are_kept():
+    rng = np.random.default_rng(0)
+    predicted, truth = rng.normal(size=(2, 3, 7)), rng.normal(size=7)
+    for statistic in (decision_accuracy, spearman, kendall):
+        assert statistic(predicted, truth).shape == (2, 3)
+        assert statistic(predicted, truth)[1, 2] == statistic(predicted[1, 2], truth)
+
+
+def test_without_ties_decision_accuracy_is_kendall():
+    rng = np.random.default_rng(1)
+    x, y = rng.normal(size=(2, 25))
+    assert decision_accuracy(x, y) == pytest.approx((1 + stats.kendalltau(x, y).statistic) / 2)
+
+
+def test_bootstrap_weights_are_draws_with_replacement():
+    weights = bootstrap_weights(25, 4000, seed=3)
+    assert (weights.sum(1) == 25).all()
+    np.testing.assert_allclose(weights.mean(0), 1, atol=0.1)
+    np.testing.assert_allclose(weights.var(0), 1 - 1 / 25, atol=0.15)
+    np.testing.assert_array_equal(weights, bootstrap_weights(25, 4000, seed=3))
+
+
+@settings(deadline=None)
+@given(predictions, truths, st.integers(0, 1000))
+def test_bootstrap_equals_the_statistic_of_repeated_values(predicted, truth, seed):
+    n = len(truth)
+    weights = bootstrap_weights(n, 5, seed)
+    accuracies = bootstrap_decision_accuracy(predicted, truth, weights)
+    correlations = bootstrap_spearman(predicted, truth, weights)
+    assert accuracies.shape == correlations.shape == (3, 5)
+    for b, counts in enumerate(weights.astype(int)):
+        drawn = np.repeat(np.arange(n), counts)
+        for r, row in enumerate(predicted):
+            # A corpus drawn twice is tied with itself in the truth, so that pair is left out here too.
+            expected = loop_decision_accuracy(row[drawn], truth[drawn])
+            np.testing.assert_allclose(accuracies[r, b], expected)
+            expected = scipy_statistic(stats.spearmanr, row[drawn], truth[drawn])
+            np.testing.assert_allclose(correlations[r, b], expected, atol=1e-12)
+
+
+def test_bootstrap_accepts_one_truth_per_row():
+    rng = np.random.default_rng(2)
+    predicted, truth, weights = rng.normal(size=(4, 9)), rng.normal(size=(4, 9)), bootstrap_weights(9, 20, seed=0)
+    rows = [bootstrap_decision_accuracy(p[None], t, weights)[0] for p, t in zip(predicted, truth, strict=True)]
+    np.testing.assert_array_equal(bootstrap_decision_accuracy(predicted, truth, weights), rows)
+
+
+@given(arrays(float, (3, 20), elements=st.one_of(st.floats(-5, 5), st.just(math.nan))), st.floats(0.5, 0.99))
+def test_intervals_are_nanquantiles(samples, confidence):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        expected = np.nanquantile(samples, [(1 - confidence) / 2, (1 + confidence) / 2], axis=-1)
+    np.testing.assert_allclose(interval(samples, confidence), expected, atol=1e-12)
+
+
+def test_intervals_cover_the_decision_accuracy_of_the_population():
+    """Corpora drawn from a bivariate normal, whose decision accuracy Greiner's relation gives in closed form."""
+    rng = np.random.default_rng(0)
+    correlation, covered = 0.8, []
+    for trial in range(300):
+        truth = rng.normal(size=25)
+        predicted = correlation * truth + math.sqrt(1 - correlation**2) * rng.normal(size=25)
+        samples = bootstrap_decision_accuracy(predicted[None], truth, bootstrap_weights(25, 400, trial))
+        low, high = interval(samples[0], 0.95)
+        covered.append(low <= 0.5 + math.asin(correlation) / math.pi <= high)
+    assert 0.88 < np.mean(covered) < 0.99
+
+
+def test_spearman_brown():
+    assert spearman_brown(0.5, 2) == pytest.approx(2 / 3)
+    assert spearman_brown(0.7, 1) == 0.7
+    # Variance 1 of the truth and 1 of the noise of one seed: the mean of 3 seeds has reliability 1 / (1 + 1/3).
+    assert spearman_brown(0.5, 3) == pytest.approx(0.75)
+
+
+def test_reliability_of_simulated_seeds():
+    rng = np.random.default_rng(0)
+    truth_by_seed = rng.normal(size=1000) + rng.normal(size=(3, 1000)) * 0.5
+    assert reliability(truth_by_seed) == pytest.approx(1 / (1 + 0.25 / 3), abs=0.02)
+    assert reliability([[1.0, 2, 3], [2, 4, 9]]) == 1
+    with pytest.raises(InputError, match="at least 2 target seeds, found 1"):
+        reliability([[1.0, 2.0]])
+
+
+@pytest.mark.parametrize("noise", [0.3, 1.0, 2.0])
+def test_the_noise_ceiling_is_what_a_perfect_prediction_reaches(noise):
+    rng = np.random.default_rng(0)
+    true_value = rng.normal(size=(40, 200))
+    observed = true_value + noise * rng.normal(size=true_value.shape)
+    ceiling = noise_ceiling(1 / (1 + noise**2))
+    reached = [decision_accuracy(t, o) for t, o in zip(true_value, observed, strict=True)]
+    assert ceiling.decision_accuracy == pytest.approx(np.mean(reached), abs=0.01)
+    reached = [stats.spearmanr(t, o).statistic for t, o in zip(true_value, observed, strict=True)]
+    assert ceiling.spearman == pytest.approx(np.mean(reached), abs=0.03)
+
+
+def test_the_noise_ceiling_at_its_ends():
+    assert noise_ceiling(1.0) == (1.0, 1.0)
+    assert noise_ceiling(0.0) == noise_ceiling(-0.2) == (0.0, 0.5)
+
+
+CORPORA = [f"corpus{i}" for i in range(8)]
+
+
+def study(seed: int = 0, steps: tuple[int, ...] = (10, 10**10)) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Scores of two proxies and two baselines on two tasks, 2 seeds, and their truth."""
+    rng = np.random.default_rng(seed)
+    truth = pl.DataFrame({"corpus": CORPORA * 2, "task": ["a"] * 8 + ["b"] * 8, "value": rng.normal(size=16)})
+    kinds = [("rank", "uniform", "proxy"), ("rank", "entropy", "proxy")]
+    kinds += [("bits_per_byte", "none", "baseline"), ("parameters", "none", "baseline")]
+    labels = pl.DataFrame(kinds, schema=["statistic", "weighting", "kind"], orient="row")
+    scores = (
+        truth.join(labels, how="cross")
+        .join(pl.DataFrame({"seed": [0, 1]}), how="cross")
+        .join(pl.DataFrame({"step": steps, "tokens": steps, "flops": [100.0 * step for step in steps]}), how="cross")
+    )
+    noise = rng.normal(size=len(scores))
+    return (
+        scores.with_columns(
+            depends_on_candidate=pl.col("weighting") == "entropy",
+            size=pl.lit("4M"),
+            score=pl.when(pl.col("statistic") == "parameters").then(1.0).otherwise(pl.col("value") + noise),
+        ).drop("value"),
+        truth,
+    )
+
+
+def test_the_table_holds_every_figure_by_hand():
+    predictions, truth = study()
+    table = decision_accuracy_table(predictions, truth, 1e6, FAST)
+    assert len(table) == 4 * 2 * 3 * 4  # statistics, steps, tasks with "all", seeds with "mean" and "single"
+    where = {"statistic": "rank", "weighting": "entropy", "step": 10}
+    for task in ("a", "b", "all"):
+        wanted = predictions.filter(**where) if task == "all" else predictions.filter(**where, task=task)
+        scores = wanted.group_by("corpus", "seed").agg(pl.col("score").mean()).sort("corpus")
+        true = truth if task == "all" else truth.filter(task=task)
+        y = true.group_by("corpus").agg(pl.col("value").mean()).sort("corpus")["value"].to_numpy()
+        by_seed = [scores.filter(seed=s)["score"].to_numpy() for s in (0, 1)]
+        found = {row["seed"]: row for row in table.filter(**where, task=task).to_dicts()}
+        for seed, x in {"0": by_seed[0], "1": by_seed[1], "mean": np.mean(by_seed, axis=0)}.items():
+            assert found[seed]["decision_accuracy"] == pytest.approx(loop_decision_accuracy(x, y))
+            assert found[seed]["spearman"] == pytest.approx(stats.spearmanr(x, y).statistic)
+            assert found[seed]["kendall"] == pytest.approx(stats.kendalltau(x, y).statistic)
+            assert found[seed]["low"] < found[seed]["decision_accuracy"] < found[seed]["high"]
+        for figure in ("decision_accuracy", "spearman", "kendall"):
+            assert found["single"][figure] == pytest.approx((found["0"][figure] + found["1"][figure]) / 2)
+        assert found["0"]["corpora"] == 8 and found["0"]["compute_fraction"] == 1e-3
+        assert found["0"]["kind"] == "proxy" and found["0"]["depends_on_candidate"]
+
+
+def test_intervals_of_the_table_are_those_of_resampled_corpora():
+    predictions, truth = study()
+    row = decision_accuracy_table(predictions, truth, 1e6, FAST).row(
+        by_predicate=(pl.col("statistic") == "rank")
+        & (pl.col("weighting") == "uniform")
+        & (pl.col("task") == "a")
+        & (pl.col("seed") == "single")
+        & (pl.col("step") == 10),
+        named=True,
+    )
+    y = truth.filter(task="a").sort("corpus")["value"].to_numpy()
+    scores = predictions.filter(task="a", step=10).sort("corpus")
+    samples = {name: [] for name in ("rank", "bits_per_byte")}
+    correlations = []
+    for counts in bootstrap_weights(8, FAST.bootstrap_replicates, FAST.seed).astype(int):
+        drawn = np.repeat(np.arange(8), counts)
+        for name, weighting in (("rank", "uniform"), ("bits_per_byte", "none")):
+            seeds = [scores.filter(statistic=name, weighting=weighting, seed=s)["score"].to_numpy() for s in (0, 1)]
+            samples[name].append(np.mean([loop_decision_accuracy(x[drawn], y[drawn]) for x in seeds]))
+            if name == "rank":
+                correlations.append(np.mean([stats.spearmanr(x[drawn], y[drawn]).statistic for x in seeds]))
+    assert (row["low"], row["high"]) == pytest.approx(tuple(np.nanquantile(samples["rank"], [0.025, 0.975])))
+    expected = tuple(np.nanquantile(correlations, [0.025, 0.975]))
+    assert (row["spearman_low"], row["spearman_high"]) == pytest.approx(expected)
+    assert row["best_baseline"] == "bits_per_byte"
+    difference = np.subtract(samples["rank"], samples["bits_per_byte"])
+    expected = tuple(np.nanquantile(difference, [0.025, 0.975]))
+    assert (row["difference_low"], row["difference_high"]) == pytest.approx(expected)
+
+
+def test_the_best_baseline_differs_from_itself_by_nothing_and_constants_are_null():
+    predictions, truth = study()
+    table = decision_accuracy_table(predictions, truth, 1e6, FAST)
+    best = table.filter(pl.col("statistic") == pl.col("best_baseline"))
+    assert (best["difference"] == 0).all() and (best["difference_low"] == 0).all()
+    constant = table.filter(statistic="parameters")
+    assert (constant["decision_accuracy"] == 0.5).all()
+    assert constant["spearman"].null_count() == constant["spearman_low"].null_count() == len(constant)
+    assert not any(table[name].is_nan().any() for name in table.columns if table[name].dtype.is_float())
+    undefined = decision_accuracy_table(predictions, truth.with_columns(value=pl.lit(0.0)), 1e6, FAST)
+    for name in ("decision_accuracy", "low", "spearman", "best_baseline", "difference"):
+        assert undefined[name].null_count() == len(undefined)
+
+
+def test_without_a_baseline_there_is_no_difference():
+    predictions, truth = study()
+    table = decision_accuracy_table(predictions.filter(kind="proxy"), truth, 1e6, FAST)
+    assert table["best_baseline"].null_count() == table["difference"].null_count() == len(table)
+
+
+def test_the_table_refuses_what_is_missing_doubled_or_not_finite():
+    predictions, truth = study()
+    with pytest.raises(InputError, match="the predictions lack corpus corpus3"):
+        decision_accuracy_table(predictions.filter(pl.col("corpus") != "corpus3"), truth, 1e6, FAST)
+    with pytest.raises(InputError, match="the truth lacks corpus corpus3, corpus5"):
+        two = pl.col("corpus").is_in(["corpus3", "corpus5"])
+        decision_accuracy_table(predictions, truth.filter(~two), 1e6, FAST)
+    with pytest.raises(InputError, match="the truth lacks task b"):
+        decision_accuracy_table(predictions, truth.filter(task="a"), 1e6, FAST)
+    one = (pl.col("corpus") == "corpus2") & (pl.col("task") == "b") & (pl.col("seed") == 1) & (pl.col("step") == 10)
+    one &= pl.col("weighting") == "entropy"
+    place = "size 4M, step 10: score of statistic rank, weighting entropy, .*, seed 1, task b, corpus corpus2"
+    with pytest.raises(InputError, match=f"{place} is missing"):
+        decision_accuracy_table(predictions.filter(~one), truth, 1e6, FAST)
+    with pytest.raises(InputError, match=f"{place} occurs more than once"):
+        decision_accuracy_table(pl.concat([predictions, predictions.filter(one)]), truth, 1e6, FAST)
+    for bad in (math.nan, None):
+        broken = predictions.with_columns(score=pl.when(one).then(bad).otherwise("score"))
+        with pytest.raises(InputError, match=f"{place} is not finite"):
+            decision_accuracy_table(broken, truth, 1e6, FAST)
+
+
+def solution_study(noise: float, seed: int = 0) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """5 corpora whose score is their number, 2 tasks of 30 solutions, 2 seeds; the truth with 3 seeds."""
+    rng = np.random.default_rng(seed)
+    corpora = pl.DataFrame({"corpus": CORPORA[:5], "level": np.arange(5.0)})
+    solutions = pl.DataFrame({"task": ["a"] * 30 + ["b"] * 30, "solution": [f"q{i}" for i in range(60)]})
+    scores = corpora.join(solutions, how="cross").join(pl.DataFrame({"seed": [0, 1]}), how="cross")
+    scores = scores.with_columns(
+        statistic=pl.lit("rank"), weighting=pl.lit("uniform"), size=pl.lit("4M"), step=pl.lit(7)
+    )
+    scores = scores.with_columns(score=pl.col("level") + noise * rng.normal(size=len(scores))).drop("level")
+    truth = corpora.join(pl.DataFrame({"seed": [0, 1, 2]}), how="cross")
+    return scores, truth.with_columns(value=pl.col("level") + noise * rng.normal(size=len(truth))).drop("level")
+
+
+def test_ranks_without_noise_are_certain():
+    table = ranking_table(*solution_study(noise=0.0), FAST).sort("corpus")
+    assert table["predicted"].to_list() == table["truth_low"].to_list() == [0, 1, 2, 3, 4]
+    for name in ("predicted_rank", "predicted_rank_low", "predicted_rank_high", "true_rank", "true_rank_high"):
+        assert table[name].to_list() == [5, 4, 3, 2, 1]
+
+
+def test_the_interval_of_a_prediction_matches_its_variance_in_closed_form():
+    """Var = Var of the mean of two seeds over draws of solutions + (expected squared difference of the seeds) / 8."""
+    scores, truth = solution_study(noise=1.0)
+    table = ranking_table(scores, truth, SelectionOptions(bootstrap_replicates=4000))
+    for row in table.iter_rows(named=True):
+        both = scores.filter(corpus=row["corpus"]).pivot("seed", index=["task", "solution"], values="score")
+        both = both.with_columns(mean=(pl.col("0") + pl.col("1")) / 2, difference=pl.col("0") - pl.col("1"))
+        # Two tasks of 30 solutions.
+        variances = both.group_by("task").agg(pl.col("mean", "difference").var(ddof=0) / 30).drop("task").sum() / 4
+        squared_difference = both["difference"].mean() ** 2 + variances["difference"].item()
+        width = 2 * 1.96 * math.sqrt(variances["mean"].item() + squared_difference / 8)
+        assert row["predicted"] == pytest.approx(both["mean"].mean())
+        assert row["predicted_high"] - row["predicted_low"] == pytest.approx(width, rel=0.1)
+        assert row["predicted_rank_low"] <= row["predicted_rank"] <= row["predicted_rank_high"]
+        assert row["truth_low"] < row["truth"] < row["truth_high"]
+
+
+def test_the_draw_of_solutions_is_the_same_for_all_corpora():
+    """A shift of every corpus by the same noisy solutions must not blur the ranks."""
+    scores, truth = solution_study(noise=0.0)
+    difficulty = pl.col("solution").str.slice(1).cast(pl.Float64) * 10
+    table = ranking_table(scores.with_columns(score=pl.col("score") + difficulty), truth, FAST).sort("corpus")
+    assert (table["predicted_high"] - table["predicted_low"] > 10).all()
+    assert table["predicted_rank_low"].to_list() == table["predicted_rank_high"].to_list() == [5, 4, 3, 2, 1]
+
+
+def test_seeds_widen_the_interval_of_their_own_corpus_only():
+    scores, truth = solution_study(noise=0.0)
+    unstable = (pl.col("corpus") == "corpus0") & (pl.col("seed") == 1)
+    table = ranking_table(
+        scores.with_columns(score=pl.col("score") + pl.when(unstable).then(9).otherwise(0)), truth, FAST
+    )
+    width = dict(zip(table["corpus"], table["predicted_high"] - table["predicted_low"], strict=True))
+    assert width == {"corpus0": 9, "corpus1": 0, "corpus2": 0, "corpus3": 0, "corpus4": 0}
+
+
+def test_a_truth_by_task_is_averaged_over_the_tasks():
+    scores, truth = solution_study(noise=1.0)
+    doubled = pl.concat(
+        [
+            truth.with_columns(task=pl.lit("a"), value=pl.col("value") - 1),
+            truth.with_columns(task=pl.lit("b"), value=pl.col("value") + 1),
+        ]
+    )
+    plain, by_task = ranking_table(scores, truth, FAST), ranking_table(scores, doubled, FAST)
+    assert by_task["truth"].to_list() == pytest.approx(plain["truth"].to_list())
+    assert by_task["truth_low"].to_list() == pytest.approx(plain["truth_low"].to_list())
+
+
+def test_the_ranking_refuses_a_missing_corpus_or_solution():
+    scores, truth = solution_study(noise=0.0)
+    with pytest.raises(InputError, match="the truth lacks corpus corpus4"):
+        ranking_table(scores, truth.filter(pl.col("corpus") != "corpus4"), FAST)
+    one = (pl.col("solution") == "q42") & (pl.col("corpus") == "corpus0") & (pl.col("seed") == 0)
+    with pytest.raises(InputError, match="4M, 7, b: score of corpus corpus0, seed 0, solution q42 is missing"):
+        ranking_table(scores.filter(~one), truth, FAST)
+
+
+def test_the_same_seed_gives_the_same_tables_and_the_same_draws_to_every_proxy():
+    scores, truth = solution_study(noise=1.0)
+    two = pl.concat([scores, scores.with_columns(weighting=pl.lit("entropy"))])
+    table = ranking_table(two, truth, FAST)
+    assert table.equals(ranking_table(two, truth, FAST))
+    columns = ["corpus", "predicted_low", "predicted_rank_high"]
+    assert table.filter(weighting="entropy").select(columns).equals(table.filter(weighting="uniform").select(columns))
+    assert decision_accuracy_table(*study(), 1e6, FAST).equals(decision_accuracy_table(*study(), 1e6, FAST))
