@@ -1,0 +1,59 @@
+"""What must be held out is counted in the finished pool, verbatim, by a check that knows nothing of how the split was made."""
+
+import re
+
+from proxycast.options import InputError
+
+# A run this long is no coincidence, and every document of real text but the shortest holds one.
+RUN_CHARACTERS = 40
+SHORTEST_DOCUMENT = 32
+
+
+def count_leaks(documents: list[str], questions: list[str], texts: list[str]) -> dict[str, int]:
+    """How many benchmark questions stand in a document, and how many held-out texts share a run of 40 characters with one.
+
+    Both are compared in lower case and with white space collapsed. A question counts where it stands as whole words, in whatever style of
+    document. A document shorter than 40 characters counts where it stands whole in a text, unless it is shorter than 32.
+    """
+    documents = sorted({_plain(document) for document in documents})
+    pool = "\n".join(documents)
+    leaked_questions = sum(_stands_in(_plain(question), pool) for question in questions)
+    runs = {run for document in documents if len(document) >= SHORTEST_DOCUMENT for run in _runs(document)}
+    lengths = {len(run) for run in runs}
+    leaked_texts = sum(any(_windows(_plain(text), n) & runs for n in lengths) for text in texts)
+    return {"documents": len(documents), "questions": len(questions), "leaked_questions": leaked_questions} | {
+        "texts": len(texts),
+        "leaked_texts": leaked_texts,
+    }
+
+
+def require_no_leak(leaks: dict[str, int]) -> None:
+    """Stop unless both counts are zero."""
+    if leaks["leaked_questions"] or leaks["leaked_texts"]:
+        raise InputError(
+            f"miniature suite: {leaks['leaked_questions']} of {leaks['questions']} benchmark questions and {leaks['leaked_texts']} of "
+            f"{leaks['texts']} held-out texts stand verbatim in the training documents; none may"
+        )
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"\s+", " ", text.lower()).strip()
+
+
+def _stands_in(question: str, pool: str) -> bool:
+    """Whether `question` occurs with no letter or digit directly before or after it."""
+    start = pool.find(question)
+    while start >= 0:
+        before, after = pool[max(0, start - 1) : start], pool[start + len(question) : start + len(question) + 1]
+        if not (before.isalnum() or after.isalnum()):
+            return True
+        start = pool.find(question, start + 1)
+    return False
+
+
+def _runs(document: str) -> set[str]:
+    return _windows(document, RUN_CHARACTERS) or {document}
+
+
+def _windows(text: str, length: int) -> set[str]:
+    return {text[i : i + length] for i in range(len(text) - length + 1)}

@@ -1,0 +1,111 @@
+"""A corpus from the pool of documents: sources, deduplication, quality filters and mixtures, as DataDecide's recipes have them.
+
+The pool is one table with a row a document and everything that a recipe can ask about it, computed once for all corpora: whether it is
+the first of its copies, whether it passes the heuristics of C4, and how much a trained classifier takes it for each curated source.
+"""
+
+from typing import get_args
+
+import numpy as np
+import polars as pl
+from scipy.sparse import csr_matrix
+from sklearn.feature_extraction.text import HashingVectorizer
+from sklearn.linear_model import SGDClassifier
+from tokenizers import Tokenizer
+
+from proxycast.options import InputError
+
+from .suite import Component, Recipe, Reference
+
+END_OF_TEXT = 0  # the token id that begins every document
+
+
+def describe_documents(documents: pl.DataFrame, tokenizer: Tokenizer, seed: int) -> pl.DataFrame:
+    """The pool: `documents` (source, kind, text) with `first`, `clean`, `quality_<reference>` and `tokens` (list of int32)."""
+    texts = documents["text"].to_list()
+    features = _features(texts)
+    qualities = {f"quality_{name}": _quality(features, documents["source"], name, seed) for name in get_args(Reference)}
+    encoded = [[END_OF_TEXT, *e.ids] for e in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+    return documents.with_columns(
+        first=pl.struct("source", "text").is_first_distinct(),
+        clean=_is_clean(pl.col("text")),
+        tokens=pl.Series(encoded, dtype=pl.List(pl.Int32)),
+        **{name: pl.Series(values, dtype=pl.Float32) for name, values in qualities.items()},
+    )
+
+
+def _is_clean(text: pl.Expr) -> pl.Expr:
+    """C4's rules (Raffel et al. 2020, section 2.2) that apply to short documents: no boilerplate phrases, no stray symbols or caps."""
+    boilerplate = text.str.to_lowercase().str.contains_any(["cookie", "newsletter", "copyright", "all rights reserved"])
+    capitalised_words = text.str.count_matches(r" [A-Z][a-z]+")
+    return ~boilerplate & (text.str.count_matches(" ") >= 2) & (capitalised_words <= 4)
+
+
+def _features(texts: list[str]) -> csr_matrix:
+    """Hashed words and pairs of words, with every digit as 0 so that a classifier learns form and not sums."""
+    hashing = HashingVectorizer(n_features=2**15, ngram_range=(1, 2), token_pattern=r"[^\s]+", lowercase=False)
+    return hashing.transform(pl.Series(texts).str.replace_all(r"\d", "0"))
+
+
+def _quality(features: csr_matrix, sources: pl.Series, reference: str, seed: int) -> np.ndarray:
+    """(documents,) log odds that a document is from `reference` and not from the web, as fastText filters score them."""
+    random = np.random.default_rng(seed)
+    positive, negative = (np.flatnonzero(sources == name) for name in (reference, "web"))
+    size = min(3000, len(positive), len(negative))
+    chosen = np.concatenate(
+        [random.choice(positive, size, replace=False), random.choice(negative, size, replace=False)]
+    )
+    classifier = SGDClassifier(loss="log_loss", alpha=1e-5, random_state=seed)
+    classifier.fit(features[chosen], np.repeat([1, 0], size))
+    return classifier.decision_function(features)
+
+
+def select(pool: pl.DataFrame, component: Component) -> np.ndarray:
+    """Row numbers of the documents that a component keeps, best first where a classifier ranks them."""
+    rows = pool.lazy().with_row_index("row").filter(source=component.source)
+    if component.deduplicate:
+        rows = rows.filter("first")
+    if component.heuristics:
+        rows = rows.filter("clean")
+    if component.classifier:
+        rows = rows.sort(f"quality_{component.classifier}", descending=True, maintain_order=True)
+    rows = rows.select("row").collect()["row"].to_numpy()
+    return rows[: int(len(rows) * component.keep)]
+
+
+def require_documents(pool: pl.DataFrame, recipe: Recipe, where: str) -> list[int]:
+    """How many documents each component keeps; an error that names the component if it keeps none."""
+    counts = [len(select(pool, component)) for component in recipe.mixture]
+    for number, (component, count) in enumerate(zip(recipe.mixture, counts, strict=True)):
+        if not count:
+            available = pool.filter(source=component.source).height
+            raise InputError(
+                f"{where}: mixture[{number}] (source {component.source}) keeps none of its {available} documents; "
+                f"loosen its filters (keep: {component.keep:g})"
+            )
+    return counts
+
+
+def token_stream(pool: pl.DataFrame, recipe: Recipe, tokens: int, seed: int) -> np.ndarray:
+    """`tokens` token ids (int32) of the corpus: documents in random order, repeated in whole epochs where a component is short.
+
+    The order depends on the seed and the document alone, not on the corpus: two corpora that share documents meet them in a similar order,
+    so a comparison of corpora within a seed is a paired one.
+    """
+    lengths = pool["tokens"].list.len().to_numpy()
+    total = sum(component.weight for component in recipe.mixture)
+    chosen, places = [], []
+    for component in recipe.mixture:
+        wanted = tokens * component.weight / total
+        rows, epoch, position = select(pool, component), 0, 0.0
+        while position < 1:
+            order = np.random.default_rng((seed, epoch)).random(len(lengths))[rows]
+            by_order = np.argsort(order)
+            ends = np.cumsum(lengths[rows[by_order]]) / wanted
+            chosen.append(rows[by_order])
+            places.append(position + ends)
+            epoch, position = epoch + 1, position + ends[-1]
+    rows, place = np.concatenate(chosen), np.concatenate(places)
+    rows = rows[np.argsort(place, kind="stable")]
+    rows = rows[: np.searchsorted(np.cumsum(lengths[rows]), tokens) + 1]
+    return pool["tokens"].gather(rows).explode().to_numpy()[:tokens]

@@ -1,0 +1,105 @@
+"""The options of the miniature suite: recipes, model sizes, training. Light to import, because the workflow plans with them."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from proxycast.options import Options, SafeName
+
+HEAD_DIMENSION = 32  # vLLM's CPU build runs 32, 64, 96 and 128
+CONTEXT = 128  # tokens
+FAMILY_NAMES = (
+    *("days_after", "days_before", "months_after", "letters_after", "numbers_after"),
+    *("products", "opposites", "homes", "trades", "beasts"),
+)
+Reference = Literal["math", "code", "qa", "wiki", "books"]
+
+
+class Component(Options):
+    """One part of a mixture: a source, its share of the tokens, and the filters its documents must pass."""
+
+    source: Literal["web", "crawl", "math", "code", "forum", "qa", "wiki", "books"] = Field(
+        description="where the documents come from"
+    )
+    weight: float = Field(gt=0, description="share of the corpus's tokens, relative to the other components")
+    deduplicate: bool = Field(False, description="keep the first of identical documents")
+    heuristics: bool = Field(
+        False, description="drop boilerplate and text without sentences, by rules of thumb as C4's"
+    )
+    classifier: Reference | None = Field(
+        None, description="rank documents by a classifier that was trained to tell this source from the web"
+    )
+    keep: float = Field(1.0, gt=0, le=1, description="share of the documents that is kept, best first")
+
+    @model_validator(mode="after")
+    def _keep_needs_an_order(self) -> "Component":
+        if self.keep < 1 and self.classifier is None:
+            raise ValueError("keep below 1 needs a classifier to say which documents are best")
+        return self
+
+
+class Recipe(Options):
+    """How a miniature corpus is mixed from the eight sources."""
+
+    mixture: Annotated[list[Component], Field(min_length=1, description="the components; weights need not sum to 1")]
+
+
+class Training(Options):
+    """How the miniature models are trained: the same for every size, corpus and seed."""
+
+    batch_sequences: int = Field(16, gt=0, description="sequences in a batch")
+    sequence_length: int = Field(64, gt=1, le=CONTEXT, description="tokens in a sequence")
+    learning_rate: float = Field(6e-3, gt=0, description="peak learning rate of AdamW, for the embedding and the norms")
+    muon_learning_rate: float = Field(0.03, gt=0, description="peak learning rate of Muon, for the matrices")
+    warmup: float = Field(0.03, ge=0, lt=1, description="share of the steps in which the learning rate rises")
+    decay: float = Field(0.8, gt=0, le=1, description="share of the steps in which the learning rate falls to 5 %")
+
+    @property
+    def batch_tokens(self) -> int:
+        return self.batch_sequences * self.sequence_length
+
+
+class Size(Options):
+    """One size of model, a Llama with tied embeddings, and how long, how often and with which seeds it is trained."""
+
+    hidden_size: int = Field(multiple_of=HEAD_DIMENSION, gt=0, description="width of the residual stream")
+    layers: int = Field(gt=0, description="number of blocks")
+    intermediate_size: int = Field(gt=0, description="width of the SwiGLU layer")
+    steps: int = Field(gt=0, description="training steps (a step is batch_sequences x sequence_length tokens)")
+    checkpoints: tuple[int, ...] = Field((), description="steps at which a checkpoint is kept besides the last one")
+    seeds: tuple[int, ...] = Field((0,), min_length=1, description="training seeds: initialisation and order of the documents")
+
+    @model_validator(mode="after")
+    def _checkpoints_within_training(self) -> "Size":
+        wrong = [step for step in self.checkpoints if not 0 < step <= self.steps]
+        if wrong:
+            raise ValueError(f"checkpoints {wrong} lie outside of the {self.steps} training steps")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds {self.seeds} name one seed twice")
+        return self
+
+    @property
+    def all_checkpoints(self) -> list[int]:
+        """Steps of every checkpoint, the last step included, in order."""
+        return sorted({*self.checkpoints, self.steps})
+
+    def parameters(self, vocabulary: int) -> int:
+        """N: all parameters but the input embedding. The tied matrix counts once, as the output head."""
+        block = 4 * self.hidden_size**2 + 3 * self.hidden_size * self.intermediate_size + 2 * self.hidden_size
+        return self.layers * block + self.hidden_size + vocabulary * self.hidden_size
+
+
+class Suite(Options):
+    """The suite that trains itself: its documents, tokenizer, models and problems."""
+
+    seed: int = Field(0, description="seed of the documents and problems (training has seeds of its own)")
+    scale: float = Field(
+        1.0, gt=0, le=10, description="size of every source relative to the full suite of 90,000 documents"
+    )
+    vocabulary: int = Field(512, ge=300, le=65_536, description="tokens of the tokenizer")
+    problems: int = Field(70, gt=1, description="held-out problems of each family")
+    generic_documents: int = Field(
+        240, ge=3, description="held-out documents of real text, for the generic cross-entropy"
+    )
+    training: Training = Field(Training(), description="optimiser and schedule")
+    sizes: dict[SafeName, Size] = Field(min_length=1, description="model sizes by name")
