@@ -1,0 +1,57 @@
+"""What is checked before the first model is trained or scored: recipes, solutions, model folders, the table of the truth."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import polars as pl
+
+from .config import GENERIC_TEXT, Corpus
+from .engines.model_folder import check_folder, context_of
+from .miniature.recipes import require_documents
+from .options import InputError
+from .solutions import read_solutions, tokenize
+from .targets import read_target_table, require_targets
+
+
+def check_recipes(pool: pl.DataFrame, corpora: dict[Path, Corpus]) -> dict[str, list[int]]:
+    """Corpus -> documents that each component of its recipe keeps. `InputError` names file and component if one keeps none."""
+    return {c.name: require_documents(pool, c.recipe, str(file)) for file, c in corpora.items() if c.recipe}
+
+
+def check_folders(folders: Iterable[Path], solutions: list[Path], tail_tokens: int) -> dict[str, int]:
+    """Model folder -> tokens that it will score.
+
+    `InputError` names a folder that is not whole or whose tokenizer does not fit, and a solution that is longer than the model's context. The
+    solutions are tokenised once for each distinct tokenizer and context.
+    """
+    scored: dict[tuple[bytes, int], int] = {}
+    found = {}
+    for folder in folders:
+        check_folder(folder)
+        key = (folder / "tokenizer.json").read_bytes(), context_of(folder)
+        if key not in scored:
+            scored[key] = count_scored_tokens(folder, key[1], solutions, tail_tokens)
+        found[str(folder)] = scored[key]
+    return found
+
+
+def count_scored_tokens(tokenizer: Path, context: int, solutions: list[Path], tail_tokens: int) -> int:
+    """Tokens that will be scored with the tokenizer in a folder. `InputError` names a solution that is empty or too long for `context`."""
+    from transformers import AutoTokenizer
+
+    fast = AutoTokenizer.from_pretrained(tokenizer, local_files_only=True, trust_remote_code=False)
+    texts = [(f"{path}: {s.id}", s.prompt, s.solution) for path in solutions for s in read_solutions(path)]
+    return sum(sequence.stop - sequence.start for sequence in tokenize(texts, fast, context, tail_tokens))
+
+
+def check_target_table(path: Path, checkpoints: list[dict], solutions: list[Path], metric: str) -> None:
+    """`InputError` names the corpora whose target checkpoints the table of the truth lacks, and then any other gap."""
+    table = read_target_table(path)
+    targets = [c for c in checkpoints if c["role"] == "target"]
+    lacking = sorted({c["corpus"] for c in targets} - {c["corpus"] for c in targets if c["checkpoint"] in set(table["checkpoint"])})
+    if lacking:
+        example = next(c["checkpoint"] for c in targets if c["corpus"] == lacking[0])
+        raise InputError(f"{path}: no row for corpus {', '.join(lacking)}; the column checkpoint should hold, for one, {example!r}")
+    last = {c["run"]: c["checkpoint"] for c in sorted(targets, key=lambda c: c["step"])}
+    tasks = [file.stem for file in solutions if file.stem != GENERIC_TEXT]
+    require_targets(table, last.values(), tasks, metric, path)

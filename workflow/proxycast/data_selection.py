@@ -1,0 +1,139 @@
+"""The experiment of data selection: every proxy and baseline of the small models as a prediction of the target's ranking of the corpora."""
+
+import numpy as np
+import polars as pl
+
+from .config import GENERIC_TEXT, Proxy
+from .options import InputError
+from .proxies import BASELINES, STATISTICS, WEIGHTINGS
+from .ranking import noise_ceiling, reliability, spearman_brown
+
+_RUN = ["corpus", "size", "step", "seed", "tokens", "flops"]
+_STATISTIC = ["statistic", "weighting", "kind", "depends_on_candidate"]
+
+
+def predictions(checkpoints: pl.DataFrame, proxies: pl.DataFrame, targets: pl.DataFrame) -> pl.DataFrame:
+    """The table that `ranking.decision_accuracy_table` judges: one score, higher is better, for every proxy checkpoint, task and statistic.
+
+    Baselines carry the weighting "none". Those that know no tasks (generic cross-entropy, parameters, training compute, chance) are repeated
+    under every task. The downstream metrics of the small models themselves are baselines where they were measured for all of them.
+    """
+    small = checkpoints.filter(role="proxy").select("checkpoint", "parameters", *_RUN)
+    tasks = proxies.filter(pl.col("task") != GENERIC_TEXT).select("task").unique().sort("task")
+    parts = [
+        _scores_of_proxies(proxies.filter(pl.col("task") != GENERIC_TEXT)),
+        _scores_of_ratios(proxies.filter(pl.col("task") != GENERIC_TEXT)),
+        _generic_cross_entropy(proxies.filter(pl.col("task") == GENERIC_TEXT)).join(tasks, how="cross"),
+        _direct(targets, small, tasks),
+        _known_without_scoring(small).join(tasks, how="cross"),
+    ]
+    columns = ["checkpoint", "task", *_STATISTIC, "score"]
+    scores = pl.concat([part.select(columns) for part in parts])
+    return small.select("checkpoint", *_RUN).join(scores, on="checkpoint", maintain_order="right")
+
+
+def _scores_of_proxies(proxies: pl.DataFrame) -> pl.DataFrame:
+    signs = {name: statistic.sign for name, statistic in STATISTICS.items()}
+    dependent = {name: weighting.depends_on_candidate for name, weighting in WEIGHTINGS.items()}
+    return proxies.filter(pl.col("weighting") != "none").with_columns(
+        score=pl.col("value") * pl.col("statistic").replace_strict(signs),
+        kind=pl.lit("proxy"),
+        depends_on_candidate=pl.col("weighting").replace_strict(dependent),
+    )
+
+
+def _scores_of_ratios(proxies: pl.DataFrame) -> pl.DataFrame:
+    signs = {name: baseline.sign for name, baseline in BASELINES.items()}
+    ratios = proxies.filter(pl.col("weighting") == "none")
+    return _as_baseline(ratios.with_columns(score=pl.col("value") * pl.col("statistic").replace_strict(signs)))
+
+
+def _generic_cross_entropy(proxies: pl.DataFrame) -> pl.DataFrame:
+    ratios = proxies.filter(statistic="expert_cross_entropy").drop("task")
+    return _as_baseline(ratios.with_columns(statistic=pl.lit("generic_cross_entropy"), score=-pl.col("value")))
+
+
+def _direct(targets: pl.DataFrame, small: pl.DataFrame, tasks: pl.DataFrame) -> pl.DataFrame:
+    measured = targets.join(small, on="checkpoint", how="semi").join(tasks, on="task", how="semi")
+    complete = measured.group_by("metric").len().filter(len=len(small) * len(tasks))
+    return _as_baseline(
+        measured.join(complete, on="metric", how="semi").with_columns(statistic="metric", score="value")
+    )
+
+
+def _known_without_scoring(small: pl.DataFrame) -> pl.DataFrame:
+    constants = {"parameters": pl.col("parameters"), "training_compute": pl.col("flops"), "chance": pl.lit(0)}
+    return pl.concat(
+        _as_baseline(small.with_columns(statistic=pl.lit(name), score=score.cast(pl.Float64)))
+        for name, score in constants.items()
+    )
+
+
+def _as_baseline(scores: pl.DataFrame) -> pl.DataFrame:
+    return scores.with_columns(weighting=pl.lit("none"), kind=pl.lit("baseline"), depends_on_candidate=False)
+
+
+def truth_by_seed(checkpoints: pl.DataFrame, targets: pl.DataFrame, metric: str) -> pl.DataFrame:
+    """corpus, seed, task, value of the target size's last checkpoints. `InputError` names what a corpus lacks."""
+    last = checkpoints.filter(pl.col("role") == "target", pl.col("step") == pl.col("step").max().over("corpus", "seed"))
+    found = last.join(targets.filter(metric=metric), on="checkpoint")
+    if found.is_empty():
+        raise InputError(f"the truth holds no {metric} of a target checkpoint; found {sorted(targets['metric'].unique())}")
+    wanted = last.select("corpus", "checkpoint").join(found.select("task").unique(), how="cross")
+    missing = wanted.join(found, on=["checkpoint", "task"], how="anti")
+    if len(missing):
+        corpus, checkpoint, task = missing.row(0)
+        raise InputError(f"the truth lacks {metric} of corpus {corpus} ({checkpoint}, task {task}) and {len(missing) - 1} more")
+    return found.select("corpus", "seed", "task", "value", "n")
+
+
+def truth_table(truths: dict[str, pl.DataFrame], chance: dict[str, float]) -> pl.DataFrame:
+    """How far each truth can be trusted: one row a metric.
+
+    `truths`: metric -> `truth_by_seed`. `chance`: metric -> what guessing gets, where that is known. `reliability` is Spearman-Brown's over the
+    seeds, the two ceilings are what a perfect prediction could reach against so noisy a truth (`ranking.noise_ceiling`); they are null for a
+    single seed. `above_chance` counts the corpora whose mean over seeds and tasks exceeds chance by two standard errors.
+    """
+    return pl.DataFrame([_truth_row(metric, truth, chance.get(metric)) for metric, truth in truths.items()])
+
+
+def _truth_row(metric: str, truth: pl.DataFrame, chance: float | None) -> dict:
+    macro = truth.group_by("corpus", "seed").agg(pl.col("value").mean(), pl.col("n").sum()).sort("corpus", "seed")
+    by_seed = macro.pivot(on="seed", index="corpus", values="value").drop("corpus").to_numpy().T  # (seeds, corpora)
+    mean, seeds = by_seed.mean(0), len(by_seed)
+    row = {"metric": metric, "corpora": len(mean), "tasks": truth["task"].n_unique(), "seeds": seeds}
+    row |= {"lowest": mean.min(), "highest": mean.max(), "spread": mean.std(ddof=1)}
+    # A truth that is constant over the corpora (an exact match of zero) has no ranking to be reliable.
+    known = seeds > 1 and bool((by_seed.std(1) > 0).all())
+    row["seed_noise"] = float(np.sqrt(by_seed.var(0, ddof=1).mean())) if known else None
+    row["reliability"] = reliability(by_seed) if known else None
+    # Spearman-Brown backwards: what one seed alone is worth.
+    row["reliability_one_seed"] = spearman_brown(row["reliability"], 1 / seeds) if known else None
+    ceiling = noise_ceiling(row["reliability"]) if known else None
+    row["ceiling_spearman"] = ceiling.spearman if ceiling else None
+    row["ceiling_decision_accuracy"] = ceiling.decision_accuracy if ceiling else None
+    row["chance"] = chance
+    if chance is None:
+        return row | {"above_chance": None}
+    problems = macro.group_by("corpus").agg(pl.col("n").sum()).sort("corpus")["n"].to_numpy()
+    return row | {"above_chance": int((mean - 2 * np.sqrt(chance * (1 - chance) / problems) > chance).sum())}
+
+
+def solution_scores(checkpoints: pl.DataFrame, proxies: pl.LazyFrame, wanted: list[Proxy]) -> pl.DataFrame:
+    """Signed scores of a few proxies for every solution, as `ranking.ranking_table` takes them; `proxies` are per solution."""
+    signs = {name: statistic.sign for name, statistic in STATISTICS.items()}
+    names = pl.LazyFrame([proxy.model_dump() for proxy in wanted])
+    small = checkpoints.filter(role="proxy").lazy().select("checkpoint", "corpus", "size", "step", "seed")
+    return (
+        proxies.join(names, on=["statistic", "weighting"], how="semi")
+        .join(small, on="checkpoint")
+        .with_columns(score=pl.col("value") * pl.col("statistic").replace_strict(signs, return_dtype=pl.Float64))
+        .select("corpus", "task", "solution", "statistic", "weighting", "size", "step", "seed", "score")
+        .collect()
+    )
+
+
+def tokens_read(token_stats: pl.DataFrame) -> int:
+    """Tokens of prompts and solutions that one checkpoint reads to be scored; a tail ends where its sequence ends."""
+    one = token_stats.filter(pl.col("checkpoint") == pl.col("checkpoint").first())
+    return int(one.group_by("task", "solution").agg(pl.col("position").max() + 1)["position"].sum())

@@ -1,0 +1,34 @@
+# Which corpus is best: ranking, decision accuracy, what the answer costs, and how far the truth can be trusted.
+
+TABLES = ["ranking", "decision_accuracy", "pareto", "compute_to_reach", "truth"]
+
+
+rule data_selection:
+    input:
+        checkpoints=rules.checkpoints.output[0],
+        proxies=rules.join_proxies.output[0],
+        targets=rules.join_targets.output[0],
+        solution_proxies=expand(rules.solution_proxies.output.proxies, job=JOBS),
+        token_stats=expand(rules.score.output.token_stats, job=list(JOBS)[0]),
+        solutions=SOLUTIONS,
+    output:
+        **{name: f"{RESULTS}/data_selection/{name}.parquet" for name in TABLES},
+        **{
+            f"{name}_csv": report(
+                f"{RESULTS}/data_selection/{name}.csv",
+                caption=f"../report/{name}.rst",
+                category="Tables",
+                labels={"table": name},
+            )
+            for name in TABLES
+        },
+    log:
+        f"{RESULTS}/logs/data_selection.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/data_selection.tsv"
+    resources:
+        mem_mb=4000,
+    params:
+        study=STUDY.model_dump(mode="json", include={"target", "selection", "highlighted", "budgets"}),
+    script:
+        "../scripts/data_selection.py"

@@ -1,0 +1,34 @@
+"""Write the miniature suite's documents, tokenizer, held-out text and problems; stop if anything held out has leaked."""
+
+import logging
+from pathlib import Path
+
+from proxycast.jobs import job
+from proxycast.miniature.leaks import count_leaks, require_no_leak
+from proxycast.miniature.problems import FAMILIES, benchmark
+from proxycast.miniature.recipes import describe_documents
+from proxycast.miniature.sources import held_out_text, write_sources
+from proxycast.miniature.tokenizer import save_tokenizer, train_tokenizer
+from proxycast.solutions import Solution, write_solutions
+from proxycast.tables import fingerprint, write_table
+
+with job(snakemake.log[0]):
+    suite, output = snakemake.params.suite, snakemake.output
+    documents = write_sources(suite["seed"], suite["scale"])
+    texts = held_out_text(suite["generic_documents"], suite["seed"])
+    problems = {name: benchmark(FAMILIES[name], suite["problems"], suite["seed"]) for name in snakemake.params.families}
+    questions = [solution.prompt for solutions in problems.values() for solution in solutions]
+
+    leaks = count_leaks(documents["text"].to_list(), questions, texts)
+    logging.info("leaks: %s", leaks)
+    require_no_leak(leaks)
+
+    sample = documents["text"].sample(min(12_000, len(documents)), seed=suite["seed"])
+    tokenizer = train_tokenizer(sample, suite["vocabulary"])
+    save_tokenizer(tokenizer, Path(output.tokenizer).parent)
+    generic = [Solution(id=f"text-{n:03d}", prompt="", solution=text) for n, text in enumerate(texts)]
+    write_solutions(generic, Path(output.generic_text))
+    for solutions, path in zip(problems.values(), output.problems, strict=True):
+        write_solutions(solutions, Path(path))
+    pool = describe_documents(documents, tokenizer, suite["seed"])
+    write_table(pool, Path(output.pool), fingerprint(suite, documents["text"].to_list()))
