@@ -1,0 +1,575 @@
+"""Every figure, in one style: direct labels, intervals, and the same colour for a statistic everywhere.
+
+Each function takes the tables of `data_selection/` and returns a matplotlib `Figure`; `save` writes it as SVG (text
+stays text) and PNG. No figure touches pyplot or leaves other global state behind, so figures can be made in any order.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import polars as pl
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.text import Annotation, Text
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.transforms import ScaledTranslation
+
+from .labels import place_labels, spread
+from .options import InputError
+from .proxies import STATISTICS as CORE_STATISTICS
+from .tables import atomic
+
+STYLE = {
+    "font.family": "DejaVu Sans",  # comes with matplotlib, so placed labels are equally wide on every machine
+    "font.size": 8,
+    "figure.titlesize": 9,
+    "figure.titleweight": "bold",
+    "figure.labelsize": 8,
+    "axes.titlesize": 8,
+    "axes.titlelocation": "left",
+    "axes.titlepad": 4,
+    "axes.labelsize": 8,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.title_fontsize": 8,
+    "xtick.labelsize": 7.5,
+    "ytick.labelsize": 7.5,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "xtick.minor.width": 0.4,
+    "lines.linewidth": 1.4,
+    "lines.markersize": 4,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "proxycast",  # the same tables give the same bytes
+    "figure.dpi": 200,
+    "savefig.dpi": 200,
+}
+SMALL = 7  # points: labels inside the axes
+GREY = "0.45"
+ASIDE = 1.6  # points between the bars of neighbouring methods
+MOST_POINTS = 14  # on one line; more checkpoints are averaged with their neighbours
+OVER, UNDER, EQUAL = "#0072B2", "#D55E00", "0.45"  # a corpus ranked better, worse, or as it deserves
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a statistic or a baseline is named for people, in which unit it is measured, and how it is drawn."""
+
+    label: str
+    unit: str
+    colour: str
+    marker: str = "o"
+
+
+# Blue for the top-k accuracies, the darker the larger k; the other hues after Okabe and Ito and after Tol, safe for
+# colour-blind eyes.
+STATISTICS = {
+    "cross_entropy": Look("Cross-entropy", "nats per token", "#D55E00"),
+    "top1_accuracy": Look("Top-1 accuracy", "fraction of tokens", "#56B4E9"),
+    "top2_accuracy": Look("Top-2 accuracy", "fraction of tokens", "#2A93D1"),
+    "top3_accuracy": Look("Top-3 accuracy", "fraction of tokens", "#0072B2"),
+    "top5_accuracy": Look("Top-5 accuracy", "fraction of tokens", "#0B3C6F"),
+    "normalized_entropy": Look("Normalized entropy", "fraction of ln V", "#E69F00"),
+    "expert_rank": Look("Expert rank", "rank, 1 is best", "#009E73"),
+    "reciprocal_rank": Look("Reciprocal rank", "1 / rank", "#44AA99"),
+    "margin": Look("Margin", "probability", "#CC79A7"),
+    "wrong_confidence": Look("Wrong confidence", "probability", "#882255"),
+}
+BASELINES = {
+    "multiple_choice_accuracy": Look("Multiple-choice accuracy", "fraction of questions", "#000000", "s"),
+    "choice_log_likelihood": Look("Choice log-likelihood", "nats", "#777777", "D"),
+    "generic_cross_entropy": Look("Generic-text cross-entropy", "nats per token", "#8A7A00", "^"),
+    "expert_cross_entropy": Look("Expert cross-entropy", "nats per token", "#8C510A", "v"),
+    "bits_per_byte": Look("Expert bits per byte", "bits per byte", "#B08A5B"),
+    "exact_match": Look("Exact match", "fraction of problems", "#444444"),
+    "parameters": Look("Parameter count", "parameters", "#999999"),
+    "training_compute": Look("Training compute", "FLOPs", "#999999"),
+    "chance": Look("Chance", "", "#999999"),
+}
+LINED_BASELINES = ("multiple_choice_accuracy", "choice_log_likelihood", "generic_cross_entropy", "expert_cross_entropy")
+WEIGHTINGS = {  # the marker tells two weightings of one statistic apart
+    "uniform": ("uniform", "s"),
+    "expert_probability": ("expert-probability", "P"),
+    "expert_disagreement": ("expert-disagreement", "X"),
+    "entropy": ("entropy", "p"),
+    "inverse_entropy": ("inverse-entropy", "h"),
+    "token_frequency": ("token-frequency", "o"),
+    "inverse_token_frequency": ("inverse-token-frequency", "d"),
+    "gaussian_nll": ("Gaussian-NLL", "*"),
+}
+
+
+def readable(statistic: str, weighting: str = "none") -> str:
+    """The name shown to people: "Top-5 accuracy, token-frequency weighting". A baseline has the weighting "none"."""
+    name = look(statistic).label
+    return name if weighting == "none" else f"{name}, {_weighting_name(weighting)} weighting"
+
+
+def look(statistic: str) -> Look:
+    """The look of a statistic or baseline. What a study adds of its own is grey and is named as its table names it."""
+    known = STATISTICS | BASELINES
+    return known.get(statistic) or Look(statistic.replace("_", " ").capitalize(), "", GREY)
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write `figure` as `path`.svg and `path`.png (200 dpi), each whole or not at all. `path` has no suffix."""
+    for suffix, metadata in ((".svg", {"Date": None}), (".png", {})):
+        with atomic(path.with_name(path.name + suffix)) as temporary, matplotlib.rc_context(STYLE):
+            figure.savefig(temporary, metadata=metadata)
+
+
+@matplotlib.rc_context(STYLE)
+def pareto_frontier(
+    pareto: pl.DataFrame,
+    ceiling: float | None,
+    thresholds: Sequence[float],
+    highlighted: Sequence[tuple[str, str]],
+) -> Figure:
+    """Decision accuracy over training compute: all methods as points, the highlighted and main baselines as lines.
+
+    Compute is the fraction of one target run's 6 N D, on a logarithmic axis. `highlighted`: proxies (statistic,
+    weighting) that were fixed before the results were seen. The step line is the frontier over all rows, chosen after
+    the results were seen, hence optimistic. `ceiling`: the decision accuracy that the noise of the truth allows; None
+    or NaN where it is unknown.
+    """
+    figure = _canvas(7.2, 4.4)
+    axes = figure.subplots()
+    axes.set_xscale("log")
+    # As an image also in the SVG: a full study has tens of thousands of points.
+    for kind, style in (("proxy", {"marker": ".", "color": "0.75"}), ("baseline", {"marker": "x", "color": "0.5"})):
+        cloud = pareto.filter(pl.col("kind") == kind).select("compute_fraction", "decision_accuracy")
+        axes.plot(*cloud.to_numpy().T, ls="", ms=3, mew=0.6, rasterized=True, zorder=1, **style)
+    series = _series(pareto, highlighted, LINED_BASELINES)
+    ends = _curves(axes, series, "compute_fraction")
+    low, high = pareto["compute_fraction"].min(), pareto["compute_fraction"].max()
+    room = _room(low, high, 0.03)
+    edge = high * room
+    frontier = pareto.filter("on_frontier").sort("compute_fraction")
+    if len(frontier):
+        steps = frontier["decision_accuracy"].to_list()
+        axes.step([*frontier["compute_fraction"], edge], [*steps, steps[-1]], where="post", color="0.25", lw=0.9)
+        ends.append((edge, steps[-1], "Best in hindsight,\nover all methods", "0.25"))
+    axes.set_xlim(low / room**7, edge)  # on the left, room for the names of the horizontal lines
+    axes.set_ylim(min([0.4, *(rows["decision_accuracy"].min() - 0.02 for *_, rows in series)]), 1.0)
+    levels = [(level, f"threshold {level:g}", (0, (1, 4)), "0.55") for level in thresholds]
+    levels.append((0.5, "chance 0.5", "-", "0.55"))
+    if _known(ceiling):
+        levels.append((ceiling, f"noise ceiling {ceiling:.3f}", (0, (1, 1.5)), "0.15"))
+    axes.set_xlabel("Training compute of one small run, as a fraction of one target run's")
+    axes.set_ylabel("Decision accuracy (fraction of corpus pairs)")
+    _title(figure, "How well small runs order the corpora, by training compute")
+    note = (
+        "Grey points: every proxy. Grey crosses: every baseline.\nBars: bootstrap intervals over corpora, side by side."
+    )
+    _note(figure, note + _about_lines(series))
+    _label_ends(figure, axes, ends)
+    _name_levels(axes, levels)
+    return figure
+
+
+@matplotlib.rc_context(STYLE)
+def decision_accuracy_over_training(
+    decision_accuracy: pl.DataFrame,
+    ceiling: float | None,
+    highlighted: Sequence[tuple[str, str]],
+    baselines: Sequence[str],
+    seed: str = "single",
+) -> Figure:
+    """Decision accuracy over training tokens (log), one panel for each size of the small models; `ceiling` as above."""
+    table = decision_accuracy.filter(pl.col("task") == "all", pl.col("seed") == seed)
+    curves = _series(table, highlighted, baselines)
+    sizes = table.group_by("size").agg((pl.col("flops") / pl.col("tokens")).mean().alias("cost")).sort("cost")["size"]
+    columns = 3 if len(sizes) in (5, 6, 9) else min(len(sizes), 4)
+    rows = -(-len(sizes) // columns)
+    figure = _canvas(2.1 * columns + 2.2, 2.4 * rows + 0.8)
+    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    low, high = table["tokens"].min(), table["tokens"].max()
+    room = _room(low, high, 0.06)
+    ends = {}
+    for axes, size in zip(grid.flat, sizes, strict=False):
+        axes.set_title(f"{size} models")
+        axes.axhline(0.5, lw=0.6, color="0.55", zorder=0.5)
+        if _known(ceiling):
+            axes.axhline(ceiling, lw=0.8, ls=(0, (1, 1.5)), color="0.15", zorder=0.5)
+        panel = [(statistic, weighting, rows.filter(size=size)) for statistic, weighting, rows in curves]
+        ends[size] = _curves(axes, panel, "tokens", band=True)
+    for spare in grid.flat[len(sizes) :]:
+        spare.remove()
+    for axes in grid.flat[: len(sizes)][-columns:]:
+        axes.set_xlabel("Training tokens")
+        axes.tick_params(labelbottom=True)
+    first, labelled = grid[0, 0], grid[0, -1]
+    first.set_xscale("log")
+    first.set_xlim(low / room, high * room)
+    first.xaxis.set_major_locator(LogLocator(subs=(1,) if high / low > 30 else (1, 2, 5), numticks=6))
+    first.xaxis.set_major_formatter(FuncFormatter(_count))
+    first.xaxis.set_minor_formatter(NullFormatter())
+    first.set_ylim(min([0.4, *(rows["low"].min() for *_, rows in curves)]), 1.0)
+    figure.supylabel("Decision accuracy (fraction of corpus pairs)")
+    _title(figure, "How well small runs order the corpora, over their training")
+    panels = [(name, rows.filter(size=size)) for name, _, rows in curves for size in sizes]
+    _note(
+        figure,
+        f"Bands and bars: bootstrap intervals over corpora.\nLine: chance. Dotted: {_about_ceiling(ceiling)}"
+        + _about_lines(panels),
+    )
+    _label_ends(figure, labelled, ends[sizes[columns - 1]])
+    return figure
+
+
+@matplotlib.rc_context(STYLE)
+def decision_accuracy_heatmap(
+    decision_accuracy: pl.DataFrame, size: str, step: int, ceiling: float | None, seed: str = "mean"
+) -> Figure:
+    """Decision accuracy of every proxy, statistics by weightings, and of every baseline beside; chance is white."""
+    table = decision_accuracy.filter(
+        pl.col("task") == "all", pl.col("size") == size, pl.col("step") == step, pl.col("seed") == seed
+    )
+    proxies, baselines = table.filter(pl.col("kind") == "proxy"), table.filter(pl.col("kind") == "baseline")
+    if proxies.is_empty():
+        raise InputError(f"decision_accuracy has no proxies with size={size}, step={step}, seed={seed}")
+    statistics = _in_order(proxies["statistic"], STATISTICS)
+    weightings = _in_order(proxies["weighting"], WEIGHTINGS)
+    compared = _in_order(baselines["statistic"], BASELINES)
+    marked = set(proxies.filter("depends_on_candidate")["weighting"])
+    height = max(len(statistics), len(compared))
+    figure = _canvas(7.2, 0.27 * height + 2.1)
+    left, right = figure.subplots(1, 2, width_ratios=(len(weightings), 1))
+    _cells(left, _matrix(proxies, statistics, weightings), height)
+    left.set_yticks(range(len(statistics)), [look(name).label for name in statistics])
+    names = [_capital(_weighting_name(name)) + ("*" if name in marked else "") for name in weightings]
+    left.set_xticks(range(len(weightings)), names, rotation=35, ha="left", rotation_mode="anchor")
+    _cells(right, _matrix(baselines, compared, ["none"]), height)
+    right.yaxis.tick_right()
+    right.set_yticks(range(len(compared)), [look(name).label for name in compared])
+    right.set_xticks([0], ["Baselines"], rotation=35, ha="left", rotation_mode="anchor")
+    averagings = {"mean": "predictions averaged over seeds", "single": "mean over single seeds"}
+    averaging = averagings.get(seed, f"seed {seed}")
+    _title(figure, f"Decision accuracy: {size} models at step {step:,}, {averaging}")
+    half_width = (table["high"] - table["low"]).median()
+    interval = ""
+    if half_width is not None:
+        interval = f" Bootstrap intervals over corpora: median half-width {half_width / 2:.2f}."
+    weighted = "\n* The weights depend on the candidate: such a proxy can invert a ranking." if marked else ""
+    _note(
+        figure, f"Blue: better than chance (0.5); red: worse.{interval}\n{_capital(_about_ceiling(ceiling))}{weighted}"
+    )
+    return _settled(figure)
+
+
+@matplotlib.rc_context(STYLE)
+def proxy_against_truth(
+    ranking: pl.DataFrame,
+    decision_accuracy: pl.DataFrame,
+    statistic: str,
+    weighting: str,
+    size: str,
+    step: int,
+    ceiling: float | None,
+    seed: str = "mean",
+) -> Figure:
+    """Predicted score (x) against true accuracy (y) of every corpus, labelled, with intervals on both.
+
+    The agreement in the corner is the row of `decision_accuracy` of the same proxy, size and step, with `seed`;
+    `ceiling` is the noise ceiling of its decision accuracy, None or NaN where it is unknown.
+    """
+    rows = _one_proxy(ranking, statistic, weighting, size, step)
+    judged = decision_accuracy.filter(task="all", seed=seed)
+    agreement = _one_proxy(judged, statistic, weighting, size, step).row(0, named=True)
+    figure = _canvas(7.2, 5.6)
+    axes = figure.subplots()
+    x, y, bars = rows["predicted"].to_numpy(), rows["truth"].to_numpy(), []
+    for r in rows.iter_rows(named=True):
+        bars.append((r["predicted_low"], r["truth"], r["predicted_high"], r["truth"]))
+        bars.append((r["predicted"], r["truth_low"], r["predicted"], r["truth_high"]))
+    for x0, y0, x1, y1 in bars:
+        axes.plot([x0, x1], [y0, y1], color="0.82", lw=0.8, zorder=1)
+    axes.plot(x, y, ls="", marker="o", ms=4.5, color=look(statistic).colour, mec="white", mew=0.5, zorder=3)
+    axes.margins(0.08)
+    name = readable(statistic, weighting)
+    if statistic in CORE_STATISTICS and CORE_STATISTICS[statistic].sign < 0:
+        name = f"Negative {name[0].lower()}{name[1:]}"
+    unit = f"{look(statistic).unit}; " if look(statistic).unit else ""
+    axes.set_xlabel(f"{name} ({unit}higher is better)")
+    metric = look(agreement.get("truth", "multiple_choice_accuracy"))
+    axes.set_ylabel(f"{metric.label} of the target models ({metric.unit})")
+    _title(figure, f"Prediction by the {size} models at step {step:,} against the truth, {len(rows)} corpora")
+    _note(figure, "Bars: intervals of the predicted score and of the true accuracy.")
+    text = f"Spearman ρ  {_interval(agreement, 'spearman', 'spearman_')}"
+    text += f"\nDecision accuracy  {_interval(agreement, 'decision_accuracy', '')}"
+    text += f"\nNoise ceiling  {ceiling:.2f}" if _known(ceiling) else "\nNoise ceiling  unknown"
+    _settled(figure)
+    corner = _in_emptiest_corner(axes, text, x, y)
+    place_labels(axes, x, y, rows["corpus"].to_list(), bars, [corner], fontsize=6.5, color="0.15")
+    return figure
+
+
+@matplotlib.rc_context(STYLE)
+def ranking_with_intervals(
+    ranking: pl.DataFrame,
+    decision_accuracy: pl.DataFrame,
+    statistic: str,
+    weighting: str,
+    size: str,
+    step: int,
+    ceiling: float | None,
+    seed: str = "mean",
+) -> Figure:
+    """True and predicted rank of every corpus with intervals, the best on top; colour tells over- from under-ranked."""
+    rows = _one_proxy(ranking, statistic, weighting, size, step).sort("true_rank", "corpus")
+    judged = decision_accuracy.filter(task="all", seed=seed)
+    agreement = _one_proxy(judged, statistic, weighting, size, step).row(0, named=True)
+    figure = _canvas(7.2, 0.185 * len(rows) + 1.6)
+    axes = figure.subplots()
+    for y, r in enumerate(rows.iter_rows(named=True)):
+        error = r["predicted_rank"] - r["true_rank"]
+        colour = EQUAL if error == 0 else OVER if error < 0 else UNDER
+        above, below = y - 0.18, y + 0.18
+        if y % 2:
+            axes.axhspan(y - 0.5, y + 0.5, color="0.965", lw=0, zorder=0)
+        axes.plot([r["true_rank"], r["predicted_rank"]], [above, below], color=colour, lw=2.2, alpha=0.3, zorder=1)
+        axes.plot([r["true_rank_low"], r["true_rank_high"]], [above] * 2, color="0.55", lw=0.7, zorder=2)
+        axes.plot([r["predicted_rank_low"], r["predicted_rank_high"]], [below] * 2, color=colour, lw=0.7, zorder=2)
+        axes.plot(r["true_rank"], above, "o", ms=4, mfc="white", mec="0.15", mew=0.9, zorder=3)
+        axes.plot(r["predicted_rank"], below, "o", ms=4, color=colour, mew=0, zorder=3)
+    axes.set_yticks(range(len(rows)), rows["corpus"].to_list())
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+    axes.set_xlim(0.5, len(rows) + 0.5)
+    axes.set_xticks([1, *range(5, len(rows) + 1, 5)])
+    axes.set_xlabel("Rank of the corpus (1 is best)")
+    _title(figure, f"Predicted and true rank of every corpus: {size} models at step {step:,}")
+    _note(
+        figure,
+        f"Thin bars: intervals of the true rank (grey) and of the predicted rank (coloured).\nDecision accuracy "
+        f"{_interval(agreement, 'decision_accuracy', '')}; {_about_ceiling(ceiling)}",
+    )
+    keys = [
+        ("true rank", "white", "0.15"),
+        ("predicted: too good", OVER, OVER),
+        ("too poor", UNDER, UNDER),
+        ("right", EQUAL, EQUAL),
+    ]
+    handles = [axes.plot([], [], "o", ms=4, mfc=face, mec=edge, label=label)[0] for label, face, edge in keys]
+    name = f"Predicted by {readable(statistic, weighting)}"
+    spacing = {"handletextpad": 0.1, "borderpad": 0, "borderaxespad": 0.4, "columnspacing": 1.2}
+    place = {"loc": "lower left", "bbox_to_anchor": (0, 1), "alignment": "left"}
+    axes.legend(handles=handles, ncols=4, title=name, frameon=False, fontsize=SMALL, **place, **spacing)
+    return _settled(figure)
+
+
+def _canvas(width: float, height: float) -> Figure:
+    """An empty figure, inches, whose layout makes room for every text."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _settled(figure: Figure) -> Figure:
+    """The figure with its layout computed and fixed: what is placed by pixels stays there in every output format."""
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    return figure
+
+
+def _title(figure: Figure, text: str) -> None:
+    figure.suptitle(text, x=0.005, ha="left")
+
+
+def _note(figure: Figure, text: str) -> None:
+    figure.supxlabel(text, x=0.005, ha="left", fontsize=SMALL, color="0.35")
+
+
+def _known(ceiling: float | None) -> bool:
+    return ceiling is not None and bool(np.isfinite(ceiling))
+
+
+def _about_ceiling(ceiling: float | None) -> str:
+    return f"noise ceiling {ceiling:.2f}." if _known(ceiling) else "noise ceiling unknown."
+
+
+def _room(low: float, high: float, share: float) -> float:
+    """The factor that leaves `share` of a logarithmic axis from `low` to `high` free at an end; 2 if they are equal."""
+    return max((high / low) ** share, 1.05) if high > low else 2.0
+
+
+def _weighting_name(weighting: str) -> str:
+    return WEIGHTINGS[weighting][0] if weighting in WEIGHTINGS else weighting.replace("_", "-")
+
+
+def _capital(text: str) -> str:
+    return text[0].upper() + text[1:]
+
+
+def _count(value: float, _position: int = 0) -> str:
+    """A count with a short-scale letter: 2000000000 -> "2B"."""
+    for scale, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
+        if value >= scale:
+            return f"{value / scale:g}{letter}"
+    return f"{value:g}"
+
+
+def _interval(row: dict, name: str, prefix: str) -> str:
+    """Such as "0.86 [0.71, 0.93]", from the columns `name`, `prefix`low and `prefix`high; null is "undefined"."""
+    value, low, high = row[name], row[f"{prefix}low"], row[f"{prefix}high"]
+    return "undefined" if value is None else f"{value:.2f} [{low:.2f}, {high:.2f}]"
+
+
+def _in_order(names: pl.Series, known: dict) -> list[str]:
+    """The distinct `names`: those that are `known` in the order of that table, then the others by the alphabet."""
+    present = set(names)
+    return [name for name in known if name in present] + sorted(present - set(known))
+
+
+def _one_proxy(table: pl.DataFrame, statistic: str, weighting: str, size: str, step: int) -> pl.DataFrame:
+    rows = table.filter(statistic=statistic, weighting=weighting, size=size, step=step)
+    if rows.is_empty():
+        raise InputError(f"nothing to draw for {statistic}, {weighting} with size={size}, step={step}")
+    return rows
+
+
+def _series(
+    table: pl.DataFrame, highlighted: Sequence[tuple[str, str]], baselines: Sequence[str]
+) -> list[tuple[str, str, pl.DataFrame]]:
+    """(statistic, weighting, its rows by compute) of each line to draw. An absent baseline is left out."""
+    table, series = table.drop_nulls("decision_accuracy").sort("compute_fraction"), []
+    for statistic, weighting in [*((name, "none") for name in baselines), *highlighted]:
+        rows = table.filter(statistic=statistic, weighting=weighting)
+        if len(rows):
+            series.append((statistic, weighting, rows))
+        elif weighting != "none":
+            raise InputError(f"highlighted proxy {statistic}, {weighting}: there is no such proxy in the table")
+    return series
+
+
+def _curves(axes: Axes, series: Sequence[tuple], x: str, band: bool = False) -> list[tuple[float, float, str, str]]:
+    """Draw the decision accuracy of each of `series` over `x` with intervals -> its line's end: x, y, label, colour.
+
+    All methods share the same few values of `x`, so each line is drawn a point or two aside, or the bars would hide
+    each other. `band`: the intervals of proxies as bands. A line of many checkpoints is drawn `_averaged`.
+    """
+    ends = []
+    for place, (statistic, weighting, rows) in enumerate(series):
+        if rows.is_empty():
+            continue
+        rows = _averaged(rows, x)
+        appearance, proxy = look(statistic), weighting != "none"
+        at, value, low, high = (rows[column].to_numpy() for column in (x, "decision_accuracy", "low", "high"))
+        aside = ScaledTranslation((place - (len(series) - 1) / 2) * ASIDE / 72, 0, axes.figure.dpi_scale_trans)
+        common = {"color": appearance.colour, "transform": axes.transData + aside}
+        marker = WEIGHTINGS.get(weighting, ("", "o"))[1] if proxy else appearance.marker
+        style = {"ls": "-", "lw": 1.6} if proxy else {"ls": (0, (4, 1.5)), "lw": 0.9, "mfc": "white"}
+        axes.plot(at, value, marker=marker, ms=3.8, mew=0.8, zorder=4 if proxy else 3, **common, **style)
+        if band and proxy and len(rows) > 1:
+            axes.fill_between(at, low, high, alpha=0.14, lw=0, zorder=1, **common)
+        else:
+            axes.vlines(at, low, high, lw=0.9 if proxy else 0.6, alpha=0.6, zorder=2, **common)
+        ends.append((at[-1], value[-1], readable(statistic, weighting).replace(", ", ",\n"), appearance.colour))
+    return ends
+
+
+def _averaged(rows: pl.DataFrame, x: str) -> pl.DataFrame:
+    """At most `MOST_POINTS` rows: checkpoints whose `x` falls into the same part of its (logarithmic) range, averaged.
+
+    The mean of the intervals' bounds is wider than an interval of the mean would be.
+    """
+    if len(rows) <= MOST_POINTS:
+        return rows
+    log = pl.col(x).log()
+    part = ((log - log.min()) / (log.max() - log.min()) * MOST_POINTS).floor().clip(upper_bound=MOST_POINTS - 1)
+    means = [pl.col(name).mean() for name in ("decision_accuracy", "low", "high")]
+    return rows.group_by(part.alias("part")).agg(log.mean().exp(), *means).sort(x)
+
+
+def _about_lines(series: Sequence[tuple]) -> str:
+    averaged = any(len(rows) > MOST_POINTS for *_, rows in series)
+    return " Markers on lines: means over checkpoints of similar compute." if averaged else ""
+
+
+def _name_levels(axes: Axes, levels: Sequence[tuple[float, str, object, str]]) -> None:
+    """Horizontal lines (height, name, dashes, colour), named at their left ends. The layout must be settled.
+
+    A name stands above its line, or below it where the next line would run through the name.
+    """
+    names, point = [], axes.figure.dpi / 72
+    pixels = [axes.transData.transform((1, value))[1] for value, *_ in levels]
+    for (value, name, dashes, colour), height in zip(levels, pixels, strict=True):
+        axes.axhline(value, ls=dashes, lw=0.8, color=colour, zorder=0.5)
+        above = not any(0 < other - height < 1.5 * SMALL * point for other in pixels)
+        place = (0, value), (3, 1.5 if above else -1.5), axes.get_yaxis_transform(), "offset points"
+        names.append(axes.annotate(name, *place, fontsize=SMALL, color=colour, va="bottom" if above else "top"))
+    boxes = [name.get_window_extent(axes.figure.canvas.get_renderer()) for name in names]
+    wanted = [(box.y0 + box.y1) / 2 for box in boxes]
+    centres = spread(wanted, [box.height for box in boxes], axes.bbox.y0, np.inf)
+    for name, before, centre in zip(names, wanted, centres, strict=True):
+        name.set_position((3, name.get_position()[1] + (centre - before) / point))
+
+
+def _label_ends(figure: Figure, axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
+    """Name lines in the right margin, each beside its end (x, y, label, colour) or as near as the other names allow."""
+    labels, margin = [], axes.get_yaxis_transform() + ScaledTranslation(16 / 72, 0, figure.dpi_scale_trans)
+    for x, y, text, colour in ends:
+        leader = {"arrowstyle": "-", "color": colour, "lw": 0.5, "alpha": 0.7, "shrinkB": 5, "relpos": (0, 0.5)}
+        style = {"fontsize": SMALL, "color": colour, "va": "center", "arrowprops": leader}
+        labels.append(axes.annotate(text, (x, y), (1, y), "data", margin, **style))
+    _settled(figure)
+    renderer, to_pixels = figure.canvas.get_renderer(), axes.transData
+    heights = [Text.get_window_extent(label, renderer).height + 0.02 * figure.dpi for label in labels]
+    pixels = [to_pixels.transform((x, y))[1] for x, y, *_ in ends]
+    centres = spread(pixels, heights, axes.bbox.y0, axes.bbox.y1)
+    for label, centre in zip(labels, centres, strict=True):
+        label.set_position((1, to_pixels.inverted().transform((0, centre))[1]))
+
+
+def _matrix(table: pl.DataFrame, statistics: list[str], weightings: list[str]) -> np.ndarray:
+    """Decision accuracies (statistics, weightings); NaN where there is none."""
+    values = {(row["statistic"], row["weighting"]): row["decision_accuracy"] for row in table.iter_rows(named=True)}
+    return np.array([[values.get((s, w)) for w in weightings] for s in statistics], dtype=float).reshape(
+        -1, len(weightings)
+    )
+
+
+def _cells(axes: Axes, values: np.ndarray, height: int) -> None:
+    """A heat map from 0 to 1, white at 0.5, with every value printed, in axes that are `height` rows high."""
+    rows, columns = values.shape
+    colours = matplotlib.colormaps["RdBu"]
+    edges = np.arange(columns + 1) - 0.5, np.arange(rows + 1) - 0.5
+    if rows:
+        axes.pcolormesh(
+            *edges, np.ma.masked_invalid(values), cmap=colours, vmin=0, vmax=1, edgecolors="white", linewidth=1.2
+        )
+    for (row, column), value in np.ndenumerate(values):
+        dark = np.isfinite(value) and np.dot(colours(value)[:3], (0.299, 0.587, 0.114)) < 0.58
+        text = f"{value:.2f}" if np.isfinite(value) else "–"
+        axes.text(
+            column, row, text, ha="center", va="center_baseline", fontsize=SMALL, color="white" if dark else "0.1"
+        )
+    axes.set_ylim(height - 0.5, -0.5)
+    axes.xaxis.tick_top()
+    axes.tick_params(length=0)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+
+
+def _in_emptiest_corner(axes: Axes, text: str, x: np.ndarray, y: np.ndarray) -> Annotation:
+    """Write `text` in the corner of the axes whose nearest point is farthest away."""
+    points = axes.transAxes.inverted().transform(axes.transData.transform(np.column_stack([x, y])))
+    corners = [(0, 1), (1, 0), (0, 0), (1, 1)]
+    right, top = max(corners, key=lambda corner: np.linalg.norm(points - corner, axis=1).min())
+    return axes.annotate(
+        text,
+        (right, top),
+        (6 - 12 * right, 6 - 12 * top),
+        "axes fraction",
+        "offset points",
+        ha="right" if right else "left",
+        va="top" if top else "bottom",
+        fontsize=7.5,
+        linespacing=1.4,
+    )
