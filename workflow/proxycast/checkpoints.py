@@ -1,4 +1,4 @@
-"""Corpus, training run, checkpoint: which models a study looks at, how large they are, how long they trained, where their weights lie."""
+"""Corpus, training run, checkpoint: which models a study looks at, their size and training, where their weights lie."""
 
 import json
 import math
@@ -38,8 +38,11 @@ class Checkpoint:
 
 
 def plan_checkpoints(plan: Plan) -> list[Checkpoint]:
-    """Every checkpoint of the study, corpus by corpus."""
-    return [checkpoint for corpus in plan.corpora for checkpoint in _of_corpus(plan, corpus)]
+    """Every checkpoint of the study, corpus by corpus. `InputError` names a corpus that lacks one or has one twice."""
+    checkpoints = [checkpoint for corpus in plan.corpora for checkpoint in _of_corpus(plan, corpus)]
+    _require_distinct_names(plan, checkpoints)
+    _require_same_models(plan, checkpoints)
+    return checkpoints
 
 
 def checkpoints_table(checkpoints: list[Checkpoint]) -> pl.DataFrame:
@@ -87,13 +90,22 @@ def _of_corpus(plan: Plan, corpus: Corpus) -> list[Checkpoint]:
 
 
 def _from_folder(plan: Plan, corpus: Corpus, entry: FolderCheckpoint) -> Checkpoint:
+    if not entry.folder.is_dir():
+        raise InputError(f"{plan.corpus_files[corpus.name]}: checkpoints: {entry.folder}: no such folder")
     parameters = entry.parameters or count_parameters(entry.folder)
     keys = {"size": entry.size, "step": entry.step, "tokens": entry.tokens, "seed": entry.seed}
     return _checkpoint(plan, corpus, parameters=parameters, folder=entry.folder, **keys)
 
 
 def _checkpoint(
-    plan: Plan, corpus: Corpus, size: str, parameters: int, step: int, tokens: int, seed: int, folder: Path | None = None
+    plan: Plan,
+    corpus: Corpus,
+    size: str,
+    parameters: int,
+    step: int,
+    tokens: int,
+    seed: int,
+    folder: Path | None = None,
 ) -> Checkpoint:
     run = f"{corpus.name}-{size}-seed{seed}"
     return Checkpoint(
@@ -113,6 +125,33 @@ def _checkpoint(
     )
 
 
+def _require_distinct_names(plan: Plan, checkpoints: list[Checkpoint]) -> None:
+    """Two entries of a corpus can be of one model; hyphens can make the names of two corpora meet ('a-b' + 'c')."""
+    owners: dict[str, str] = {}
+    for entry in checkpoints:
+        if entry.checkpoint in owners:
+            files = plan.corpus_files[entry.corpus], plan.corpus_files[owners[entry.checkpoint]]
+            raise InputError(
+                f"{files[0]}: checkpoint {entry.checkpoint} stands in {files[1]} already; "
+                "corpus, size, seed and step together must name one model"
+            )
+        owners[entry.checkpoint] = entry.corpus
+
+
+def _require_same_models(plan: Plan, checkpoints: list[Checkpoint]) -> None:
+    """Corpora are compared model by model: each needs the same proxies, and targets of the same seeds."""
+    models: dict[str, set[str]] = {corpus.name: set() for corpus in plan.corpora}
+    for entry in checkpoints:
+        step = f" at step {entry.step}" if entry.role == "proxy" else ""
+        models[entry.corpus].add(f"{entry.size} of seed {entry.seed}{step}")
+    for corpus, found in models.items():
+        if missing := sorted(set().union(*models.values()) - found):
+            raise InputError(
+                f"{plan.corpus_files[corpus]}: checkpoints: found no {missing[0]}, which another corpus has; "
+                f"all corpora need the same models ({len(missing)} missing)"
+            )
+
+
 def count_parameters(folder: Path) -> int:
     """N of the model in `folder`, read from the headers of its weights: all parameters but the input embedding.
 
@@ -123,7 +162,8 @@ def count_parameters(folder: Path) -> int:
     counted = {name: math.prod(s) for name, s in shapes.items() if not (untied and name.endswith(INPUT_EMBEDDINGS))}
     if untied and len(counted) == len(shapes):
         raise InputError(
-            f"{folder}: found no input embedding (a name that ends with {', '.join(INPUT_EMBEDDINGS)}); give `parameters` in the corpus file"
+            f"{folder}: found no input embedding (a name that ends with {', '.join(INPUT_EMBEDDINGS)}); "
+            "give `parameters` in the corpus file"
         )
     return sum(counted.values())
 
@@ -132,8 +172,10 @@ def remove_broken(results: Path) -> list[Path]:
     """Remove every truncated table and checkpoint below `results`, so that they are made again and not read.
 
     A training job whose checkpoint is broken loses its manifest with it; when it runs again it keeps the whole ones.
+    A hidden file is one that a running job is writing just now.
     """
-    broken = [path for path in results.rglob("*.parquet") if not is_whole_parquet(path)]
+    tables = (path for path in results.rglob("*.parquet") if not path.name.startswith("."))
+    broken = [path for path in tables if not is_whole_parquet(path)]
     for path in broken:
         path.unlink()
     for manifest in (results / "suite" / "trained").glob("*.json"):

@@ -1,28 +1,34 @@
-"""What is checked before the first model is trained or scored: recipes, solutions, model folders, the table of the truth."""
+"""What is checked before the first model is trained or scored: recipes, solutions, model folders, a table of truth."""
 
 from collections.abc import Iterable
 from pathlib import Path
 
 import polars as pl
 
-from .config import GENERIC_TEXT, Corpus
+from .config import GENERIC_TEXT, Corpus, Task
 from .engines.model_folder import check_folder, context_of
 from .miniature.recipes import require_documents
 from .options import InputError
-from .solutions import read_solutions, tokenize
-from .targets import read_target_table, require_targets
+from .solutions import Solution, read_solutions, tokenize
+from .targets import (
+    CHOICE_LOG_LIKELIHOOD,
+    EXACT_MATCH,
+    MULTIPLE_CHOICE_ACCURACY,
+    read_target_table,
+    require_targets,
+)
 
 
 def check_recipes(pool: pl.DataFrame, corpora: dict[Path, Corpus]) -> dict[str, list[int]]:
-    """Corpus -> documents that each component of its recipe keeps. `InputError` names file and component if one keeps none."""
+    """Corpus -> documents that each component of its recipe keeps. `InputError` names one that keeps none."""
     return {c.name: require_documents(pool, c.recipe, str(file)) for file, c in corpora.items() if c.recipe}
 
 
 def check_folders(folders: Iterable[Path], solutions: list[Path], tail_tokens: int) -> dict[str, int]:
     """Model folder -> tokens that it will score.
 
-    `InputError` names a folder that is not whole or whose tokenizer does not fit, and a solution that is longer than the model's context. The
-    solutions are tokenised once for each distinct tokenizer and context.
+    `InputError` names a folder that is not whole or whose tokenizer does not fit, and a solution that is longer than
+    the model's context. The solutions are tokenised once for each distinct tokenizer and context.
     """
     scored: dict[tuple[bytes, int], int] = {}
     found = {}
@@ -36,7 +42,10 @@ def check_folders(folders: Iterable[Path], solutions: list[Path], tail_tokens: i
 
 
 def count_scored_tokens(tokenizer: Path, context: int, solutions: list[Path], tail_tokens: int) -> int:
-    """Tokens that will be scored with the tokenizer in a folder. `InputError` names a solution that is empty or too long for `context`."""
+    """Tokens that will be scored with the tokenizer in a folder.
+
+    `InputError` names a solution that is empty or, with its prompt, longer than `context` tokens.
+    """
     from transformers import AutoTokenizer
 
     fast = AutoTokenizer.from_pretrained(tokenizer, local_files_only=True, trust_remote_code=False)
@@ -44,14 +53,37 @@ def count_scored_tokens(tokenizer: Path, context: int, solutions: list[Path], ta
     return sum(sequence.stop - sequence.start for sequence in tokenize(texts, fast, context, tail_tokens))
 
 
+def check_measurable(tasks: list[Task], solutions: dict[str, list[Solution]], metrics: Iterable[str]) -> None:
+    """`InputError` names the first task and metric that its solutions and settings do not allow to be measured here."""
+    for task in tasks:
+        found = solutions[task.name]
+        possible = {
+            MULTIPLE_CHOICE_ACCURACY: any(s.choices for s in found),
+            CHOICE_LOG_LIKELIHOOD: any(s.choices for s in found),
+            EXACT_MATCH: task.answer_pattern is not None and any(s.answer for s in found),
+        }
+        for metric in metrics:
+            if metric not in possible:
+                known = ", ".join(possible)
+                raise InputError(
+                    f"target: metric {metric!r} is not measured here; give target.table, or one of {known}"
+                )
+            if not possible[metric]:
+                needs = "an answer_pattern and answers" if metric == EXACT_MATCH else "solutions with choices"
+                raise InputError(f"task {task.name}: {metric} needs {needs}")
+
+
 def check_target_table(path: Path, checkpoints: list[dict], solutions: list[Path], metric: str) -> None:
     """`InputError` names the corpora whose target checkpoints the table of the truth lacks, and then any other gap."""
     table = read_target_table(path)
     targets = [c for c in checkpoints if c["role"] == "target"]
-    lacking = sorted({c["corpus"] for c in targets} - {c["corpus"] for c in targets if c["checkpoint"] in set(table["checkpoint"])})
+    there = set(table["checkpoint"])
+    lacking = sorted({c["corpus"] for c in targets} - {c["corpus"] for c in targets if c["checkpoint"] in there})
     if lacking:
         example = next(c["checkpoint"] for c in targets if c["corpus"] == lacking[0])
-        raise InputError(f"{path}: no row for corpus {', '.join(lacking)}; the column checkpoint should hold, for one, {example!r}")
+        raise InputError(
+            f"{path}: no row for corpus {', '.join(lacking)}; the column checkpoint should hold, for one, {example!r}"
+        )
     last = {c["run"]: c["checkpoint"] for c in sorted(targets, key=lambda c: c["step"])}
     tasks = [file.stem for file in solutions if file.stem != GENERIC_TEXT]
     require_targets(table, last.values(), tasks, metric, path)

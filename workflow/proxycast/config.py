@@ -1,15 +1,17 @@
 """The configuration: what a study uses, read from YAML into strict models, with errors that say what would be right.
 
-A study (config/config.yaml) names suites; a suite is a folder of corpora and a folder of tasks, one small file each. This module is the only
-one that knows where these files lie. It composes the options that the other modules define beside the code that uses them.
+A study (config/config.yaml) names suites; a suite is a folder of corpora and a folder of tasks, one small file each.
+This module is the only one that knows where these files lie. It composes the options that the other modules define
+beside the code that uses them.
 """
 
 import difflib
+import re
 from pathlib import Path
 from typing import Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from .engines import ExtractionOptions
 from .miniature.suite import FAMILY_NAMES, Recipe, Suite
@@ -30,11 +32,13 @@ class FolderCheckpoint(Options):
     step: int = Field(ge=0, description="training step")
     tokens: int = Field(gt=0, description="tokens seen in training (D)")
     seed: int = Field(0, description="training seed")
-    parameters: int | None = Field(None, gt=0, description="N without the input embedding; counted from the weights if absent")
+    parameters: int | None = Field(
+        None, gt=0, description="N without the input embedding; counted from the weights if absent"
+    )
 
 
 class Corpus(Options):
-    """A candidate corpus: a recipe that the miniature suite trains on, or checkpoints of models that were trained on it."""
+    """A candidate corpus: a recipe that the miniature suite trains on, or checkpoints of models trained on it."""
 
     name: SafeName = Field(description="name of the corpus; it becomes part of file names")
     description: str = Field("", description="what the corpus is, in a sentence")
@@ -56,9 +60,12 @@ class Task(Options):
     name: SafeName = Field(description="name of the task; it becomes part of file names")
     description: str = Field("", description="what the task asks, in a sentence")
     family: SafeName | None = Field(None, description="miniature suite: the family of problems")
-    solutions: Path | None = Field(None, description="JSONL or parquet with id, prompt, solution (answer, choices, writer)")
+    solutions: Path | None = Field(
+        None, description="JSONL or parquet with id, prompt, solution (answer, choices, writer)"
+    )
     answer_pattern: str | None = Field(
-        None, description="regular expression whose group 1 finds the answer in generated text; without it no exact match"
+        None,
+        description="regular expression; its group 1 finds the answer in generated text; without it no exact match",
     )
     max_new_tokens: int = Field(16, gt=0, description="tokens generated for the exact match")
 
@@ -67,6 +74,17 @@ class Task(Options):
         if (self.family is None) == (self.solutions is None):
             raise ValueError("a task has either a family or a solutions file, exactly one of the two")
         return self
+
+    @field_validator("answer_pattern")
+    @classmethod
+    def _pattern_with_a_group(cls, pattern: str | None) -> str | None:
+        try:
+            groups = re.compile(pattern or "()").groups
+        except re.error as error:
+            raise ValueError(f"{pattern!r} is no regular expression: {error}") from None
+        if groups < 1:
+            raise ValueError(f"{pattern!r} has no group; put the answer in parentheses")
+        return pattern
 
 
 class Target(Options):
@@ -77,10 +95,12 @@ class Target(Options):
         "multiple_choice_accuracy", description="downstream metric, higher is better; the mean over seeds counts"
     )
     other_metrics: list[SafeName] = Field(
-        [], description="further truths of the same checkpoints; decision accuracy and noise ceiling are printed for each"
+        [], description="further truths of the same checkpoints, each with its decision accuracy and noise ceiling"
     )
     table: Path | None = Field(
-        None, description="csv or parquet with checkpoint, task, metric, value, n; without it the checkpoints are evaluated here"
+        None,
+        description="csv or parquet with checkpoint, task, metric, value, n; "
+        "without it the checkpoints are evaluated here",
     )
 
 
@@ -92,9 +112,10 @@ class Proxy(Options):
 
     @model_validator(mode="after")
     def _known(self) -> "Proxy":
-        for value, known in ((self.statistic, STATISTICS), (self.weighting, WEIGHTINGS)):
+        for key, known in (("statistic", STATISTICS), ("weighting", WEIGHTINGS)):
+            value = getattr(self, key)
             if value not in known:
-                raise ValueError(f"{value!r} is unknown{_closest(value, known)}; known are {', '.join(known)}")
+                raise ValueError(f"{key} {value!r} is unknown{_closest(value, known)}; known are {', '.join(known)}")
         return self
 
 
@@ -117,18 +138,26 @@ class Study(Options):
         min_length=1, description="suites of tasks (folders of config/tasks): 'all' or names"
     )
     generic_text: Path | None = Field(
-        None, description="JSONL like a solutions file, with empty prompts: text for the generic cross-entropy; the suite has its own"
+        None,
+        description="JSONL like a solutions file, with empty prompts: text for the generic cross-entropy; "
+        "the suite has its own",
     )
     miniature: Suite | None = Field(None, description="the suite that trains itself; needed by corpora with a recipe")
     target: Target = Field(description="the truth")
     jobs: Literal["run", "corpus"] = Field(
-        "run", description="one scoring job for each training run, or for all runs of a corpus (small models: fewer start-ups)"
+        "run",
+        description="one scoring job for each training run, or for all runs of a corpus "
+        "(small models: fewer start-ups)",
     )
     extraction: ExtractionOptions = Field(ExtractionOptions(), description="how token statistics are made")
     proxies: ProxyOptions = Field(ProxyOptions(), description="choices that the method leaves open")
     selection: SelectionOptions = Field(SelectionOptions(), description="intervals and thresholds of the comparison")
-    highlighted: list[Proxy] = Field(min_length=1, description="proxies fixed in advance; the first gives the ranking")
-    budgets: list[Budget] = Field(min_length=1, description="small-model budgets fixed in advance; the last gives the ranking")
+    highlighted: list[Proxy] = Field(
+        min_length=1, description="proxies fixed in advance; figures of one show the first"
+    )
+    budgets: list[Budget] = Field(
+        min_length=1, description="small-model budgets fixed in advance; figures of one are drawn for each"
+    )
 
 
 class Plan(BaseModel):
@@ -155,14 +184,14 @@ class Plan(BaseModel):
 
 
 def load_plan(study: dict, where: str, config: Path = CONFIG) -> Plan:
-    """Check the study's values (`where` names their file in errors), read its corpora and tasks, and check them together."""
+    """Check the study's values, its corpora and tasks, and all of them together. `where` names its file in errors."""
     checked = _parse(Study, study, where)
     corpora = _read_suites(Corpus, checked.corpora, config / "corpora", where, "corpora")
     tasks = _read_suites(Task, checked.tasks, config / "tasks", where, "tasks")
     plan = Plan(
         study=checked,
         corpora=list(corpora.values()),
-        tasks=[task for task in tasks.values()],
+        tasks=list(tasks.values()),
         corpus_files={corpus.name: file for file, corpus in corpora.items()},
     )
     _check_together(plan, where)
@@ -198,7 +227,8 @@ def _read_suites(
                 raise InputError(f"{where}: {key}.{suite} names {_repeated(names)!r} twice")
             for name in names:
                 if name not in available:
-                    raise InputError(f"{where}: {key}.{suite}: {name!r} is in no file of {folder / suite}{_closest(name, available)}")
+                    close = _closest(name, available)
+                    raise InputError(f"{where}: {key}.{suite}: {name!r} is in no file of {folder / suite}{close}")
         used |= {file: item for file, item in found.items() if names == "all" or item.name in names}
     by_name: dict[str, Path] = {}
     for file, item in used.items():
@@ -209,50 +239,77 @@ def _read_suites(
 
 
 def _check_together(plan: Plan, where: str) -> None:
-    study, suite = plan.study, plan.study.miniature
-    files = plan.corpus_files
+    if len(plan.corpora) < 2:
+        raise InputError(f"{where}: corpora: found {len(plan.corpora)}; a ranking needs at least two")
+    if not plan.tasks:
+        raise InputError(f"{where}: tasks: found none; a study needs at least one")
     for corpus in plan.corpora:
-        if corpus.recipe and suite is None:
-            raise InputError(f"{files[corpus.name]}: recipe: the study {where} has no `miniature` section to train it with")
+        if corpus.recipe and plan.study.miniature is None:
+            file = plan.corpus_files[corpus.name]
+            raise InputError(f"{file}: recipe: the study {where} has no `miniature` section to train it with")
     for task in plan.tasks:
-        if task.name == GENERIC_TEXT:
-            raise InputError(f"{where}: a task is named {GENERIC_TEXT!r}, the name of the text for the generic cross-entropy")
-        if task.family and task.family not in FAMILY_NAMES:
-            close = _closest(task.family, FAMILY_NAMES)
-            raise InputError(f"task {task.name!r}: family: {task.family!r} is no family of problems{close}; known are {', '.join(FAMILY_NAMES)}")
-        if task.family and suite is None:
-            raise InputError(f"{where}: task {task.name!r} takes its problems from the suite, but there is no `miniature` section")
-    if suite is None and study.generic_text is None:
-        raise InputError(f"{where}: generic_text: missing; without a `miniature` section the study must name a text file")
+        _check_task(task, plan.study, where)
+    if plan.study.miniature is None and plan.study.generic_text is None:
+        raise InputError(f"{where}: generic_text: missing; without a `miniature` section it must name a text file")
+    _check_sizes(plan, where)
+
+
+def _check_task(task: Task, study: Study, where: str) -> None:
+    if task.name == GENERIC_TEXT:
+        raise InputError(f"{where}: a task is named {GENERIC_TEXT!r}, as the text for the generic cross-entropy is")
+    if task.family and task.family not in FAMILY_NAMES:
+        close, known = _closest(task.family, FAMILY_NAMES), ", ".join(FAMILY_NAMES)
+        raise InputError(
+            f"{where}: task {task.name!r}: family: {task.family!r} is no family of problems{close}; known are {known}"
+        )
+    if task.family and study.miniature is None:
+        raise InputError(f"{where}: task {task.name!r} has its problems from the suite, but `miniature` is missing")
+
+
+def _check_sizes(plan: Plan, where: str) -> None:
+    study, suite = plan.study, plan.study.miniature
     sizes = {size: set(entry.all_checkpoints) for size, entry in suite.sizes.items()} if suite else {}
     for corpus in plan.corpora:
         for checkpoint in corpus.checkpoints or []:
             sizes.setdefault(checkpoint.size, set()).add(checkpoint.step)
     if study.target.size not in sizes:
-        raise InputError(f"{where}: target.size: {study.target.size!r} is no size of this study; known are {', '.join(sizes)}")
+        known = f"{_closest(study.target.size, sizes)}; known are {', '.join(sizes)}"
+        raise InputError(f"{where}: target.size: {study.target.size!r} is no size of this study{known}")
     if set(sizes) == {study.target.size}:
-        raise InputError(f"{where}: target.size: {study.target.size!r} is the only size; a study needs a smaller one as proxy")
+        raise InputError(f"{where}: target.size: {study.target.size!r} is the only size; a proxy must be smaller")
     for number, budget in enumerate(study.budgets):
         if budget.size == study.target.size or budget.step not in sizes.get(budget.size, ()):
             proxies = {size: sorted(steps) for size, steps in sizes.items() if size != study.target.size}
-            raise InputError(f"{where}: budgets[{number}]: no checkpoint {budget.size} at step {budget.step}; there are {proxies}")
+            raise InputError(
+                f"{where}: budgets[{number}]: no checkpoint {budget.size} at step {budget.step}; there are {proxies}"
+            )
 
 
 def _parse(model: type[Model], values: dict, where: str) -> Model:
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        raise InputError("\n".join(_explain(model, problem, where) for problem in error.errors())) from None
+        problems = [problem for problem in error.errors() if not _is_other_alternative(problem)]
+        raise InputError("\n".join(_explain(model, problem, where) for problem in problems)) from None
+
+
+def _is_other_alternative(problem: dict) -> bool:
+    """Whether the problem is only that a list is not the word that could stand in its place."""
+    return str(problem["loc"][-1:]).startswith('("literal[') and isinstance(problem["input"], list)
 
 
 def _explain(model: type[Options], problem: dict, where: str) -> str:
     """One line for one problem that pydantic found: file, key, what was found, what would be right."""
-    *parents, last = problem["loc"] or ("",)
-    key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in problem["loc"]).lstrip(".")
+    # Pydantic puts marks of its own between the keys: which alternative it tried, or that a key itself is wrong.
+    path = [part for part in problem["loc"] if not str(part).startswith(("literal[", "list[", "[key]"))]
+    *parents, last = path or ("",)
+    key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".")
     if problem["type"] == "extra_forbidden":
         known = _keys_at(model, parents)
         return f"{where}: {key}: unknown key{_closest(str(last), known)}; known are {', '.join(known)}"
     message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "string_pattern_mismatch":
+        message = "a name must begin with a letter or digit and hold only those and '_', '.', '-'"
     found = "" if problem["type"] in ("missing", "value_error") else f", found {problem['input']!r}"
     return f"{where}: {key}: {message}{found}" if key else f"{where}: {message}"
 
@@ -271,8 +328,8 @@ def _keys_at(model: type[Options], path: list) -> list[str]:
             else:
                 break
         if part is not None:
-            step = node.get("properties", {}).get(part) or node.get("items") or node.get("additionalProperties") or {}
-            node = step if isinstance(step, dict) else {}
+            entries = node.get("patternProperties", {}).values()  # of a mapping whose keys are names
+            node = node.get("properties", {}).get(part) or node.get("items") or next(iter(entries), {})
     return list(node.get("properties", {}))
 
 

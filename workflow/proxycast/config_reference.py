@@ -22,18 +22,20 @@ KINDS: dict[str, tuple[type[BaseModel], str]] = {
 INTRODUCTION = """\
 # Configuration
 
-A study is one file; `snakemake --configfile config/<study>.yaml` runs it, and without `--configfile` it is `config/config.yaml`.
-It names suites of corpora and of tasks, which are folders here: **adding a corpus or a task is adding a file** to one of them.
-Unknown keys are errors. The lines `# yaml-language-server: $schema=...` give editors completion and checks from `schema/`.
+A study is one file; `snakemake --configfile config/<study>.yaml` runs it, and without `--configfile` it is
+`config/config.yaml`. It names suites of corpora and of tasks, which are folders here: **adding a corpus or a task is
+adding a file** to one of them. Unknown keys are errors. The lines `# yaml-language-server: $schema=...` give editors
+completion and checks from `schema/`.
 
-A corpus has either a `recipe`, which the miniature suite trains models on, or `checkpoints`, folders of models that exist already. A
-task has either a `family` of the miniature suite's problems or a `solutions` file (`.jsonl` or `.parquet`), one expert solution a row:
+A corpus has either a `recipe`, which the miniature suite trains models on, or `checkpoints`, folders of models that
+exist already. A task has either a `family` of the miniature suite's problems or a `solutions` file (`.jsonl` or
+`.parquet`), one expert solution a row:
 
 | column | | |
 |---|---|---|
 | `id` | text, required | name of the problem, unique in the file |
 | `prompt` | text, required | what the model reads first; it is not scored |
-| `solution` | text, required | the expert's solution, which follows the prompt directly: begin it with its space or line break |
+| `solution` | text, required | what the expert wrote; it follows the prompt directly: begin it with its white space |
 | `answer` | text | what `answer_pattern` must find in generated text |
 | `choices` | list of text | continuations to choose from; the correct one equals `solution`, or else `answer` |
 | `writer` | text | who wrote the solution |
@@ -80,8 +82,9 @@ def _row(name: str, field: FieldInfo, model: type[BaseModel]) -> str:
     elif isinstance(default, BaseModel):
         shown = "see below"
     else:
-        shown = "none" if default is None else f"`{list(default) if isinstance(default, tuple) else default}`"
-    values = model.model_json_schema()["properties"][name].get("enum")
+        shown = "none" if default in (None, "") else f"`{list(default) if isinstance(default, tuple) else default}`"
+    schema = model.model_json_schema()["properties"][name]
+    values = next((part["enum"] for part in (schema, *schema.get("anyOf", [])) if "enum" in part), None)
     choices = f" One of {', '.join(f'`{value}`' for value in values)}." if values else ""
     description = (field.description or "").rstrip(".")
     return f"| `{name}` | {shown} | {description[:1].upper()}{description[1:]}.{choices} |"

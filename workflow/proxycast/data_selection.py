@@ -1,9 +1,9 @@
-"""The experiment of data selection: every proxy and baseline of the small models as a prediction of the target's ranking of the corpora."""
+"""Data selection: every proxy and baseline of the small models as a prediction of the target's ranking of corpora."""
 
 import numpy as np
 import polars as pl
 
-from .config import GENERIC_TEXT, Proxy
+from .config import GENERIC_TEXT, Budget, Proxy
 from .options import InputError
 from .proxies import BASELINES, STATISTICS, WEIGHTINGS
 from .ranking import noise_ceiling, reliability, spearman_brown
@@ -13,10 +13,12 @@ _STATISTIC = ["statistic", "weighting", "kind", "depends_on_candidate"]
 
 
 def predictions(checkpoints: pl.DataFrame, proxies: pl.DataFrame, targets: pl.DataFrame) -> pl.DataFrame:
-    """The table that `ranking.decision_accuracy_table` judges: one score, higher is better, for every proxy checkpoint, task and statistic.
+    """What `ranking.decision_accuracy_table` judges: one score for every proxy checkpoint, task and statistic.
 
-    Baselines carry the weighting "none". Those that know no tasks (generic cross-entropy, parameters, training compute, chance) are repeated
-    under every task. The downstream metrics of the small models themselves are baselines where they were measured for all of them.
+    Higher is better in all of them: the signs are applied here.
+    Baselines carry the weighting "none". Those that know no tasks (generic cross-entropy, parameters, training compute,
+    chance) are repeated under every task. The downstream metrics of the small models themselves are baselines where
+    they were measured for all of them.
     """
     small = checkpoints.filter(role="proxy").select("checkpoint", "parameters", *_RUN)
     tasks = proxies.filter(pl.col("task") != GENERIC_TEXT).select("task").unique().sort("task")
@@ -78,21 +80,25 @@ def truth_by_seed(checkpoints: pl.DataFrame, targets: pl.DataFrame, metric: str)
     last = checkpoints.filter(pl.col("role") == "target", pl.col("step") == pl.col("step").max().over("corpus", "seed"))
     found = last.join(targets.filter(metric=metric), on="checkpoint")
     if found.is_empty():
-        raise InputError(f"the truth holds no {metric} of a target checkpoint; found {sorted(targets['metric'].unique())}")
+        known = sorted(targets["metric"].unique())
+        raise InputError(f"the truth holds no {metric} of a target checkpoint; found {known}")
     wanted = last.select("corpus", "checkpoint").join(found.select("task").unique(), how="cross")
     missing = wanted.join(found, on=["checkpoint", "task"], how="anti")
     if len(missing):
-        corpus, checkpoint, task = missing.row(0)
-        raise InputError(f"the truth lacks {metric} of corpus {corpus} ({checkpoint}, task {task}) and {len(missing) - 1} more")
+        corpus, checkpoint, task = missing.sort(pl.all()).row(0)
+        raise InputError(
+            f"the truth lacks {metric} of corpus {corpus} ({checkpoint}, task {task}) and {len(missing) - 1} more"
+        )
     return found.select("corpus", "seed", "task", "value", "n")
 
 
 def truth_table(truths: dict[str, pl.DataFrame], chance: dict[str, float]) -> pl.DataFrame:
     """How far each truth can be trusted: one row a metric.
 
-    `truths`: metric -> `truth_by_seed`. `chance`: metric -> what guessing gets, where that is known. `reliability` is Spearman-Brown's over the
-    seeds, the two ceilings are what a perfect prediction could reach against so noisy a truth (`ranking.noise_ceiling`); they are null for a
-    single seed. `above_chance` counts the corpora whose mean over seeds and tasks exceeds chance by two standard errors.
+    `truths`: metric -> `truth_by_seed`. `chance`: metric -> what guessing gets, where that is known. `reliability` is
+    Spearman-Brown's over the seeds, the two ceilings are what a perfect prediction could reach against so noisy a truth
+    (`ranking.noise_ceiling`); they are null for a single seed. `above_chance` counts the corpora whose mean over seeds
+    and tasks exceeds chance by two standard errors.
     """
     return pl.DataFrame([_truth_row(metric, truth, chance.get(metric)) for metric, truth in truths.items()])
 
@@ -119,8 +125,38 @@ def _truth_row(metric: str, truth: pl.DataFrame, chance: float | None) -> dict:
     return row | {"above_chance": int((mean - 2 * np.sqrt(chance * (1 - chance) / problems) > chance).sum())}
 
 
+def summary_table(
+    decision_accuracy: pl.DataFrame, budgets: list[Budget], highlighted: list[Proxy], ceiling: float | None
+) -> pl.DataFrame:
+    """At each budget, best first: the ten best proxies, the highlighted ones, all baselines, and the noise ceiling.
+
+    Over all tasks, for a single seed (`seed` "single" of `ranking.decision_accuracy_table`). The ten best are chosen in
+    hindsight.
+    """
+    fixed = pl.DataFrame([proxy.model_dump() for proxy in highlighted]).with_columns(highlighted=True)
+    rows = decision_accuracy.filter(task="all", seed="single").join(fixed, on=["statistic", "weighting"], how="left")
+    rows = rows.with_columns(pl.col("highlighted").fill_null(False), noise_ceiling=pl.lit(ceiling, pl.Float64))
+    parts = []
+    for budget in budgets:
+        cell = rows.filter(size=budget.size, step=budget.step).sort(
+            "decision_accuracy", descending=True, nulls_last=True
+        )
+        place = pl.col("decision_accuracy").rank("ordinal", descending=True).over("kind")
+        kept = cell.filter((pl.col("kind") == "baseline") | pl.col("highlighted") | (place <= BEST))
+        parts.append(kept.select(pl.lit(budget.name).alias("budget"), *SUMMARY_COLUMNS))
+    return pl.concat(parts)
+
+
+BEST = 10
+SUMMARY_COLUMNS = [
+    *("size", "step", "compute_fraction", "statistic", "weighting", "kind", "highlighted", "depends_on_candidate"),
+    *("decision_accuracy", "low", "high", "noise_ceiling", "spearman", "spearman_low", "spearman_high"),
+    *("best_baseline", "difference", "difference_low", "difference_high"),
+]
+
+
 def solution_scores(checkpoints: pl.DataFrame, proxies: pl.LazyFrame, wanted: list[Proxy]) -> pl.DataFrame:
-    """Signed scores of a few proxies for every solution, as `ranking.ranking_table` takes them; `proxies` are per solution."""
+    """Signed scores of the `wanted` proxies for every solution, as `ranking.ranking_table` takes them."""
     signs = {name: statistic.sign for name, statistic in STATISTICS.items()}
     names = pl.LazyFrame([proxy.model_dump() for proxy in wanted])
     small = checkpoints.filter(role="proxy").lazy().select("checkpoint", "corpus", "size", "step", "seed")

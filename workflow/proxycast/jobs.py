@@ -1,4 +1,4 @@
-"""How a script of the workflow runs: everything it says goes to its log; an error is told on the console too, in one line if it can be."""
+"""How a script of the workflow runs: all that it says goes to its log; an error is told on the console too."""
 
 import contextlib
 import logging

@@ -17,7 +17,6 @@ import numpy as np
 import polars as pl
 from numpy.typing import ArrayLike, NDArray
 from pydantic import Field
-from scipy.stats import rankdata
 
 from proxycast.options import InputError, Options
 
@@ -330,6 +329,9 @@ def _resample_seeds(values: Array, rng: np.random.Generator) -> Array:
 
 def _with_ranks(score: str, rank: str, values: Array, samples: Array, confidence: float) -> list[pl.Series]:
     """The columns of a score (n,) and its rank with their intervals, from the samples (B, n)."""
+    # Imported here: it takes a second, for which every start of Snakemake would wait, since config.py reads this module.
+    from scipy.stats import rankdata
+
     columns = []
     for name, point, draws in ((score, values, samples), (rank, rankdata(-values), rankdata(-samples, axis=1))):
         low, high = interval(draws.T, confidence)

@@ -1,6 +1,6 @@
 # Which corpus is best: ranking, decision accuracy, what the answer costs, and how far the truth can be trusted.
 
-TABLES = ["ranking", "decision_accuracy", "pareto", "compute_to_reach", "truth"]
+TABLES = ["summary", "ranking", "decision_accuracy", "pareto", "compute_to_reach", "truth"]
 
 
 rule data_selection:

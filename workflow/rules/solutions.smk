@@ -26,5 +26,6 @@ rule check_inputs:
     params:
         study=STUDY.model_dump(mode="json", include={"target", "extraction"}),
         checkpoints=[vars(checkpoint) for checkpoint in CHECKPOINTS],
+        tasks=[task.model_dump(mode="json") for task in PLAN.tasks],
     script:
         "../scripts/check_inputs.py"

@@ -18,6 +18,12 @@ rule build_suite:
         tokenizer=f"{RESULTS}/suite/tokenizer/tokenizer.json",
         tokenizer_config=f"{RESULTS}/suite/tokenizer/tokenizer_config.json",
         generic_text=f"{RESULTS}/suite/generic_text.jsonl",
+        leaks=report(
+            f"{RESULTS}/suite/leaks.csv",
+            caption="../report/leaks.rst",
+            category="Tables",
+            labels={"table": "leaks"},
+        ),
         problems=expand(f"{RESULTS}/suite/problems/{{family}}.jsonl", family=FAMILIES),
     log:
         f"{RESULTS}/logs/build_suite.log",

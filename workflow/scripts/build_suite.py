@@ -1,27 +1,30 @@
-"""Write the miniature suite's documents, tokenizer, held-out text and problems; stop if anything held out has leaked."""
+"""Write the miniature suite's documents, tokenizer, held-out text and problems; stop if anything has leaked."""
 
 import logging
 from pathlib import Path
 
+import polars as pl
 from proxycast.jobs import job
 from proxycast.miniature.leaks import count_leaks, require_no_leak
-from proxycast.miniature.problems import FAMILIES, benchmark
+from proxycast.miniature.problems import FAMILIES, bare_question, benchmark
 from proxycast.miniature.recipes import describe_documents
 from proxycast.miniature.sources import held_out_text, write_sources
 from proxycast.miniature.tokenizer import save_tokenizer, train_tokenizer
 from proxycast.solutions import Solution, write_solutions
-from proxycast.tables import fingerprint, write_table
+from proxycast.tables import atomic, fingerprint, write_table
 
 with job(snakemake.log[0]):
     suite, output = snakemake.params.suite, snakemake.output
     documents = write_sources(suite["seed"], suite["scale"])
     texts = held_out_text(suite["generic_documents"], suite["seed"])
     problems = {name: benchmark(FAMILIES[name], suite["problems"], suite["seed"]) for name in snakemake.params.families}
-    questions = [solution.prompt for solutions in problems.values() for solution in solutions]
+    questions = [bare_question(solution.prompt) for solutions in problems.values() for solution in solutions]
 
     leaks = count_leaks(documents["text"].to_list(), questions, texts)
     logging.info("leaks: %s", leaks)
     require_no_leak(leaks)
+    with atomic(Path(output.leaks)) as temporary:
+        pl.DataFrame([leaks]).write_csv(temporary)
 
     sample = documents["text"].sample(min(12_000, len(documents)), seed=suite["seed"])
     tokenizer = train_tokenizer(sample, suite["vocabulary"])

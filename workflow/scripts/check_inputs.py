@@ -3,11 +3,18 @@
 from pathlib import Path
 
 import polars as pl
-from proxycast.checks import check_folders, check_recipes, check_target_table, count_scored_tokens
-from proxycast.config import Corpus, Target, read_yaml
+from proxycast.checks import (
+    check_folders,
+    check_measurable,
+    check_recipes,
+    check_target_table,
+    count_scored_tokens,
+)
+from proxycast.config import Corpus, Target, Task, read_yaml
 from proxycast.engines import ExtractionOptions
 from proxycast.jobs import job
 from proxycast.miniature.suite import CONTEXT
+from proxycast.solutions import read_solutions
 from proxycast.tables import write_json
 
 with job(snakemake.log[0]):
@@ -23,4 +30,8 @@ with job(snakemake.log[0]):
     found["folders"] = check_folders(folders, solutions, tail_tokens)
     if target.table:
         check_target_table(target.table, snakemake.params.checkpoints, solutions, target.metric)
+    else:
+        tasks = [Task(**task) for task in snakemake.params.tasks]
+        problems = {path.stem: read_solutions(path) for path in solutions}
+        check_measurable(tasks, problems, [target.metric, *target.other_metrics])
     write_json(found, Path(snakemake.output[0]))

@@ -4,8 +4,15 @@ from pathlib import Path
 
 import polars as pl
 from proxycast.compute import compute_to_reach_table, pareto_table
-from proxycast.config import GENERIC_TEXT, Proxy, Target
-from proxycast.data_selection import predictions, solution_scores, tokens_read, truth_by_seed, truth_table
+from proxycast.config import GENERIC_TEXT, Budget, Proxy, Target
+from proxycast.data_selection import (
+    predictions,
+    solution_scores,
+    summary_table,
+    tokens_read,
+    truth_by_seed,
+    truth_table,
+)
 from proxycast.jobs import job
 from proxycast.ranking import SelectionOptions, decision_accuracy_table, ranking_table
 from proxycast.solutions import read_solutions
@@ -35,14 +42,21 @@ with job(snakemake.log[0]):
     highlighted = [Proxy(**proxy) for proxy in study["highlighted"]]
     scores = solution_scores(checkpoints, pl.scan_parquet(inputs.solution_proxies), highlighted)
     parameters = dict(checkpoints.select("size", "parameters").iter_rows())
-    scored_tokens = tokens_read(pl.read_parquet(inputs.token_stats[0], columns=["checkpoint", "task", "solution", "position"]))
-    pareto = pareto_table(decision_accuracy.filter(truth=target.metric), parameters, scored_tokens)
+    scored_tokens = tokens_read(
+        pl.read_parquet(inputs.token_stats[0], columns=["checkpoint", "task", "solution", "position"])
+    )
+    against_target = decision_accuracy.filter(truth=target.metric)
+    pareto = pareto_table(against_target, parameters, scored_tokens)
+    truth = truth_table(truths, {MULTIPLE_CHOICE_ACCURACY: chance_accuracy(solutions)})
+    ceiling = truth.filter(metric=target.metric)["ceiling_decision_accuracy"].item()
+    budgets = [Budget(**budget) for budget in study["budgets"]]
     tables = {
+        "summary": summary_table(against_target, budgets, highlighted, ceiling),
         "ranking": ranking_table(scores, truths[target.metric], options),
         "decision_accuracy": decision_accuracy,
         "pareto": pareto,
         "compute_to_reach": compute_to_reach_table(pareto, options.thresholds),
-        "truth": truth_table(truths, {MULTIPLE_CHOICE_ACCURACY: chance_accuracy(solutions)}),
+        "truth": truth,
     }
     made_from = fingerprint(*(table_fingerprint(Path(path)) for path in (inputs.proxies, inputs.targets)), study)
     for name, table in tables.items():

@@ -1,4 +1,4 @@
-"""Walk the checkpoints of one job: token statistics over every solution and, unless a table gives the truth, downstream results."""
+"""Walk the checkpoints of one job: token statistics and, unless a table gives the truth, downstream results."""
 
 import shutil
 from pathlib import Path
@@ -31,7 +31,9 @@ with job(snakemake.log[0]):
         tasks = [Task(**task) for task in snakemake.params.tasks]
         targets = evaluate_checkpoints(engine, list(folders.items()), tasks, solutions, generate, parts / "targets")
 
-    made_from = fingerprint(sorted(path.name for path in folders.values()), [Path(path) for path in snakemake.input.weights])
+    made_from = fingerprint(
+        sorted(path.name for path in folders.values()), [Path(path) for path in snakemake.input.weights]
+    )
     write_table(token_stats, Path(snakemake.output.token_stats), made_from)
     write_table(targets, Path(snakemake.output.targets), made_from)
     shutil.rmtree(parts)

@@ -1,4 +1,4 @@
-"""What must be held out is counted in the finished pool, verbatim, by a check that knows nothing of how the split was made."""
+"""What must be held out is counted in the finished pool, verbatim, by a check that does not know how it was split."""
 
 import re
 
@@ -10,10 +10,11 @@ SHORTEST_DOCUMENT = 32
 
 
 def count_leaks(documents: list[str], questions: list[str], texts: list[str]) -> dict[str, int]:
-    """How many benchmark questions stand in a document, and how many held-out texts share a run of 40 characters with one.
+    """How many benchmark questions stand in a document; how many held-out texts share 40 characters in a row with one.
 
-    Both are compared in lower case and with white space collapsed. A question counts where it stands as whole words, in whatever style of
-    document. A document shorter than 40 characters counts where it stands whole in a text, unless it is shorter than 32.
+    Both are compared in lower case and with white space collapsed. A question counts where it stands as whole words, in
+    whatever style of document. A document shorter than 40 characters counts where it stands whole in a text, unless it
+    is shorter than 32.
     """
     documents = sorted({_plain(document) for document in documents})
     pool = "\n".join(documents)
@@ -31,8 +32,9 @@ def require_no_leak(leaks: dict[str, int]) -> None:
     """Stop unless both counts are zero."""
     if leaks["leaked_questions"] or leaks["leaked_texts"]:
         raise InputError(
-            f"miniature suite: {leaks['leaked_questions']} of {leaks['questions']} benchmark questions and {leaks['leaked_texts']} of "
-            f"{leaks['texts']} held-out texts stand verbatim in the training documents; none may"
+            f"miniature suite: {leaks['leaked_questions']} of {leaks['questions']} benchmark questions and "
+            f"{leaks['leaked_texts']} of {leaks['texts']} held-out texts stand verbatim in the training documents; "
+            "none may"
         )
 
 

@@ -1,6 +1,7 @@
-"""A small Llama as plain functions over a dictionary of tensors, written for training speed on a CPU, with Hugging Face's names.
+"""A small Llama as plain functions over a dictionary of tensors with Hugging Face's names, fast to train on a CPU.
 
-`save_folder` writes config.json and model.safetensors, which transformers and vLLM load as `LlamaForCausalLM` with nothing added.
+`save_folder` writes config.json and model.safetensors, which transformers and vLLM load as `LlamaForCausalLM` with
+nothing added.
 """
 
 import json
@@ -18,7 +19,7 @@ NORM_EPSILON = 1e-5
 
 
 def initialise(size: Size, vocabulary: int, seed: int) -> dict[str, Tensor]:
-    """Random parameters: the embedding with sd 0.02, matrices with sd 1/sqrt(fan in), residual outputs smaller by sqrt(2 layers)."""
+    """Random parameters: embedding sd 0.02, matrices sd 1/sqrt(fan in), residual outputs smaller by sqrt(2 layers)."""
     generator = torch.Generator().manual_seed(seed)
     width, inner = size.hidden_size, size.intermediate_size
 

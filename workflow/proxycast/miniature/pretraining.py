@@ -1,4 +1,4 @@
-"""Pretraining of the miniature models: one compiled loss, Muon on matrices, AdamW on the rest, checkpoints on the way."""
+"""Pretraining of the miniature models: a compiled loss, Muon on matrices, AdamW on the rest, checkpoints on the way."""
 
 import os
 import shutil
@@ -64,7 +64,7 @@ def orthogonalise(matrices: Tensor) -> Tensor:
 
 
 def compiled_loss(size: Size) -> Callable[[dict[str, Tensor], Tensor], Tensor]:
-    """Mean next-token cross-entropy (nats) of a batch of token ids (batch, length + 1), compiled for its fixed shape."""
+    """Mean next-token cross-entropy (nats) of token ids (batch, length + 1), compiled for its fixed shape."""
 
     def loss(parameters: dict[str, Tensor], tokens: Tensor) -> Tensor:
         predicted = logits(parameters, size, tokens[:, :-1])
@@ -89,7 +89,7 @@ def train(
     seed: int,
     checkpoints: set[int],
 ) -> Iterator[tuple[int, dict[str, Tensor]]]:
-    """Train one model on `stream` (steps x batch tokens + 1 ids) and yield (step, parameters) at each step in `checkpoints`."""
+    """Train on `stream` (steps x batch tokens + 1 ids) and yield (step, parameters) at each step in `checkpoints`."""
     parameters = {name: p.requires_grad_() for name, p in initialise(size, vocabulary, seed).items()}
     matrices = [p for name, p in parameters.items() if p.dim() == 2 and "embed" not in name]
     others = [p for name, p in parameters.items() if p.dim() == 1 or "embed" in name]
@@ -117,8 +117,9 @@ def pretrain_corpus(
 ) -> dict[str, str]:
     """Train every size and seed on one corpus -> checkpoint folder (relative to `models`) -> fingerprint.
 
-    A checkpoint folder is written under a temporary name and renamed. A run whose checkpoints are all whole and carry the right fingerprint is
-    kept, so that a killed job loses at most the run that it was in; `made_from` is the fingerprint of the pool and the tokenizer.
+    A checkpoint folder is written under a temporary name and renamed. A run whose checkpoints are all whole and carry
+    the right fingerprint is kept, so that a killed job loses at most the run that it was in; `made_from` is the
+    fingerprint of the pool and the tokenizer.
     """
     runs = [(name, size, seed) for name, size in suite.sizes.items() for seed in size.seeds]
     total = sum(size.steps for _, size, _ in runs) * suite.training.batch_tokens
@@ -127,7 +128,8 @@ def pretrain_corpus(
         for name, size, seed in runs:
             run = f"{corpus}-{name}-seed{seed}"
             bar.set_description(run, refresh=False)
-            mark = fingerprint(recipe, size.model_dump(exclude={"seeds"}), suite.training, suite.vocabulary, seed, made_from)
+            settings = size.model_dump(exclude={"seeds"}), suite.training, suite.vocabulary, seed
+            mark = fingerprint(recipe, *settings, made_from)
             folders = {step: models / run / f"step{step}" for step in size.all_checkpoints}
             if not all(is_finished(folder, mark) for folder in folders.values()):
                 stream = token_stream(pool, recipe, size.steps * suite.training.batch_tokens + 1, seed)

@@ -1,9 +1,10 @@
 """Problems with step-by-step solutions, and the split that keeps held-out questions out of every corpus.
 
-Ten families, each a small piece of knowledge (the days, a times table, invented facts) that a model of 100,000 parameters can learn from a few
-hundred thousand tokens. A question is a `core` in one of many wordings. Wordings are split by a hash of the normalised question *inside*
-`draw`, the one door through which every question enters a corpus or a benchmark, so that no style of document can leak one. Only the
-wording is held out, not the fact behind it: the benchmark asks what a corpus teaches, not whether a small model can reason.
+Ten families, each a small piece of knowledge (the days, a times table, invented facts) that a model of 100,000
+parameters can learn from a few hundred thousand tokens. A question is a `core` in one of many wordings. Wordings are
+split by a hash of the normalised question *inside* `draw`, the one door through which every question enters a corpus or
+a benchmark, so that no style of document can leak one. Only the wording is held out, not the fact behind it: the
+benchmark asks what a corpus teaches, not whether a small model can reason.
 """
 
 import hashlib
@@ -12,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 
+from proxycast.options import InputError
 from proxycast.solutions import Solution
 
 WRITERS = "Tom Ann Bob Eve Sam Mia Leo Zoe Max Ida".split()
@@ -24,14 +26,18 @@ PEOPLE = "feno bidu carp mosk yalt prin toke daro simu vond gleb huka narz opti 
 TOOLS, PLACES = "hammer needle spade brush rope".split(), "mill farm dock shop".split()
 BEASTS = "ubix orla pemt dwon saki rufo thal mib gano zeft eldo kwim".split()
 FOODS, LEGS = "grass fish seeds honey bark".split(), "two four six eight".split()
-OPPOSITES = "hot cold, big small, fast slow, old new, hard soft, light dark, high low, rich poor, wet dry, full empty, early late, loud quiet"
+OPPOSITES = (
+    "hot cold, big small, fast slow, old new, hard soft, light dark, high low, rich poor, wet dry, full empty, "
+    "early late, loud quiet"
+)
+PROMPT_START, PROMPT_END = "Q: ", "\nA:"
 HELD_OUT_SHARE = 0.3
 WRONG_SOLUTIONS = 3
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One worded question, its worked solution (with the space that precedes it), and three wrong ones of the same form."""
+    """One worded question, its worked solution (with the space before it), and three wrong ones of the same form."""
 
     family: str
     question: str
@@ -42,7 +48,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Family:
-    """A kind of problem: `cores` maps each core of a question to its solution; `near` names the likely mistakes for a core."""
+    """A kind of problem: `cores` maps the core of a question to its solution; `near` gives likely mistakes."""
 
     name: str
     cores: dict[str, str]
@@ -157,11 +163,13 @@ def benchmark(family: Family, problems: int, seed: int) -> list[Solution]:
         if len(found) == problems:
             break
     else:
-        raise ValueError(f"family {family.name} has only {len(found)} held-out wordings, {problems} were asked for")
+        raise InputError(
+            f"miniature.problems: found {problems}, but family {family.name} has only {len(found)} held-out wordings"
+        )
     return [
         Solution(
             id=f"{family.name}-{number:03d}",
-            prompt=f"Q: {problem.question}\nA:",
+            prompt=f"{PROMPT_START}{problem.question}{PROMPT_END}",
             solution=problem.solution,
             answer=problem.answer,
             choices=random.sample([problem.solution, *problem.wrong], 1 + WRONG_SOLUTIONS),
@@ -169,3 +177,8 @@ def benchmark(family: Family, problems: int, seed: int) -> list[Solution]:
         )
         for number, problem in enumerate(found.values())
     ]
+
+
+def bare_question(prompt: str) -> str:
+    """The question in a prompt of the benchmark, as a document of any style would hold it."""
+    return prompt.removeprefix(PROMPT_START).removesuffix(PROMPT_END)

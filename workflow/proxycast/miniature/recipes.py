@@ -1,27 +1,29 @@
-"""A corpus from the pool of documents: sources, deduplication, quality filters and mixtures, as DataDecide's recipes have them.
+"""A corpus from the pool of documents: sources, deduplication, quality filters and mixtures, as in DataDecide.
 
-The pool is one table with a row a document and everything that a recipe can ask about it, computed once for all corpora: whether it is
-the first of its copies, whether it passes the heuristics of C4, and how much a trained classifier takes it for each curated source.
+The pool is one table with a row a document and everything that a recipe can ask about it, computed once for all
+corpora: whether it is the first of its copies, whether it passes the heuristics of C4, and how much a trained
+classifier takes it for each curated source.
 """
 
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 import polars as pl
-from scipy.sparse import csr_matrix
-from sklearn.feature_extraction.text import HashingVectorizer
-from sklearn.linear_model import SGDClassifier
 from tokenizers import Tokenizer
 
 from proxycast.options import InputError
 
 from .suite import Component, Recipe, Reference
 
+# scikit-learn is imported where the pool is made: every training job reads this module, and would wait for it.
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
+
 END_OF_TEXT = 0  # the token id that begins every document
 
 
 def describe_documents(documents: pl.DataFrame, tokenizer: Tokenizer, seed: int) -> pl.DataFrame:
-    """The pool: `documents` (source, kind, text) with `first`, `clean`, `quality_<reference>` and `tokens` (list of int32)."""
+    """The pool: `documents` (source, kind, text) with `first`, `clean`, `quality_<reference>` and `tokens` (int32)."""
     texts = documents["text"].to_list()
     features = _features(texts)
     qualities = {f"quality_{name}": _quality(features, documents["source"], name, seed) for name in get_args(Reference)}
@@ -35,20 +37,24 @@ def describe_documents(documents: pl.DataFrame, tokenizer: Tokenizer, seed: int)
 
 
 def _is_clean(text: pl.Expr) -> pl.Expr:
-    """C4's rules (Raffel et al. 2020, section 2.2) that apply to short documents: no boilerplate phrases, no stray symbols or caps."""
+    """C4's rules (Raffel et al. 2020, section 2.2) as far as they suit short documents."""
     boilerplate = text.str.to_lowercase().str.contains_any(["cookie", "newsletter", "copyright", "all rights reserved"])
     capitalised_words = text.str.count_matches(r" [A-Z][a-z]+")
     return ~boilerplate & (text.str.count_matches(" ") >= 2) & (capitalised_words <= 4)
 
 
-def _features(texts: list[str]) -> csr_matrix:
+def _features(texts: list[str]) -> "csr_matrix":
     """Hashed words and pairs of words, with every digit as 0 so that a classifier learns form and not sums."""
+    from sklearn.feature_extraction.text import HashingVectorizer
+
     hashing = HashingVectorizer(n_features=2**15, ngram_range=(1, 2), token_pattern=r"[^\s]+", lowercase=False)
     return hashing.transform(pl.Series(texts).str.replace_all(r"\d", "0"))
 
 
-def _quality(features: csr_matrix, sources: pl.Series, reference: str, seed: int) -> np.ndarray:
-    """(documents,) log odds that a document is from `reference` and not from the web, as fastText filters score them."""
+def _quality(features: "csr_matrix", sources: pl.Series, reference: str, seed: int) -> np.ndarray:
+    """(documents,) log odds that a document is from `reference` and not from the web, as fastText filters score it."""
+    from sklearn.linear_model import SGDClassifier
+
     random = np.random.default_rng(seed)
     positive, negative = (np.flatnonzero(sources == name) for name in (reference, "web"))
     size = min(3000, len(positive), len(negative))
@@ -87,10 +93,10 @@ def require_documents(pool: pl.DataFrame, recipe: Recipe, where: str) -> list[in
 
 
 def token_stream(pool: pl.DataFrame, recipe: Recipe, tokens: int, seed: int) -> np.ndarray:
-    """`tokens` token ids (int32) of the corpus: documents in random order, repeated in whole epochs where a component is short.
+    """`tokens` token ids (int32) of the corpus: documents in random order, in whole epochs where a component is short.
 
-    The order depends on the seed and the document alone, not on the corpus: two corpora that share documents meet them in a similar order,
-    so a comparison of corpora within a seed is a paired one.
+    The order depends on the seed and the document alone, not on the corpus: two corpora that share documents meet them
+    in a similar order, so a comparison of corpora within a seed is a paired one.
     """
     lengths = pool["tokens"].list.len().to_numpy()
     total = sum(component.weight for component in recipe.mixture)

