@@ -192,7 +192,7 @@ SOLUTIONS = [Path("sums.jsonl"), Path("homes.jsonl"), Path("generic_text.jsonl")
 
 
 def test_table_needs_the_last_target_checkpoints_alone(target_table):
-    check_target_table(target_table(LAST), CHECKPOINTS, SOLUTIONS, "accuracy")
+    check_target_table(target_table(LAST), CHECKPOINTS, SOLUTIONS, ["accuracy"])
 
 
 def test_table_that_lacks_a_corpus(target_table):
@@ -200,27 +200,27 @@ def test_table_that_lacks_a_corpus(target_table):
     with pytest.raises(
         InputError, match=rf"{path}: no row for corpus b; the column checkpoint .*'b-target-seed0-step5'"
     ):
-        check_target_table(path, CHECKPOINTS, SOLUTIONS, "accuracy")
+        check_target_table(path, CHECKPOINTS, SOLUTIONS, ["accuracy"])
 
 
 def test_table_that_lacks_several_corpora(target_table):
     with pytest.raises(InputError, match="no row for corpus a, c;"):
-        check_target_table(target_table(LAST[2:4]), CHECKPOINTS, SOLUTIONS, "accuracy")
+        check_target_table(target_table(LAST[2:4]), CHECKPOINTS, SOLUTIONS, ["accuracy"])
 
 
 def test_table_that_lacks_a_seed(target_table):
     with pytest.raises(InputError, match="missing for 2 of checkpoint/task: a-target-seed0-step9/sums"):
-        check_target_table(target_table(LAST[1:]), CHECKPOINTS, SOLUTIONS, "accuracy")
+        check_target_table(target_table(LAST[1:]), CHECKPOINTS, SOLUTIONS, ["accuracy"])
 
 
 def test_table_that_lacks_a_task(target_table):
     with pytest.raises(InputError, match="missing for 6 of checkpoint/task: a-target-seed0-step9/homes"):
-        check_target_table(target_table(LAST, tasks=("sums",)), CHECKPOINTS, SOLUTIONS, "accuracy")
+        check_target_table(target_table(LAST, tasks=("sums",)), CHECKPOINTS, SOLUTIONS, ["accuracy"])
 
 
 def test_table_that_lacks_the_metric(target_table):
     with pytest.raises(InputError, match=r"acuracy missing for 12.*found metrics \['accuracy'\]"):
-        check_target_table(target_table(LAST), CHECKPOINTS, SOLUTIONS, "acuracy")
+        check_target_table(target_table(LAST), CHECKPOINTS, SOLUTIONS, ["acuracy"])
 
 
 # What can be measured here

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import polars as pl
 
-from .compute import training_flops
-from .config import Corpus, FolderCheckpoint, Plan
-from .engines.model_folder import safetensors_header, weight_files
-from .options import InputError
-from .tables import is_whole_parquet
+from proxycast.compute import training_flops
+from proxycast.config import Corpus, FolderCheckpoint, Plan
+from proxycast.engines.model_folder import safetensors_header, weight_files
+from proxycast.options import InputError
+from proxycast.tables import is_whole_parquet
 
 INPUT_EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight")
 OUTPUT_HEADS = ("lm_head.weight", "embed_out.weight")

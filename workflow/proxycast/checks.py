@@ -5,12 +5,12 @@ from pathlib import Path
 
 import polars as pl
 
-from .config import GENERIC_TEXT, Corpus, Task
-from .engines.model_folder import check_folder, context_of
-from .miniature.recipes import require_documents
-from .options import InputError
-from .solutions import Solution, read_solutions, tokenize
-from .targets import (
+from proxycast.config import GENERIC_TEXT, Corpus, Task
+from proxycast.engines.model_folder import check_folder, context_of
+from proxycast.miniature.recipes import require_documents
+from proxycast.options import InputError
+from proxycast.solutions import Solution, read_solutions, tokenize
+from proxycast.targets import (
     CHOICE_LOG_LIKELIHOOD,
     EXACT_MATCH,
     MULTIPLE_CHOICE_ACCURACY,
@@ -44,12 +44,15 @@ def check_folders(folders: Iterable[Path], solutions: list[Path], tail_tokens: i
 def count_scored_tokens(tokenizer: Path, context: int, solutions: list[Path], tail_tokens: int) -> int:
     """Tokens that will be scored with the tokenizer in a folder.
 
-    `InputError` names a solution that is empty or, with its prompt, longer than `context` tokens.
+    `InputError` names a solution, or a choice, that is empty or, with its prompt, longer than `context` tokens.
     """
     from transformers import AutoTokenizer
 
     fast = AutoTokenizer.from_pretrained(tokenizer, local_files_only=True, trust_remote_code=False)
-    texts = [(f"{path}: {s.id}", s.prompt, s.solution) for path in solutions for s in read_solutions(path)]
+    rows = [(f"{path}: {s.id}", s) for path in solutions for s in read_solutions(path)]
+    texts = [(where, s.prompt, s.solution) for where, s in rows]
+    choices = [(f"{where}, choice {n}", s.prompt, c) for where, s in rows for n, c in enumerate(s.choices or [], 1)]
+    tokenize(choices, fast, context)
     return sum(sequence.stop - sequence.start for sequence in tokenize(texts, fast, context, tail_tokens))
 
 
@@ -73,7 +76,7 @@ def check_measurable(tasks: list[Task], solutions: dict[str, list[Solution]], me
                 raise InputError(f"task {task.name}: {metric} needs {needs}")
 
 
-def check_target_table(path: Path, checkpoints: list[dict], solutions: list[Path], metric: str) -> None:
+def check_target_table(path: Path, checkpoints: list[dict], solutions: list[Path], metrics: list[str]) -> None:
     """`InputError` names the corpora whose target checkpoints the table of the truth lacks, and then any other gap."""
     table = read_target_table(path)
     targets = [c for c in checkpoints if c["role"] == "target"]
@@ -86,4 +89,5 @@ def check_target_table(path: Path, checkpoints: list[dict], solutions: list[Path
         )
     last = {c["run"]: c["checkpoint"] for c in sorted(targets, key=lambda c: c["step"])}
     tasks = [file.stem for file in solutions if file.stem != GENERIC_TEXT]
-    require_targets(table, last.values(), tasks, metric, path)
+    for metric in metrics:
+        require_targets(table, last.values(), tasks, metric, path)

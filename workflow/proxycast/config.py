@@ -13,11 +13,11 @@ from typing import Literal, TypeVar
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
-from .engines import ExtractionOptions
-from .miniature.suite import FAMILY_NAMES, Recipe, Suite
-from .options import InputError, Options, SafeName
-from .proxies import STATISTICS, WEIGHTINGS, ProxyOptions
-from .ranking import SelectionOptions
+from proxycast.engines import ExtractionOptions
+from proxycast.miniature.suite import FAMILY_NAMES, Recipe, Suite
+from proxycast.options import InputError, Options, SafeName
+from proxycast.proxies import STATISTICS, WEIGHTINGS, ProxyOptions
+from proxycast.ranking import SelectionOptions
 
 CONFIG = Path("config")
 GENERIC_TEXT = "generic_text"  # stands beside the tasks wherever solutions are read

@@ -10,8 +10,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from .config import CONFIG, Corpus, Study, Task
-from .tables import atomic, write_json
+from proxycast.config import CONFIG, Corpus, Study, Task
+from proxycast.tables import atomic, write_json
 
 KINDS: dict[str, tuple[type[BaseModel], str]] = {
     "study": (Study, "A study: `config/*.yaml`"),

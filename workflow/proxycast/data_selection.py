@@ -3,10 +3,10 @@
 import numpy as np
 import polars as pl
 
-from .config import GENERIC_TEXT, Budget, Proxy
-from .options import InputError
-from .proxies import BASELINES, STATISTICS, WEIGHTINGS
-from .ranking import noise_ceiling, reliability, spearman_brown
+from proxycast.config import GENERIC_TEXT, Budget, Proxy
+from proxycast.options import InputError
+from proxycast.proxies import BASELINES, STATISTICS, WEIGHTINGS
+from proxycast.ranking import noise_ceiling, reliability, spearman_brown
 
 _RUN = ["corpus", "size", "step", "seed", "tokens", "flops"]
 _STATISTIC = ["statistic", "weighting", "kind", "depends_on_candidate"]

@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
-from .options import InputError
+from proxycast.options import InputError
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ class InputError(ValueError):
 class Options(BaseModel):
     """A group of configuration keys. Unknown keys are errors, and a group never changes once it is read."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 # A name that becomes part of a file name or of a Snakemake wildcard: no separators, no leading dot, no spaces.

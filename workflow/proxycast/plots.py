@@ -18,10 +18,10 @@ from matplotlib.text import Annotation, Text
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from matplotlib.transforms import ScaledTranslation
 
-from .labels import place_labels, spread
-from .options import InputError
-from .proxies import STATISTICS as CORE_STATISTICS
-from .tables import atomic
+from proxycast.labels import place_labels, spread
+from proxycast.options import InputError
+from proxycast.proxies import STATISTICS as CORE_STATISTICS
+from proxycast.tables import atomic
 
 STYLE = {
     "font.family": "DejaVu Sans",  # comes with matplotlib, so placed labels are equally wide on every machine

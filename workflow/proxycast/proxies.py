@@ -29,7 +29,7 @@ class ProxyOptions(Options):
         "1 + #greater (best) or #greater + #equal (worst). Unit: rank, 1 is best.",
     )
     inverse_entropy_offset: float = Field(
-        1.0, gt=0, allow_inf_nan=False, description="c in the weight 1 / (c + H) of `inverse_entropy`. Unit: nats."
+        1.0, gt=0, description="c in the weight 1 / (c + H) of `inverse_entropy`. Unit: nats."
     )
     token_frequency_scope: Literal["task", "study"] = Field(
         "task",

@@ -329,7 +329,7 @@ def _resample_seeds(values: Array, rng: np.random.Generator) -> Array:
 
 def _with_ranks(score: str, rank: str, values: Array, samples: Array, confidence: float) -> list[pl.Series]:
     """The columns of a score (n,) and its rank with their intervals, from the samples (B, n)."""
-    # Imported here: it takes a second, for which every start of Snakemake would wait, since config.py reads this module.
+    # Imported here: it takes a second, for which every start of Snakemake would wait, as config.py reads this module.
     from scipy.stats import rankdata
 
     columns = []

@@ -36,7 +36,7 @@ def write_json(value: object, path: Path) -> None:
 
 
 def fingerprint(*parts: object) -> str:
-    """16 hexadecimal digits that change when any part changes. A `Path` counts by its content, a model by its values."""
+    """16 hexadecimal digits that change with any part. A `Path` counts by its content, a model by its values."""
     text = json.dumps(parts, sort_keys=True, default=_plain)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -50,7 +50,7 @@ def _plain(value: object) -> object:
 
 
 def write_table(table: pl.DataFrame | pl.LazyFrame, path: Path, made_from: str, csv: bool = False) -> None:
-    """Write `table` as parquet (zstd) with the fingerprint `made_from` in its metadata; with `csv` also a .csv beside it."""
+    """Write `table` as parquet (zstd), the fingerprint `made_from` in its metadata; with `csv` a .csv beside it."""
     table = table.lazy().collect()
     with atomic(path) as temporary:
         table.write_parquet(temporary, compression="zstd", metadata={FINGERPRINT: made_from})
@@ -67,7 +67,7 @@ def table_fingerprint(path: Path) -> str | None:
 
 
 def is_whole_parquet(path: Path) -> bool:
-    """Whether `path` starts and ends as a parquet file does. A file cut anywhere lacks the footer that is written last."""
+    """Whether `path` starts and ends as a parquet file does. A file cut anywhere lacks the footer, written last."""
     try:
         with path.open("rb") as file:
             head = file.read(4)

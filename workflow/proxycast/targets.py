@@ -65,7 +65,7 @@ def evaluate_checkpoints(
     generate: Collection[str],
     parts_dir: Path,
 ) -> pl.DataFrame:
-    """`evaluate` each (checkpoint, folder) over each task; parts in `parts_dir` survive a kill as those of `extract` do.
+    """`evaluate` each (checkpoint, folder) over each task; parts in `parts_dir` survive a kill as those of `extract`.
 
     Exact match, which needs generation, is measured only for the checkpoints in `generate`.
     """
@@ -81,7 +81,7 @@ def evaluate_checkpoints(
 
 
 def chance_accuracy(solutions: Mapping[str, Sequence[Solution]]) -> float | None:
-    """What guessing gets in multiple choice: the mean over tasks of the mean of 1 / choices; None where nothing has choices."""
+    """What guessing gets in multiple choice: the mean over tasks of the mean of 1 / choices; None without choices."""
     tasks = [[1 / len(s.choices) for s in problems if s.choices] for problems in solutions.values()]
     means = [math.fsum(task) / len(task) for task in tasks if task]
     return math.fsum(means) / len(means) if means else None

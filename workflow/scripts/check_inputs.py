@@ -28,10 +28,11 @@ with job(snakemake.log[0]):
         found["scored_tokens"] = count_scored_tokens(Path(inputs.tokenizer).parent, CONTEXT, solutions, tail_tokens)
     folders = [entry.folder for corpus in corpora.values() for entry in corpus.checkpoints or []]
     found["folders"] = check_folders(folders, solutions, tail_tokens)
+    metrics = [target.metric, *target.other_metrics]
     if target.table:
-        check_target_table(target.table, snakemake.params.checkpoints, solutions, target.metric)
+        check_target_table(target.table, snakemake.params.checkpoints, solutions, metrics)
     else:
         tasks = [Task(**task) for task in snakemake.params.tasks]
         problems = {path.stem: read_solutions(path) for path in solutions}
-        check_measurable(tasks, problems, [target.metric, *target.other_metrics])
+        check_measurable(tasks, problems, metrics)
     write_json(found, Path(snakemake.output[0]))

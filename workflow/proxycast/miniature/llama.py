@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .suite import CONTEXT, HEAD_DIMENSION, Size
+from proxycast.miniature.suite import CONTEXT, HEAD_DIMENSION, Size
 
 ROPE_THETA = 10_000.0
 NORM_EPSILON = 1e-5

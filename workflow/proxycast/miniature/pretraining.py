@@ -1,6 +1,5 @@
 """Pretraining of the miniature models: a compiled loss, Muon on matrices, AdamW on the rest, checkpoints on the way."""
 
-import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -15,12 +14,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from proxycast.engines.model_folder import check_folder
+from proxycast.miniature.llama import initialise, logits, save_folder
+from proxycast.miniature.recipes import token_stream
+from proxycast.miniature.suite import Recipe, Size, Suite, Training
 from proxycast.options import InputError
 from proxycast.tables import fingerprint
-
-from .llama import initialise, logits, save_folder
-from .recipes import token_stream
-from .suite import Recipe, Size, Suite, Training
 
 ADAM_BETAS = (0.9, 0.95)
 MUON_MOMENTUM = 0.95
@@ -145,7 +143,7 @@ _loss = cache(compiled_loss)  # the compilation is the same for every seed
 
 
 def _write_checkpoint(parameters: dict[str, Tensor], size: Size, tokenizer: Path, folder: Path, mark: str) -> None:
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
+    temporary = folder.with_name(f".{folder.name}.partial")  # one that a kill left behind is written over
     shutil.copytree(tokenizer, temporary, dirs_exist_ok=True)
     save_folder(parameters, size, temporary)
     (temporary / FINGERPRINT_FILE).write_text(mark + "\n")

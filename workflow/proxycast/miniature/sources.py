@@ -20,7 +20,7 @@ from random import Random
 
 import polars as pl
 
-from .problems import FAMILIES, Family, draw, normalise
+from proxycast.miniature.problems import FAMILIES, Family, draw, normalise
 
 BOILERPLATE = (
     "Copyright (c) all rights reserved. Redistribution and use in source and binary forms are permitted.",
