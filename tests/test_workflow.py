@@ -27,11 +27,10 @@ ROOT = Path(__file__).parents[1]
 SMOKE = "config/smoke.yaml"
 CORPORA = ["base", "core", "core_wiki_10", "web_crawl", "web_edu"]
 TASKS = ["days_after", "homes", "products"]
-FIGURES = [
-    *("pareto_frontier", "ranking_with_intervals", "proxy_against_truth"),
-    *("decision_accuracy_heatmap", "decision_accuracy_over_training"),
-]
+FIGURES = ["pareto_frontier", "decision_accuracy_over_training"]
+FIGURES_OF_A_BUDGET = ["ranking_with_intervals", "proxy_against_truth", "decision_accuracy_heatmap"]
 COLUMNS = {
+    "summary": {"budget", "statistic", "weighting", "kind", "decision_accuracy", "low", "high", "noise_ceiling"},
     "ranking": {"corpus", "statistic", "weighting", "size", "step", "predicted", "predicted_rank", "truth", "true_rank"}
     | {f"{name}_{end}" for name in ("predicted", "predicted_rank", "truth", "true_rank") for end in ("low", "high")},
     "decision_accuracy": {"truth", "task", "statistic", "weighting", "kind", "size", "step", "seed", "tokens", "flops"}
@@ -46,6 +45,10 @@ KNOWN_BASELINES = {"parameters", "training_compute", "chance"}
 MEASURED_BASELINES = {"multiple_choice_accuracy", "choice_log_likelihood"}
 PER_CORPUS = {"train_corpus", "score", "solution_proxies"}
 JOINS = {"join_proxies", "join_targets", "data_selection", "figures", "all"}
+
+
+def figures(*budgets: str) -> list[str]:
+    return FIGURES + [f"{name}_{budget}" for name in FIGURES_OF_A_BUDGET for budget in budgets]
 
 
 def command(*arguments: str, study: str = SMOKE) -> list[str]:
@@ -126,7 +129,7 @@ def test_every_table_is_there_twice(results, name):
     assert_frame_equal(csv, table, check_exact=False, rel_tol=1e-12)
 
 
-@pytest.mark.parametrize("name", FIGURES)
+@pytest.mark.parametrize("name", figures("30k_step20", "30k_step40"))
 def test_every_figure_is_there_twice(results, name):
     assert (results / f"data_selection/{name}.png").read_bytes().startswith(b"\x89PNG")
     assert "</svg>" in (results / f"data_selection/{name}.svg").read_text()[-20:]
@@ -295,7 +298,7 @@ def test_damage_and_a_kill_cost_only_what_was_lost(project):
 def test_the_report_holds_figures_and_captions(smoke, tmp_path):
     snakemake(smoke, "--report", str(tmp_path / "report.html"))
     report = (tmp_path / "report.html").read_text()
-    for name in (*FIGURES, *COLUMNS):
+    for name in (*FIGURES, *FIGURES_OF_A_BUDGET, *COLUMNS):
         caption = (ROOT / f"workflow/report/{name}.rst").read_text()
         # Words that stand between two marks of markup come through as they are.
         phrase = max(re.findall(r"[A-Za-z ,]+", caption), key=len).strip()
@@ -381,7 +384,7 @@ def test_folders_and_a_table_of_the_truth_run_end_to_end(folders, smoke):
     given = pl.read_parquet(folders / "results/folders/checkpoints.parquet").filter(size="large")
     trained = pl.read_parquet(smoke / "results/smoke/checkpoints.parquet").filter(size="43k")
     assert set(given["parameters"]) == set(trained["parameters"])
-    assert all((selection / f"{name}.png").is_file() for name in FIGURES)
+    assert all((selection / f"{name}.png").is_file() for name in figures("small_step40"))
     assert "Nothing to be done" in snakemake(folders, study=FOLDERS)
 
 
