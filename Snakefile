@@ -1,5 +1,6 @@
 # The map: configuration, rules by phase, targets. A study is chosen by --configfile; config/config.yaml is the default.
 from proxycast.checkpoints import plan_checkpoints, remove_broken, scoring_jobs, weight_inputs
+from proxycast.checks import check_inputs
 from proxycast.config import GENERIC_TEXT, load_plan
 from proxycast.options import InputError
 from snakemake.exceptions import WorkflowError
@@ -16,6 +17,10 @@ if not workflow.overwrite_configfiles:
 try:
     PLAN = load_plan(config, where=str((workflow.overwrite_configfiles or workflow.configfiles)[-1]))
     CHECKPOINTS = plan_checkpoints(PLAN)
+    if workflow.is_main_process:
+        for path in remove_broken(PLAN.results):
+            logger.warning(f"{path} was truncated and is made again.")
+        check_inputs(PLAN, CHECKPOINTS)
 except InputError as error:
     raise WorkflowError(str(error)) from None
 
@@ -25,10 +30,6 @@ JOBS = scoring_jobs(PLAN, CHECKPOINTS)
 TRAINED = [corpus.name for corpus in PLAN.corpora if corpus.recipe]
 FAMILIES = sorted({task.family for task in PLAN.tasks if task.family})
 SOLUTIONS = [f"{RESULTS}/solutions/{name}.jsonl" for name in (*(task.name for task in PLAN.tasks), GENERIC_TEXT)]
-
-if workflow.is_main_process:
-    for path in remove_broken(PLAN.results):
-        logger.warning(f"{path} was truncated and is made again.")
 
 
 wildcard_constraints:
@@ -58,5 +59,9 @@ rule all:
     default_target: True
     input:
         f"{RESULTS}/checkpoints.parquet",
+        # Named one by one: Snakemake makes a missing file again only if it is a target or somebody needs it now.
+        expand(rules.train_corpus.output, corpus=TRAINED),
+        expand(rules.score.output, job=JOBS),
+        expand(rules.solution_proxies.output, job=JOBS),
         rules.data_selection.output,
         rules.figures.output,

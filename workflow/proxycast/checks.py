@@ -1,15 +1,24 @@
-"""What is checked before the first model is trained or scored: recipes, solutions, model folders, a table of truth."""
+"""What is checked before the first model is trained or scored: recipes, solutions, model folders, a table of truth.
 
+`check_inputs` runs in the Snakefile, before any job is planned, on all that exists by then, and once more when the
+miniature suite has been built. It is no job of its own: every job would have to wait for it, and so would run again
+whenever anything that it checks has changed.
+"""
+
+import json
 from collections.abc import Iterable
 from pathlib import Path
 
 import polars as pl
 
-from proxycast.config import GENERIC_TEXT, Corpus, Task
+from proxycast.checkpoints import Checkpoint
+from proxycast.config import GENERIC_TEXT, Corpus, Plan, Task
 from proxycast.engines.model_folder import check_folder, context_of
-from proxycast.miniature.recipes import require_documents
+from proxycast.miniature.recipes import pool_fingerprint, require_documents
+from proxycast.miniature.suite import CONTEXT
 from proxycast.options import InputError
 from proxycast.solutions import Solution, read_solutions, tokenize
+from proxycast.tables import fingerprint, table_fingerprint, write_json
 from proxycast.targets import (
     CHOICE_LOG_LIKELIHOOD,
     EXACT_MATCH,
@@ -17,6 +26,46 @@ from proxycast.targets import (
     read_target_table,
     require_targets,
 )
+
+
+def check_inputs(plan: Plan, checkpoints: list[Checkpoint]) -> None:
+    """Check every input that exists; `InputError` for the first that is bad.
+
+    What was found is written to <results>/checked.json with a fingerprint of the inputs (size and time of files), and
+    the same inputs are not checked again.
+    """
+    study, suite = plan.study, plan.study.miniature
+    sources = {name: plan.solutions_source(name) for name in (*(task.name for task in plan.tasks), GENERIC_TEXT)}
+    made_here = plan.results / "suite"
+    solutions = {name: path for name, path in sources.items() if path.exists() or made_here not in path.parents}
+    pool, tokenizer = made_here / "pool.parquet", made_here / "tokenizer"
+    suite_is_built = suite is not None and table_fingerprint(pool) == pool_fingerprint(suite)
+    folders = [entry.folder for corpus in plan.corpora for entry in corpus.checkpoints or []]
+    table = study.target.table
+
+    files = [*solutions.values(), *(file for folder in folders for file in folder.glob("*")), pool, table]
+    states = [(str(file), *_state(file)) for file in files if file is not None and file.exists()]
+    mark = fingerprint(study, plan.corpora, plan.tasks, suite_is_built, states)
+    done = plan.results / "checked.json"
+    if done.exists() and json.loads(done.read_text()).get("fingerprint") == mark:
+        return
+    paths, found = list(solutions.values()), {"fingerprint": mark}
+    if suite_is_built:
+        corpora = {plan.corpus_files[corpus.name]: corpus for corpus in plan.corpora}
+        found["documents"] = check_recipes(pl.read_parquet(pool), corpora)
+        found["scored_tokens"] = count_scored_tokens(tokenizer, CONTEXT, paths, study.extraction.tail_tokens)
+    found["folders"] = check_folders(folders, paths, study.extraction.tail_tokens)
+    metrics = [study.target.metric, *study.target.other_metrics]
+    problems = {name: read_solutions(path) for name, path in solutions.items()}
+    if table:
+        check_target_table(table, checkpoints, [task.name for task in plan.tasks], metrics)
+    else:
+        check_measurable(plan.tasks, problems, metrics)
+    write_json(found, done)
+
+
+def _state(file: Path) -> tuple[int, int]:
+    return file.stat().st_size, file.stat().st_mtime_ns
 
 
 def check_recipes(pool: pl.DataFrame, corpora: dict[Path, Corpus]) -> dict[str, list[int]]:
@@ -59,11 +108,13 @@ def count_scored_tokens(tokenizer: Path, context: int, solutions: list[Path], ta
 def check_measurable(tasks: list[Task], solutions: dict[str, list[Solution]], metrics: Iterable[str]) -> None:
     """`InputError` names the first task and metric that its solutions and settings do not allow to be measured here."""
     for task in tasks:
-        found = solutions[task.name]
+        found = solutions.get(task.name)  # None: a family's problems that are not made yet, and will have everything
+        choices = found is None or any(s.choices for s in found)
+        answers = found is None or any(s.answer for s in found)
         possible = {
-            MULTIPLE_CHOICE_ACCURACY: any(s.choices for s in found),
-            CHOICE_LOG_LIKELIHOOD: any(s.choices for s in found),
-            EXACT_MATCH: task.answer_pattern is not None and any(s.answer for s in found),
+            MULTIPLE_CHOICE_ACCURACY: choices,
+            CHOICE_LOG_LIKELIHOOD: choices,
+            EXACT_MATCH: task.answer_pattern is not None and answers,
         }
         for metric in metrics:
             if metric not in possible:
@@ -76,18 +127,17 @@ def check_measurable(tasks: list[Task], solutions: dict[str, list[Solution]], me
                 raise InputError(f"task {task.name}: {metric} needs {needs}")
 
 
-def check_target_table(path: Path, checkpoints: list[dict], solutions: list[Path], metrics: list[str]) -> None:
+def check_target_table(path: Path, checkpoints: list[Checkpoint], tasks: list[str], metrics: list[str]) -> None:
     """`InputError` names the corpora whose target checkpoints the table of the truth lacks, and then any other gap."""
     table = read_target_table(path)
-    targets = [c for c in checkpoints if c["role"] == "target"]
+    targets = [c for c in checkpoints if c.role == "target"]
     there = set(table["checkpoint"])
-    lacking = sorted({c["corpus"] for c in targets} - {c["corpus"] for c in targets if c["checkpoint"] in there})
+    lacking = sorted({c.corpus for c in targets} - {c.corpus for c in targets if c.checkpoint in there})
     if lacking:
-        example = next(c["checkpoint"] for c in targets if c["corpus"] == lacking[0])
+        example = next(c.checkpoint for c in targets if c.corpus == lacking[0])
         raise InputError(
             f"{path}: no row for corpus {', '.join(lacking)}; the column checkpoint should hold, for one, {example!r}"
         )
-    last = {c["run"]: c["checkpoint"] for c in sorted(targets, key=lambda c: c["step"])}
-    tasks = [file.stem for file in solutions if file.stem != GENERIC_TEXT]
+    last = {c.run: c.checkpoint for c in sorted(targets, key=lambda c: c.step)}
     for metric in metrics:
         require_targets(table, last.values(), tasks, metric, path)

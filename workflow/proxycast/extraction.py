@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from proxycast.engines import Engine, ExtractionOptions
 from proxycast.engines.model_folder import check_folder, model_fingerprint
-from proxycast.solutions import Solution, tokenize
+from proxycast.solutions import ScoredSequence, Solution, tokenize
 from proxycast.tables import fingerprint, table_fingerprint, write_table
 
 log = logging.getLogger(__name__)
@@ -34,7 +34,10 @@ def extract(
     texts = {task: [(s.id, s.prompt, s.solution) for s in solutions] for task, solutions in tasks.items()}
     # Batch size and device change the numbers by rounding only: a rerun with less memory keeps its parts.
     settings = options.model_dump(exclude={"batch_tokens", "device"})
-    tokenized = _TokenizedTasks(tasks, options.tail_tokens)
+    tokenized = TokenizedTexts(
+        {task: [(f"{task}/{s.id}", s.prompt, s.solution) for s in solutions] for task, solutions in tasks.items()},
+        options.tail_tokens,
+    )
 
     def measure(checkpoint: str, folder: Path) -> Iterator[pl.DataFrame]:
         engine.load(folder)
@@ -75,24 +78,22 @@ def walk(
     return pl.concat([pl.read_parquet(part) for part in parts.values()])
 
 
-class _TokenizedTasks:
-    """The tasks' token sequences for the engine's tokenizer, made again only when a checkpoint brings another one."""
+class TokenizedTexts:
+    """Task -> token sequences for the engine's tokenizer, made again only when a checkpoint brings another one.
 
-    def __init__(self, tasks: Mapping[str, Sequence[Solution]], tail_tokens: int):
-        self.tasks, self.tail_tokens = tasks, tail_tokens
+    `texts`: task -> (key, prompt, continuation), as `solutions.tokenize` takes them.
+    """
+
+    def __init__(self, texts: Mapping[str, Sequence[tuple[str, str, str]]], tail_tokens: int | None = None):
+        self.texts, self.tail_tokens = texts, tail_tokens
         self.tokenizer = self.context = None
 
-    def for_engine(self, engine: Engine) -> dict:
+    def for_engine(self, engine: Engine) -> dict[str, list[ScoredSequence]]:
         if engine.tokenizer is not self.tokenizer or engine.context != self.context:
             self.tokenizer, self.context = engine.tokenizer, engine.context
             self.sequences = {
-                task: tokenize(
-                    ((f"{task}/{solution.id}", solution.prompt, solution.solution) for solution in solutions),
-                    self.tokenizer,
-                    self.context,
-                    self.tail_tokens,
-                )
-                for task, solutions in self.tasks.items()
+                task: tokenize(texts, self.tokenizer, self.context, self.tail_tokens)
+                for task, texts in self.texts.items()
             }
         return self.sequences
 

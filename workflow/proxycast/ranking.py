@@ -23,6 +23,9 @@ from proxycast.options import InputError, Options
 Array = NDArray[np.float64]
 
 
+DECIMALS = 12  # to which scores are compared
+
+
 class SelectionOptions(Options):
     """How the ranking of corpora is judged."""
 
@@ -243,6 +246,8 @@ DECISION_ACCURACY_COLUMNS = [
 def _judge(scores: Array, truth: Array, weights: Array, statistics: pl.DataFrame, confidence: float) -> list[pl.Series]:
     """The figures of `scores` (S, K, n) against `truth` (n,): for each statistic K seeds, then "mean" and "single"."""
     scores = np.concatenate([scores, scores.mean(1, keepdims=True)], axis=1)
+    # Means that are equal but for the order of their sums are ties.
+    scores, truth = np.round(scores, DECIMALS), np.round(truth, DECIMALS)
     rows, shape = scores.reshape(-1, len(truth)), scores.shape[:2]
 
     def with_single(figures: Array) -> Array:
@@ -332,6 +337,7 @@ def _with_ranks(score: str, rank: str, values: Array, samples: Array, confidence
     # Imported here: it takes a second, for which every start of Snakemake would wait, as config.py reads this module.
     from scipy.stats import rankdata
 
+    values, samples = np.round(values, DECIMALS), np.round(samples, DECIMALS)
     columns = []
     for name, point, draws in ((score, values, samples), (rank, rankdata(-values), rankdata(-samples, axis=1))):
         low, high = interval(draws.T, confidence)

@@ -10,9 +10,9 @@ import polars as pl
 
 from proxycast.config import Task
 from proxycast.engines import Engine
-from proxycast.extraction import walk
+from proxycast.extraction import TokenizedTexts, walk
 from proxycast.options import InputError
-from proxycast.solutions import Solution, tokenize
+from proxycast.solutions import ScoredSequence, Solution, tokenize
 from proxycast.tables import fingerprint, is_whole_parquet
 
 MULTIPLE_CHOICE_ACCURACY = "multiple_choice_accuracy"  # share of problems, 0 to 1
@@ -32,11 +32,12 @@ def evaluate(
     solutions: Sequence[Solution],
     answer_pattern: str | None = None,
     max_new_tokens: int = 64,
+    choices: Sequence[ScoredSequence] | None = None,
 ) -> pl.DataFrame:
     """One row (TARGETS_SCHEMA) for each metric that the problems allow.
 
     Multiple choice: over the problems with choices. Exact match: when `answer_pattern` is given, over the problems with
-    an answer.
+    an answer. `choices`: the `choice_texts` in the engine's tokens, if they are there already.
     """
     with_choices = [solution for solution in solutions if solution.choices is not None]
     with_answer = [solution for solution in solutions if solution.answer is not None and answer_pattern is not None]
@@ -47,9 +48,8 @@ def evaluate(
     engine.load(folder)
     values = []
     if with_choices:
-        values += [
-            (metric, value, len(with_choices)) for metric, value in multiple_choice(engine, task, with_choices).items()
-        ]
+        measured = multiple_choice(engine, task, with_choices, choices)
+        values += [(metric, value, len(with_choices)) for metric, value in measured.items()]
     if with_answer:
         share = exact_match(engine, task, with_answer, answer_pattern, max_new_tokens)
         values.append((EXACT_MATCH, share, len(with_answer)))
@@ -70,11 +70,14 @@ def evaluate_checkpoints(
     Exact match, which needs generation, is measured only for the checkpoints in `generate`.
     """
     problems = {task.name: [solution.model_dump() for solution in solutions[task.name]] for task in tasks}
+    choices = TokenizedTexts({task.name: choice_texts(task.name, solutions[task.name]) for task in tasks})
 
     def measure(checkpoint: str, folder: Path) -> Iterator[pl.DataFrame]:
+        engine.load(folder)
         for task in tasks:
-            pattern = task.answer_pattern if checkpoint in generate else None
-            yield evaluate(engine, checkpoint, folder, task.name, solutions[task.name], pattern, task.max_new_tokens)
+            name, pattern = task.name, task.answer_pattern if checkpoint in generate else None
+            tokens = choices.for_engine(engine)[name]
+            yield evaluate(engine, checkpoint, folder, name, solutions[name], pattern, task.max_new_tokens, tokens)
 
     settings = [task.model_dump(include={"name", "answer_pattern", "max_new_tokens"}) for task in tasks]
     return walk(checkpoints, len(tasks), measure, fingerprint(problems, settings, sorted(generate)), parts_dir)
@@ -87,13 +90,17 @@ def chance_accuracy(solutions: Mapping[str, Sequence[Solution]]) -> float | None
     return math.fsum(means) / len(means) if means else None
 
 
-def multiple_choice(engine: Engine, task: str, solutions: Sequence[Solution]) -> dict[str, float]:
+def multiple_choice(
+    engine: Engine, task: str, solutions: Sequence[Solution], choices: Sequence[ScoredSequence] | None = None
+) -> dict[str, float]:
     """Accuracy and log-likelihood of the correct choice. A choice's score: its log-probability after the prompt.
 
     A problem whose best score is shared by k choices, the correct one among them, counts 1/k. The log-likelihood is the
     mean over problems of log softmax over the scores of the problem's choices, at the correct one.
     """
-    sums = iter(_choice_log_probabilities(engine, task, solutions))
+    if choices is None:
+        choices = tokenize(choice_texts(task, solutions), engine.tokenizer, engine.context)
+    sums = iter(_log_probabilities(engine, choices))
     hits, log_likelihoods = [], []
     for solution in solutions:
         scores = np.array([next(sums) for _ in solution.choices])
@@ -106,14 +113,18 @@ def multiple_choice(engine: Engine, task: str, solutions: Sequence[Solution]) ->
     }
 
 
-def _choice_log_probabilities(engine: Engine, task: str, solutions: Sequence[Solution]) -> list[float]:
-    """Log-probability (nats) of every choice of every problem, in order."""
-    texts = [
+def choice_texts(task: str, solutions: Sequence[Solution]) -> list[tuple[str, str, str]]:
+    """(key, prompt, choice) of every choice of every problem, in order, as `solutions.tokenize` takes them."""
+    return [
         (f"{task}/{solution.id}, choice {number}", solution.prompt, choice)
         for solution in solutions
-        for number, choice in enumerate(solution.choices, start=1)
+        for number, choice in enumerate(solution.choices or [], start=1)
     ]
-    stats = engine.token_stats(tokenize(texts, engine.tokenizer, engine.context))
+
+
+def _log_probabilities(engine: Engine, sequences: Sequence[ScoredSequence]) -> list[float]:
+    """Log-probability (nats) of the scored tokens of every sequence, in order."""
+    stats = engine.token_stats(sequences)
     return stats.group_by("key", maintain_order=True).agg(pl.col("logprob").cast(pl.Float64).sum())["logprob"].to_list()
 
 

@@ -5,7 +5,6 @@ rule score:
     input:
         weights=lambda wildcards: weight_inputs(PLAN, JOBS[wildcards.job]),
         solutions=SOLUTIONS,
-        checked=ancient(f"{RESULTS}/checked.json"),
     output:
         token_stats=f"{RESULTS}/token_stats/{{job}}.parquet",
         targets=f"{RESULTS}/targets/{{job}}.parquet",

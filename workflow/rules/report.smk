@@ -24,9 +24,9 @@ rule figures:
             for name, (kind, label) in FIGURES.items()
         },
         svg=expand(f"{RESULTS}/data_selection/{{name}}.svg", name=FIGURES),
-    params:
-        study=STUDY.model_dump(mode="json", include={"target", "selection", "highlighted", "budgets"}),
     log:
         f"{RESULTS}/logs/figures.log",
+    params:
+        study=STUDY.model_dump(mode="json", include={"target", "selection", "highlighted", "budgets"}),
     script:
         "../scripts/figures.py"

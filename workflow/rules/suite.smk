@@ -32,11 +32,7 @@ rule build_suite:
     resources:
         mem_mb=3000,
     params:
-        suite=(
-            STUDY.miniature.model_dump(include={"seed", "scale", "vocabulary", "problems", "generic_documents"})
-            if STUDY.miniature
-            else {}
-        ),
+        suite=(STUDY.miniature.settings_of_pool() if STUDY.miniature else {}),
         families=FAMILIES,
     script:
         "../scripts/build_suite.py"
@@ -47,7 +43,6 @@ rule train_corpus:
         corpus=lambda wildcards: PLAN.corpus_files[wildcards.corpus],
         pool=rules.build_suite.output.pool,
         tokenizer=rules.build_suite.output.tokenizer,
-        checked=ancient(f"{RESULTS}/checked.json"),
     output:
         f"{RESULTS}/suite/trained/{{corpus}}.json",
     log:

@@ -5,14 +5,16 @@ corpora: whether it is the first of its copies, whether it passes the heuristics
 classifier takes it for each curated source.
 """
 
+import platform
 from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 import polars as pl
 from tokenizers import Tokenizer
 
-from proxycast.miniature.suite import Component, Recipe, Reference
+from proxycast.miniature.suite import Component, Recipe, Reference, Suite
 from proxycast.options import InputError
+from proxycast.tables import fingerprint
 
 # scikit-learn is imported where the pool is made: every training job reads this module, and would wait for it.
 if TYPE_CHECKING:
@@ -33,6 +35,11 @@ def describe_documents(documents: pl.DataFrame, tokenizer: Tokenizer, seed: int)
         tokens=pl.Series(encoded, dtype=pl.List(pl.Int32)),
         **{name: pl.Series(values, dtype=pl.Float32) for name, values in qualities.items()},
     )
+
+
+def pool_fingerprint(suite: Suite) -> str:
+    """What the pool is made from: the suite's settings and this Python, whose library is part of the documents."""
+    return fingerprint(suite.settings_of_pool(), platform.python_version())
 
 
 def _is_clean(text: pl.Expr) -> pl.Expr:

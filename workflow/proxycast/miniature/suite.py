@@ -105,3 +105,7 @@ class Suite(Options):
     )
     training: Training = Field(Training(), description="optimiser and schedule")
     sizes: dict[SafeName, Size] = Field(min_length=1, description="model sizes by name")
+
+    def settings_of_pool(self) -> dict[str, object]:
+        """What the documents, the tokenizer and the problems depend on; the models depend on the rest."""
+        return self.model_dump(include={"seed", "scale", "vocabulary", "problems", "generic_documents"})
