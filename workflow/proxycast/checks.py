@@ -43,8 +43,10 @@ def check_inputs(plan: Plan, checkpoints: list[Checkpoint]) -> None:
     folders = [entry.folder for corpus in plan.corpora for entry in corpus.checkpoints or []]
     table = study.target.table
 
-    files = [*solutions.values(), *(file for folder in folders for file in folder.glob("*")), pool, table]
-    states = [(str(file), *_state(file)) for file in files if file is not None and file.exists()]
+    # What the suite has made depends on the study alone: only the users' files can change by themselves.
+    own = [path for path in (*solutions.values(), table) if path and made_here not in path.parents and path.exists()]
+    own += [file for folder in folders for file in sorted(folder.glob("*"))]
+    states = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in own]
     mark = fingerprint(study, plan.corpora, plan.tasks, suite_is_built, states)
     done = plan.results / "checked.json"
     if done.exists() and json.loads(done.read_text()).get("fingerprint") == mark:
@@ -62,10 +64,6 @@ def check_inputs(plan: Plan, checkpoints: list[Checkpoint]) -> None:
     else:
         check_measurable(plan.tasks, problems, metrics)
     write_json(found, done)
-
-
-def _state(file: Path) -> tuple[int, int]:
-    return file.stat().st_size, file.stat().st_mtime_ns
 
 
 def check_recipes(pool: pl.DataFrame, corpora: dict[Path, Corpus]) -> dict[str, list[int]]:
