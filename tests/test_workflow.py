@@ -298,7 +298,7 @@ def test_damage_and_a_kill_cost_only_what_was_lost(project):
 def test_the_report_holds_figures_and_captions(smoke, tmp_path):
     snakemake(smoke, "--report", str(tmp_path / "report.html"))
     report = (tmp_path / "report.html").read_text()
-    for name in (*FIGURES, *FIGURES_OF_A_BUDGET, *COLUMNS):
+    for name in {*FIGURES, *FIGURES_OF_A_BUDGET, *COLUMNS} - {"decision_accuracy"}:  # too large for a page
         caption = (ROOT / f"workflow/report/{name}.rst").read_text()
         # Words that stand between two marks of markup come through as they are.
         phrase = max(re.findall(r"[A-Za-z ,]+", caption), key=len).strip()

@@ -21,7 +21,10 @@ rule data_selection:
                 labels={"table": name},
             )
             for name in TABLES
+            if name != "decision_accuracy"
         },
+        # Too large for a page (every task and seed); `pareto` and `summary` hold all methods over all tasks.
+        decision_accuracy_csv=f"{RESULTS}/data_selection/decision_accuracy.csv",
     log:
         f"{RESULTS}/logs/data_selection.log",
     benchmark:

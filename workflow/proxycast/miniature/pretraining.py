@@ -68,6 +68,8 @@ def compiled_loss(size: Size) -> Callable[[dict[str, Tensor], Tensor], Tensor]:
         predicted = logits(parameters, size, tokens[:, :-1])
         return F.cross_entropy(predicted.flatten(0, 1), tokens[:, 1:].flatten())
 
+    # Where no C++ compiler is at hand, the loss runs uncompiled, with a warning.
+    torch._dynamo.config.suppress_errors = True
     return torch.compile(loss, dynamic=False)
 
 
