@@ -3,6 +3,7 @@
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -121,24 +122,43 @@ def pretrain_corpus(
     the right fingerprint is kept, so that a killed job loses at most the run that it was in; `made_from` is the
     fingerprint of the pool and the tokenizer.
     """
-    runs = [(name, size, seed) for name, size in suite.sizes.items() for seed in size.seeds]
-    total = sum(size.steps for _, size, _ in runs) * suite.training.batch_tokens
-    written: dict[str, str] = {}
-    with tqdm(total=total, unit="token", unit_scale=True, mininterval=PROGRESS_SECONDS, file=sys.stderr) as bar:
-        for name, size, seed in runs:
-            run = f"{corpus}-{name}-seed{seed}"
-            bar.set_description(run, refresh=False)
-            settings = size.model_dump(exclude={"seeds"}), suite.training, suite.vocabulary, seed
-            mark = fingerprint(recipe, *settings, made_from)
-            folders = {step: models / run / f"step{step}" for step in size.all_checkpoints}
-            if not all(is_finished(folder, mark) for folder in folders.values()):
-                stream = token_stream(pool, recipe, size.steps * suite.training.batch_tokens + 1, seed)
-                trained = train(_loss(size), size, suite.vocabulary, suite.training, stream, seed, set(folders))
-                for step, parameters in trained:
-                    _write_checkpoint(parameters, size, tokenizer, folders[step], mark)
-            bar.update(size.steps * suite.training.batch_tokens)
-            written |= {folder.relative_to(models).as_posix(): mark for folder in folders.values()}
-    return written
+    runs = [
+        _plan_run(
+            f"{corpus}-{name}-seed{seed}", size, seed, models, (recipe, suite.training, suite.vocabulary, made_from)
+        )
+        for name, size in suite.sizes.items()
+        for seed in size.seeds
+    ]
+    to_do = [run for run in runs if not all(is_finished(folder, run.mark) for folder in run.folders.values())]
+    total, batch = sum(run.size.steps for run in to_do), suite.training.batch_tokens
+    with tqdm(total=total * batch, unit="token", unit_scale=True, mininterval=PROGRESS_SECONDS, file=sys.stderr) as bar:
+        for run in to_do:
+            bar.set_description(run.name, refresh=False)
+            stream, done = token_stream(pool, recipe, run.size.steps * batch + 1, run.seed), 0
+            checkpoints = set(run.folders)
+            for step, parameters in train(
+                _loss(run.size), run.size, suite.vocabulary, suite.training, stream, run.seed, checkpoints
+            ):
+                _write_checkpoint(parameters, run.size, tokenizer, run.folders[step], run.mark)
+                bar.update((step - done) * batch)
+                done = step
+    return {folder.relative_to(models).as_posix(): run.mark for run in runs for folder in run.folders.values()}
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A training run: its fingerprint, and the folder of its checkpoint at each step."""
+
+    name: str
+    size: Size
+    seed: int
+    mark: str
+    folders: dict[int, Path]
+
+
+def _plan_run(name: str, size: Size, seed: int, models: Path, made_from: tuple) -> _Run:
+    mark = fingerprint(size.model_dump(exclude={"seeds"}), seed, *made_from)
+    return _Run(name, size, seed, mark, {step: models / name / f"step{step}" for step in size.all_checkpoints})
 
 
 _loss = cache(compiled_loss)  # the compilation is the same for every seed
