@@ -233,7 +233,8 @@ WITH_PATTERN = Task(name="homes", solutions="homes.jsonl", answer_pattern="(.*)"
 
 
 def test_what_tasks_allow_can_be_measured():
-    solutions = {"sums": [CHOICES], "homes": [ANSWER, CHOICES]}
+    both = Solution(id="c", prompt="Q", solution=" x", answer="x", choices=[" x", " y"])
+    solutions = {"sums": [CHOICES], "homes": [CHOICES, both]}
     check_measurable([PLAIN, WITH_PATTERN], solutions, ["multiple_choice_accuracy", "choice_log_likelihood"])
     check_measurable([WITH_PATTERN], solutions, ["exact_match"])
 
@@ -255,6 +256,12 @@ def test_what_tasks_allow_can_be_measured():
 def test_what_cannot_be_measured(task, solution, metric, words):
     with pytest.raises(InputError, match=words):
         check_measurable([task], {task.name: [solution]}, ["choice_log_likelihood"] * (solution == CHOICES) + [metric])
+
+
+def test_choices_stand_in_all_rows_or_in_none():
+    """A row without choices would be left out of the truth in silence."""
+    with pytest.raises(InputError, match=r"task sums .*: choices in 1 of 2 rows"):
+        check_measurable([PLAIN], {PLAIN.name: [CHOICES, ANSWER]}, ["multiple_choice_accuracy"])
 
 
 # How a script tells an error

@@ -47,7 +47,8 @@ def check_inputs(plan: Plan, checkpoints: list[Checkpoint]) -> None:
     own = [path for path in (*solutions.values(), table) if path and made_here not in path.parents and path.exists()]
     own += [file for folder in folders for file in sorted(folder.glob("*"))]
     states = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in own]
-    mark = fingerprint(study, plan.corpora, plan.tasks, suite_is_built, states)
+    settings = study.target, study.extraction, suite and suite.settings_of_pool()
+    mark = fingerprint(*settings, plan.corpora, plan.tasks, suite_is_built, states)
     done = plan.results / "checked.json"
     if done.exists() and json.loads(done.read_text()).get("fingerprint") == mark:
         return
@@ -107,7 +108,7 @@ def check_measurable(tasks: list[Task], solutions: dict[str, list[Solution]], me
     """`InputError` names the first task and metric that its solutions and settings do not allow to be measured here."""
     for task in tasks:
         found = solutions.get(task.name)  # None: a family's problems that are not made yet, and will have everything
-        choices = found is None or any(s.choices for s in found)
+        choices = found is None or _all_or_none(task, "choices", [s.choices for s in found])
         answers = found is None or any(s.answer for s in found)
         possible = {
             MULTIPLE_CHOICE_ACCURACY: choices,
@@ -123,6 +124,16 @@ def check_measurable(tasks: list[Task], solutions: dict[str, list[Solution]], me
             if not possible[metric]:
                 needs = "an answer_pattern and answers" if metric == EXACT_MATCH else "solutions with choices"
                 raise InputError(f"task {task.name}: {metric} needs {needs}")
+
+
+def _all_or_none(task: Task, field: str, values: list) -> bool:
+    """Whether the rows have the field. Some with and some without would be left out of the truth in silence."""
+    there = sum(value is not None for value in values)
+    if 0 < there < len(values):
+        raise InputError(
+            f"task {task.name} ({task.solutions}): {field} in {there} of {len(values)} rows; give all or none"
+        )
+    return there > 0
 
 
 def check_target_table(path: Path, checkpoints: list[Checkpoint], tasks: list[str], metrics: list[str]) -> None:

@@ -248,16 +248,16 @@ def decision_accuracy_heatmap(
     right.yaxis.tick_right()
     right.set_yticks(range(len(compared)), [look(name).label for name in compared])
     right.set_xticks([0], ["Baselines"], rotation=35, ha="left", rotation_mode="anchor")
-    averagings = {"mean": "predictions averaged over seeds", "single": "mean over single seeds"}
-    averaging = averagings.get(seed, f"seed {seed}")
-    _title(figure, f"Decision accuracy: {size} models at step {step:,}, {averaging}")
+    _title(figure, f"Decision accuracy: {size} models at step {step:,}")
     half_width = (table["high"] - table["low"]).median()
     interval = ""
     if half_width is not None:
         interval = f" Bootstrap intervals over corpora: median half-width {half_width / 2:.2f}."
     weighted = "\n* The weights depend on the candidate: such a proxy can invert a ranking." if marked else ""
     _note(
-        figure, f"Blue: better than chance (0.5); red: worse.{interval}\n{_capital(_about_ceiling(ceiling))}{weighted}"
+        figure,
+        f"Blue: better than chance (0.5); red: worse.{interval}\n"
+        f"{_averaging(seed)} {_capital(_about_ceiling(ceiling))}{weighted}",
     )
     return _settled(figure)
 
@@ -299,7 +299,7 @@ def proxy_against_truth(
     metric = look(agreement.get("truth", "multiple_choice_accuracy"))
     axes.set_ylabel(f"{metric.label} of the target models ({metric.unit})")
     _title(figure, f"Prediction by the {size} models at step {step:,} against the truth, {len(rows)} corpora")
-    _note(figure, "Bars: intervals of the predicted score and of the true accuracy.")
+    _note(figure, f"Bars: intervals of the predicted score and of the true accuracy. {_averaging(seed)}")
     text = f"Spearman ρ  {_interval(agreement, 'spearman', 'spearman_')}"
     text += f"\nDecision accuracy  {_interval(agreement, 'decision_accuracy', '')}"
     text += f"\nNoise ceiling  {ceiling:.2f}" if _known(ceiling) else "\nNoise ceiling  unknown"
@@ -347,7 +347,8 @@ def ranking_with_intervals(
     _title(figure, f"Predicted and true rank of every corpus: {size} models at step {step:,}")
     _note(
         figure,
-        f"Thin bars: intervals of the true rank (grey) and of the predicted rank (coloured).\nDecision accuracy "
+        f"Thin bars: intervals of the true rank (grey) and of the predicted rank (coloured). {_averaging(seed)}\n"
+        f"Decision accuracy "
         f"{_interval(agreement, 'decision_accuracy', '')}; {_about_ceiling(ceiling)}",
     )
     keys = [
@@ -386,12 +387,20 @@ def _note(figure: Figure, text: str) -> None:
     figure.supxlabel(text, x=0.005, ha="left", fontsize=SMALL, color="0.35")
 
 
+def _averaging(seed: str) -> str:
+    known = {"mean": "Predictions averaged over seeds before judging.", "single": "Mean over single seeds."}
+    return known.get(seed, f"Seed {seed}.")
+
+
 def _known(ceiling: float | None) -> bool:
     return ceiling is not None and bool(np.isfinite(ceiling))
 
 
 def _about_ceiling(ceiling: float | None) -> str:
-    return f"noise ceiling {ceiling:.2f}." if _known(ceiling) else "noise ceiling unknown."
+    if not _known(ceiling):
+        return "noise ceiling unknown."
+    warning = " The truth is noise: nothing can be concluded." if ceiling <= 0.5 else ""
+    return f"noise ceiling {ceiling:.2f}.{warning}"
 
 
 def _room(low: float, high: float, share: float) -> float:

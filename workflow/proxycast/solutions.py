@@ -84,7 +84,7 @@ def read_solutions(path: Path) -> list[Solution]:
     if path.suffix not in (".jsonl", ".parquet"):
         raise InputError(f"{path}: found the suffix {path.suffix!r}; expert solutions are read from .jsonl or .parquet")
     if not path.is_file():
-        raise InputError(f"{path}: no such file; it should hold expert solutions, one per row")
+        raise InputError(f"{path}: no such file (paths start where snakemake is run); it should hold solutions")
     rows = _parquet_rows(path) if path.suffix == ".parquet" else _jsonl_rows(path)
     solutions: list[Solution] = []
     first_row: dict[str, int] = {}
