@@ -1,5 +1,5 @@
 # The map: configuration, rules by phase, targets. A study is chosen by --configfile; config/config.yaml is the default.
-from proxycast.checkpoints import plan_checkpoints, remove_broken, scoring_jobs, weight_inputs
+from proxycast.checkpoints import extraction_options, plan_checkpoints, remove_broken, scoring_jobs, weight_inputs
 from proxycast.checks import check_inputs
 from proxycast.config import GENERIC_TEXT, load_plan
 from proxycast.options import InputError

@@ -1,9 +1,15 @@
-"""Tiny tokenizers and models that several test modules share: built in milliseconds, saved as any model folder is."""
+"""Tiny tokenizers and models that several test modules share, and how tests of components are left out.
 
+A test that needs a package which proxycast itself does not is marked with the package's name. Without the package it is
+skipped; with `--require-components`, as in CI, it fails.
+"""
+
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     GPT2Config,
@@ -14,6 +20,32 @@ from transformers import (
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
 )
+
+settings.register_profile("no deadline", deadline=None)  # a test's time says nothing on a shared machine
+settings.load_profile("no deadline")
+
+COMPONENTS = ("vllm", "lm_eval", "triton")
+
+
+def pytest_addoption(parser):
+    parser.addoption("--require-components", action="store_true", help="fail where a component is not installed")
+
+
+def pytest_configure(config):
+    for name in COMPONENTS:
+        config.addinivalue_line("markers", f"{name}: needs the package {name}")
+    config.addinivalue_line("markers", "gpu: needs a GPU")
+
+
+def pytest_runtest_setup(item):
+    missing = [name for name in COMPONENTS if item.get_closest_marker(name) and find_spec(name) is None]
+    if missing and item.config.getoption("--require-components"):
+        pytest.fail(f"not installed: {', '.join(missing)}", pytrace=False)
+    if missing:
+        pytest.skip(f"not installed: {', '.join(missing)} (.ci/run installs it)")
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("no GPU")
+
 
 SAMPLE = ["Q: what is 2 plus 3?\nA: 2 plus 3 is five.\n\nThe cat sat on the mat; the hat. é€😀"] * 3
 BOS, EOS = "<|bos|>", "<|end|>"

@@ -17,6 +17,8 @@ from proxycast.checks import (
     count_scored_tokens,
 )
 from proxycast.config import Corpus, Task
+from proxycast.engines import ExtractionOptions
+from proxycast.engines.model_folder import context_of
 from proxycast.jobs import job
 from proxycast.options import InputError
 from proxycast.solutions import Solution
@@ -31,6 +33,7 @@ POOL = pl.DataFrame(
     }
 )
 FILE = Path("config/corpora/suite/mine.yaml")
+OPTIONS = ExtractionOptions(tail_tokens=10)
 
 
 def corpus(*components: dict, name: str = "mine") -> Corpus:
@@ -91,16 +94,17 @@ def test_scored_tokens_are_counted(model_folder, solutions):
 
     # The first token of a text without prompt has no context, unless there is a BOS.
     expected = tokens(" 2 plus 3.") + tokens("The cat sat.") - 1 + tokens(" the hat.")
-    found = check_folders([folder, other], files, tail_tokens=1000)
+    found = check_folders(dict.fromkeys([folder, other], ExtractionOptions()), files)
     assert found == {str(folder): expected, str(other): expected + 1}
-    assert check_folders([folder], files, tail_tokens=1) == {str(folder): 3}
+    short = ExtractionOptions(tail_tokens=1)
+    assert check_folders({folder: short, other: OPTIONS}, files) == {str(folder): 3, str(other): expected + 1}
 
 
 def test_folder_without_tokenizer(model_folder, solutions):
     folder = model_folder()
     (folder / "tokenizer.json").unlink()
     with pytest.raises(InputError, match=rf"{folder}: tokenizer\.json missing; found \['config\.json'"):
-        check_folders([model_folder("whole"), folder], [solutions(("a", " b"))], 10)
+        check_folders(dict.fromkeys([model_folder("whole"), folder], OPTIONS), [solutions(("a", " b"))])
 
 
 def test_vocabulary_that_does_not_match(model_folder, solutions):
@@ -108,7 +112,20 @@ def test_vocabulary_that_does_not_match(model_folder, solutions):
     folder = model_folder(vocabulary=largest)
     wrong = rf"{folder}: found token id {largest} in the tokenizer, but vocab_size {largest}"
     with pytest.raises(InputError, match=wrong):
-        check_folders([folder], [solutions(("a", " b"))], 10)
+        check_folders({folder: OPTIONS}, [solutions(("a", " b"))])
+
+
+def test_added_tokens_without_an_embedding(model_folder, solutions):
+    """Some Gemma checkpoints have them, for images: they are in nobody's way until a text has one."""
+    tokenizer = byte_level_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    beyond = tokenizer.convert_tokens_to_ids("<image>")
+    folder = model_folder(tokenizer=tokenizer, vocabulary=beyond)
+    assert check_folders({folder: OPTIONS}, [solutions(("a", " b"))]) == {str(folder): 2}
+    file = solutions(("a", " b"), ("a", " b<image>"))
+    wrong = rf"{file}: row-1: found the token '<image>' with id {beyond}, but {folder} has {beyond} embeddings"
+    with pytest.raises(InputError, match=wrong):
+        check_folders({folder: OPTIONS}, [file])
 
 
 @pytest.mark.parametrize("fault", ["absent", "truncated", "config"])
@@ -123,42 +140,83 @@ def test_folder_that_is_not_whole(model_folder, solutions, fault):
         case "config":
             (folder / "config.json").unlink()
     with pytest.raises(InputError, match=str(folder)):
-        check_folders([folder], [solutions(("a", " b"))], 10)
+        check_folders({folder: OPTIONS}, [solutions(("a", " b"))])
 
 
 def test_over_long_solution(model_folder, solutions):
     folder = model_folder()
     file = solutions(("Q", " cat"), ("Q", " cat" * CONTEXT))
+    whole = ExtractionOptions(windowing=False)
     with pytest.raises(
         InputError, match=rf"{file}: row-1: found {CONTEXT + 1} tokens of prompt and solution.*context holds {CONTEXT}"
     ):
-        check_folders([folder], [file], 1000)
+        check_folders({folder: whole}, [file])
     # A tail does not help: the whole sequence is read.
+    short = ExtractionOptions(windowing=False, tail_tokens=1)
     with pytest.raises(InputError, match="row-1"):
-        count_scored_tokens(folder, CONTEXT, [file], 1)
-    assert count_scored_tokens(folder, CONTEXT + 1, [file], 1) == 2
+        count_scored_tokens(folder, CONTEXT, [file], short)
+    assert count_scored_tokens(folder, CONTEXT + 1, [file], short) == 2
+
+
+def test_over_long_solution_in_windows(model_folder, solutions, caplog):
+    folder = model_folder()
+    file = solutions(("Q", " cat"), ("Q", " cat" * CONTEXT))
+    assert check_folders({folder: ExtractionOptions()}, [file]) == {str(folder): 1 + CONTEXT}
+    words = f"1 of 2 texts are longer than the model's context of {CONTEXT} tokens and are read in windows, first"
+    assert caplog.messages == [f"{words} {file}: row-1"]
+    caplog.clear()
+    assert check_folders({folder: ExtractionOptions(max_model_len=CONTEXT // 2)}, [file]) == {str(folder): 1 + CONTEXT}
+    assert f"context of {CONTEXT // 2} tokens" in caplog.text
 
 
 def test_context_counts_for_each_folder(model_folder, solutions):
     short = tiny_model()
     short.config.max_position_embeddings = 8
-    file = solutions(("Q", " cat" * 20))
+    file, options = solutions(("Q", " cat" * 20)), ExtractionOptions(windowing=False)
     with pytest.raises(InputError, match="row-0: found 21 tokens .* context holds 8"):
-        check_folders([model_folder("long"), model_folder("short", model=short)], [file], 10)
+        check_folders(dict.fromkeys([model_folder("long"), model_folder("short", model=short)], options), [file])
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gpt_neox"])
+def test_context_is_found_in_every_config(model_folder, architecture):
+    assert context_of(model_folder(architecture=architecture)) == CONTEXT
+
+
+def test_chat_template_counts_for_each_folder(model_folder, solutions):
+    """The prompt's tokens change; the solution's, and so those that are scored, are the same."""
+    tokenizer = byte_level_tokenizer()
+    tokenizer.chat_template = "{{ bos_token }}{{ messages[0]['content'] }}\n"
+    base, chat = model_folder("base"), model_folder("chat", tokenizer=tokenizer)
+    options = ExtractionOptions(chat_template=True)
+    file = solutions(("Q", " cat"), ("", "The cat"))
+    found = check_folders({base: OPTIONS, chat: options}, [file])
+    assert found[str(chat)] == found[str(base)] + 1  # the template's BOS gives the first token a context
+    with pytest.raises(InputError, match=f"^{base}: this tokenizer has no chat template; give"):
+        check_folders({base: options}, [file])
+
+
+def test_choices_are_read_as_the_solutions_are(model_folder, solutions):
+    file = solutions(("Q", " cat"))
+    row = {"id": "x", "prompt": "Q", "solution": " cat", "choices": [" cat", " cat" * CONTEXT]}
+    file.write_text(file.read_text() + json.dumps(row) + "\n")
+    folder = model_folder()
+    assert check_folders({folder: OPTIONS}, [file]) == {str(folder): 2}
+    with pytest.raises(InputError, match=rf"{file}: x, choice 2: found {CONTEXT + 1} tokens"):
+        check_folders({folder: ExtractionOptions(windowing=False)}, [file])
 
 
 @pytest.mark.parametrize("text", ["", " \n"])
 def test_empty_solution(model_folder, solutions, text):
     file = solutions(("Q", " cat"), ("Q", text))
     with pytest.raises(InputError, match=rf"{file}, row 2, field solution: found {text!r}".replace("\\", r"\\")):
-        check_folders([model_folder()], [file], 10)
+        check_folders({model_folder(): OPTIONS}, [file])
 
 
 def test_missing_field(model_folder, solutions):
     file = solutions(("Q", " cat"))
     file.write_text(file.read_text() + '{"id": "x", "prompt": "Q"}\n')
     with pytest.raises(InputError, match=rf"{file}, row 2, field solution: missing"):
-        check_folders([model_folder()], [file], 10)
+        check_folders({model_folder(): OPTIONS}, [file])
 
 
 # The table of the truth

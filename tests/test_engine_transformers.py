@@ -12,7 +12,8 @@ import pytest
 import torch
 from conftest import CONTEXT, byte_level_tokenizer, tiny_model
 from proxycast import extraction
-from proxycast.engines import TOKEN_STATS_SCHEMA, ExtractionOptions, check_folder, make_engine
+from proxycast.engines import TOKEN_STATS_SCHEMA, ExtractionOptions, make_engine
+from proxycast.engines.model_folder import check_folder
 from proxycast.engines.transformers import TransformersEngine
 from proxycast.extraction import extract
 from proxycast.options import InputError
@@ -43,7 +44,7 @@ def sequences_for(engine, tail_tokens=20):
 
 def reference(folder, sequences) -> list[dict]:
     """Six statistics of each scored token in float64, from the logits of one unpadded sequence at a time."""
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
     rows = []
     for sequence in sequences:
         with torch.no_grad():
@@ -135,13 +136,85 @@ def test_batches_change_nothing_and_keep_the_order(model_folder):
     assert engine.token_stats([]).schema == tables[0].schema
 
 
+def test_windows_of_a_long_text_keep_its_positions(model_folder):
+    engine = TransformersEngine(OPTIONS)
+    engine.load(model_folder())
+    sequences = tokenize([("long", "Q:", "xyz" * 2 * CONTEXT)], engine.tokenizer, engine.context)
+    assert len(sequences) > 1 and sequences[-1].offset > 0
+    table = engine.token_stats(sequences)
+    first = sequences[0].offset + sequences[0].start
+    assert table["position"].to_list() == list(range(first, first + table.height))
+
+
+def small_memory(engine, limit: int) -> list[tuple[int, ...]]:
+    """From now on the model's body has no memory for more than `limit` tokens. Returns the shapes of its passes."""
+    shapes = []
+
+    def refuse(module, arguments, keywords):
+        shapes.append(tuple(keywords["input_ids"].shape))
+        if keywords["input_ids"].numel() > limit:
+            raise torch.OutOfMemoryError("no memory")
+
+    engine._model.base_model.register_forward_pre_hook(refuse, with_kwargs=True)
+    return shapes
+
+
 def test_batches_hold_no_more_than_their_tokens(model_folder):
     engine = TransformersEngine(OPTIONS)
     engine.load(model_folder())
     sequences = sequences_for(engine)
-    batches = list(engine._batches(sequences))
-    assert sorted(i for batch in batches for i in batch) == list(range(len(sequences)))
-    assert all(len(b) * max(len(sequences[i].token_ids) for i in b) <= 300 for b in batches) and len(batches) > 1
+    shapes = small_memory(engine, 300)
+    engine.token_stats(sequences)
+    assert sum(texts for texts, _ in shapes) == len(sequences) and 1 < len(shapes) < len(sequences)
+    assert all(texts * width <= 300 for texts, width in shapes)
+    longest_first = sorted((len(sequence.token_ids) for sequence in sequences), reverse=True)
+    assert [width for _, width in shapes] == [longest_first[sum(s[0] for s in shapes[:i])] for i in range(len(shapes))]
+
+
+def test_too_little_memory_halves_the_batches_for_good_and_changes_no_number(model_folder, caplog):
+    engine = TransformersEngine(OPTIONS)
+    folder = model_folder()
+    engine.load(folder)
+    sequences = sequences_for(engine)
+    expected = engine.token_stats(sequences)
+    shapes = small_memory(engine, 130)
+    table = engine.token_stats(sequences)
+    for name in ("key", "position", "token", "bytes", "n_greater", "n_equal"):
+        assert table[name].equals(expected[name]), name
+    for name in ("logprob", "max_logprob", "second_logprob", "entropy"):
+        np.testing.assert_allclose(table[name], expected[name], rtol=0, atol=2e-5)
+    texts, width = shapes[0]
+    assert texts * width > 130 and f"{texts} texts, {texts * width} tokens" in caplog.text
+    assert f"batch_tokens goes from 300 to {texts * width // 2}" in caplog.text
+    assert engine._batch_tokens <= 150
+    del shapes[:]
+    engine.token_stats(sequences)
+    assert max(texts * width for texts, width in shapes) <= 130  # no second try of what had failed
+    same_module = model_folder("other", seed=1)
+    engine.load(same_module)
+    assert engine._batch_tokens <= 150
+    engine.load(model_folder("another", architecture="gpt2"))
+    assert engine._batch_tokens == 300
+
+
+def test_a_text_too_long_for_the_memory_is_named_with_what_would_help(model_folder):
+    engine = TransformersEngine(OPTIONS)
+    engine.load(model_folder())
+    sequences = sequences_for(engine)
+    longest = max(len(sequence.token_ids) for sequence in sequences)
+    small_memory(engine, longest - 1)
+    with pytest.raises(InputError, match=f"one text of {longest} tokens does not fit .* give dtype bfloat16"):
+        engine.token_stats(sequences)
+
+
+def test_generation_too_has_little_memory(model_folder, caplog):
+    engine = TransformersEngine(OPTIONS)
+    engine.load(model_folder())
+    prompts = ["Q: cat", "Q: hat", "Q: mat", "Q: sat", "Q: bat"]
+    expected = engine.generate(prompts, 6)
+    shapes = small_memory(engine, 2 * len(engine.tokenizer(prompts[0])["input_ids"]))
+    assert engine.generate(prompts, 6) == expected
+    assert shapes[0][0] > 2 and "batch_tokens goes from 300" in caplog.text
 
 
 def test_bfloat16_runs_the_body_and_float32_the_head(model_folder):
@@ -310,7 +383,7 @@ def test_nan_weights_name_model_solution_and_position(model_folder, where):
 
 def greedy(folder, tokenizer, prompt, steps) -> str:
     """Arg max after arg max, each from a forward pass over everything before it."""
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
     ids = tokenizer(prompt)["input_ids"]
     length = len(ids)
     for _ in range(steps):
@@ -450,7 +523,8 @@ def test_every_folder_is_checked_before_the_first_model_runs(job):
 
 def test_tokenisation_errors_name_task_and_solution(job):
     job["tasks"]["second"].append(Solution(id="long", prompt="x" * 999, solution="y"))
-    with pytest.raises(InputError, match=f"^second/long: found \\d+ tokens .* holds {CONTEXT}$"):
+    job["options"] = OPTIONS.model_copy(update={"windowing": False})
+    with pytest.raises(InputError, match=f"^second/long: found \\d+ tokens .* holds {CONTEXT};"):
         extract(CountingEngine(), **job)
 
 

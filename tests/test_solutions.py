@@ -1,22 +1,26 @@
 """Reading expert solutions: every mistake is named; tokenising them: nothing is lost, nothing is counted twice."""
 
 import json
+import unicodedata
 
 import numpy as np
 import polars as pl
 import pytest
+from awkward_models import CHATML, LLAMA3, byte_level, sentencepiece, unigram
 from conftest import BOS, EOS, byte_level_tokenizer, metaspace_tokenizer
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from proxycast.options import InputError
 from proxycast.solutions import Solution, prompt_tokens, read_solutions, tokenize, write_solutions
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 GOOD = {"id": "a", "prompt": "Q: 2+2?\nA:", "solution": " 4."}
 PLAIN, WITH_BOS, WITH_BOTH = byte_level_tokenizer(), byte_level_tokenizer(bos=True), byte_level_tokenizer(True, True)
 METASPACE = metaspace_tokenizer()
 TOKENIZERS = [PLAIN, WITH_BOS, WITH_BOTH, METASPACE]
+NFC = byte_level([EOS], nfc=True)
+BYTE_FALLBACK = [sentencepiece(), sentencepiece(prefix=False), unigram()]
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=30) | st.text(" \n.cat2é€😀\u0301", max_size=30)
 
 
@@ -118,13 +122,26 @@ def test_byte_level_scores_the_tokens_that_hold_bytes_of_the_continuation(prompt
     assert (sequence.token_bytes >= 0).all() and len(sequence.token_bytes) == sequence.stop - sequence.start
 
 
-@settings(max_examples=100, deadline=None)
-@given(texts, texts.filter(lambda text: text.strip()))
-def test_metaspace_covers_the_continuation_once(prompt, continuation):
-    (sequence,) = tokenize([("k", prompt, continuation)], METASPACE, 999)
-    assert sequence.token_ids.tolist() == METASPACE(prompt + continuation)["input_ids"]
-    assert sequence.token_ids[0] == METASPACE.bos_token_id
-    assert sequence.token_bytes.sum() == len(continuation.encode())
+@settings(max_examples=200, deadline=None)
+@given(texts, texts.filter(str.strip), st.sampled_from([*BYTE_FALLBACK, NFC]), st.none() | st.integers(1, 9))
+@example("", "Hello", BYTE_FALLBACK[0], None)
+@example("", " Hello", BYTE_FALLBACK[2], None)
+@example("Q", "日本語", BYTE_FALLBACK[0], 4)
+@example("Q: e", "\u0301e", BYTE_FALLBACK[0], None)
+@example("", "  a  b ", BYTE_FALLBACK[2], 3)
+def test_text_that_comes_back_is_no_error_and_is_covered_once(prompt, continuation, tokenizer, tail):
+    """Added spaces, bytes in place of characters, and a tail that starts inside a character are no false alarms."""
+    prompt, continuation = (text.replace("▁", "_") for text in (prompt, continuation))
+    if tokenizer is NFC:
+        prompt = "Q" + prompt  # a first token has no context
+        continuation = unicodedata.normalize("NFC", prompt + continuation).removeprefix(prompt)
+        if unicodedata.normalize("NFC", prompt + continuation) != prompt + continuation or not continuation:
+            return
+    (sequence,) = tokenize([("k", prompt, continuation)], tokenizer, 999, tail)
+    assert sequence.token_ids.tolist() == tokenizer(prompt + continuation)["input_ids"]
+    (whole,) = tokenize([("k", prompt, continuation)], tokenizer, 999)
+    assert whole.token_bytes.sum() == len(continuation.encode()) and (whole.token_bytes >= 0).all()
+    assert whole.token_bytes[-len(sequence.token_bytes) :].tolist() == sequence.token_bytes.tolist()
 
 
 @pytest.mark.parametrize("tokenizer", TOKENIZERS)
@@ -140,6 +157,7 @@ def test_a_straddling_token_is_scored_with_the_bytes_of_the_continuation_alone()
         tokenizer_object=Tokenizer(models.WordLevel({"ab": 0, "?\n": 1, "cd": 2}, "ab"))
     )
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Split("?\n", "isolated")
+    tokenizer.backend_tokenizer.decoder = decoders.Fuse()
     (sequence,) = tokenize([("k", "ab?", "\ncd")], tokenizer, 99)
     assert (sequence.token_ids.tolist(), sequence.start, sequence.token_bytes.tolist()) == ([0, 1, 2], 1, [1, 2])
 
@@ -148,6 +166,7 @@ def test_white_space_at_the_end_of_a_token_counts_for_that_token():
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
+    tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
     tokenizer.train_from_iterator(["a.\n", "b.\n", "c.\n"], trainer)  # as newer tokenizers do, it learns ".\n"
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer)
@@ -156,12 +175,56 @@ def test_white_space_at_the_end_of_a_token_counts_for_that_token():
     assert sequence.token_bytes.tolist() == [1, 1, 1, 1]
 
 
-def test_text_that_normalisation_drops_still_counts_its_bytes():
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"ab": 0, "cd": 1}, "ab")))
-    tokenizer.backend_tokenizer.normalizer = normalizers.Strip()
-    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    (sequence,) = tokenize([("k", "ab", "  cd ")], tokenizer, 99)
-    assert sequence.token_bytes.tolist() == [5]
+def normalising(normalizer) -> PreTrainedTokenizerFast:
+    tokenizer = byte_level([EOS], eos=EOS)
+    tokenizer.backend_tokenizer.normalizer = normalizer
+    return tokenizer
+
+
+@pytest.mark.parametrize(
+    "tokenizer, solution, decoded, why",
+    [
+        (METASPACE, " cat z cat", " cat <unk> cat", ""),
+        (BYTE_FALLBACK[1], " a▁b", " a b", ""),
+        (normalising(normalizers.Strip()), " cat ", " cat", ""),
+        (normalising(normalizers.Lowercase()), " The Cat", " the cat", " (it normalises the text)"),
+        (normalising(normalizers.StripAccents()), " a e\u0301", " a e", " (it normalises the text)"),
+        (NFC, " cafe\u0301", " caf\xe9", " (it normalises the text to Unicode NFC: write the solution so)"),
+        (
+            normalising(normalizers.NFKC()),
+            " x\xb2",
+            " x2",
+            " (it normalises the text to Unicode NFKC: write the solution so)",
+        ),
+    ],
+)
+def test_a_tokenizer_that_changes_the_solution_is_an_error(tokenizer, solution, decoded, why):
+    """Only the scored part counts: a model may read a prompt as it likes."""
+    with pytest.raises(InputError) as caught:
+        tokenize([("t/6", "Q:", " cat"), ("t/7", "Q:", solution)], tokenizer, 99)
+    assert str(caught.value) == (
+        "t/7: the tokenizer of the model does not give the solution back: it has "
+        f"{solution!r} where the tokens decode to {decoded!r}{why}; take a checkpoint with another tokenizer, or "
+        "remove or replace these characters in the solution"
+    )
+    (sequence,) = tokenize([("k", "Q: z E\u0301 \xb2", " cat")], tokenizer, 99)
+    assert sequence.token_bytes.sum() == 4
+
+
+def test_the_error_shows_the_place_and_the_tokenizers_folder(tmp_path):
+    tokenizer = normalising(normalizers.Lowercase())
+    tokenizer.name_or_path = str(tmp_path)
+    with pytest.raises(InputError) as caught:
+        tokenize([("t/7", "Q: what", " is the cat that sat on the Hat and what more is there?")], tokenizer, 99)
+    assert f"tokenizer of {tmp_path} does" in str(caught.value)
+    assert "has ' the Hat and what more is ther' where the tokens decode to ' the hat and what" in str(caught.value)
+
+
+def test_a_tail_need_not_read_back_what_is_in_front_of_it():
+    (sequence,) = tokenize([("k", "Q:", " z z z the cat.")], METASPACE, 99, tail_tokens=2)
+    assert sequence.token_bytes.sum() < 15
+    with pytest.raises(InputError, match="does not give"):
+        tokenize([("k", "Q:", " z z z the cat.")], METASPACE, 99)
 
 
 def test_a_split_character_counts_for_its_first_token():
@@ -199,9 +262,90 @@ def test_truncation_and_padding_in_the_tokenizers_file_do_not_count():
 
 
 def test_errors_name_the_solution():
-    with pytest.raises(InputError, match=r"^t/7: found 1\d tokens of prompt and solution; .* holds 9$"):
-        tokenize([("t/7", "xyzxyz", "xyzxyzxyz")], PLAIN, 9)
+    with pytest.raises(InputError, match=r"^t/7: found 1\d tokens of prompt and solution; .* holds 9; set extraction"):
+        tokenize([("t/7", "xyzxyz", "xyzxyzxyz")], PLAIN, 9, windowing=False)
+    with pytest.raises(InputError, match="^t/7: found the token 'e' with id 70, but the model has 70 embeddings"):
+        tokenize([("t/6", "Q", "d"), ("t/7", "Q", "e")], PLAIN, 9, vocabulary=70)
     with pytest.raises(InputError, match="^t/7: no token is left to score"):
         tokenize([("t/7", "", "x")], PLAIN, 9)
     with pytest.raises(InputError, match="slow tokenizer"):
         tokenize([("t/7", "", "x")], object(), 9)
+
+
+# Chat templates
+
+
+def chat(template: str = CHATML, **kind) -> PreTrainedTokenizerFast:
+    special = ["<|begin|>", "<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
+    tokenizer = byte_level(special, bos="<|begin|>", eos="<|im_end|>", **kind)
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+@pytest.mark.parametrize("add_bos", [False, True])
+@pytest.mark.parametrize("template", [CHATML, LLAMA3])
+def test_the_template_alone_writes_the_special_tokens(template, add_bos):
+    tokenizer = chat(template, add_bos=add_bos)
+    (sequence,) = tokenize([("k", "Q: 2?", "The cat sat")], tokenizer, 999, chat_template=True)
+    tokens = tokenizer.convert_ids_to_tokens(sequence.token_ids.tolist())
+    assert tokens.count("<|begin|>") == (template == LLAMA3)
+    assert tokenizer.decode(sequence.token_ids[sequence.start :]) == "The cat sat"
+    assert sequence.token_bytes.sum() == len("The cat sat")
+    (prompt,) = prompt_tokens(["Q: 2?"], tokenizer, chat_template=True)
+    assert prompt.tolist() == sequence.token_ids[: sequence.start].tolist()
+
+
+def test_windows_of_a_chat_repeat_its_bos_and_nothing_else_of_the_template():
+    tokenizer = chat(LLAMA3, add_bos=True)
+    for template, count in ((LLAMA3, 1), (CHATML, 0)):
+        tokenizer.chat_template = template
+        first, *others = tokenize([("k", "Q", " cat" * 99)], tokenizer, 80, chat_template=True)
+        assert others and all(len(window.token_ids) == 80 for window in others)
+        special = [np.isin(window.token_ids, tokenizer.all_special_ids + [3, 4, 5]).sum() for window in others[1:]]
+        assert special == [count] * len(others[1:])
+        assert sum(w.token_bytes.sum() for w in (first, *others)) == 4 * 99
+
+
+def test_special_tokens_in_the_solution_are_text():
+    """A solution may end with the token that ends an answer; it is scored as any other."""
+    tokenizer = chat()
+    for template in (False, True):
+        (sequence,) = tokenize([("k", "Q", " cat<|im_end|>")], tokenizer, 99, chat_template=template)
+        assert tokenizer.convert_ids_to_tokens(int(sequence.token_ids[-1])) == "<|im_end|>"
+        assert sequence.token_bytes.sum() == 4 + len("<|im_end|>")
+
+
+def test_a_template_reads_the_same_every_day():
+    tokenizer = chat("{{ strftime_now('%Y-%m-%d') }} {{ messages[0]['content'] }}:")
+    (sequence,) = tokenize([("k", "Q", " cat")], tokenizer, 99, chat_template=True)
+    assert tokenizer.decode(sequence.token_ids) == "2025-01-01 Q: cat"
+
+
+@pytest.mark.parametrize(
+    "template, words",
+    [
+        (
+            None,
+            "this tokenizer has no chat template; give chat_template: false, or a checkpoint with a chat_template in",
+        ),
+        ("{{ raise_exception('system first') }}", r"refuses a single user message .system first.; give chat_template"),
+        ("{% if %}", "refuses a single user message"),
+    ],
+)
+def test_a_template_that_does_not_work(template, words):
+    for read in (tokenize, prompt_tokens):
+        texts = ["Q"] if read is prompt_tokens else [("k", "Q", " cat")]
+        with pytest.raises(InputError, match=f"^the model: .*{words}"):
+            read(texts, chat(template), **({} if read is prompt_tokens else {"context": 99}), chat_template=True)
+
+
+def test_a_special_token_of_the_template_never_swallows_the_solution_in_silence():
+    """Phi-3's take the white space behind them; then the model would not read the solution's first character."""
+    tokenizer = chat("{{ messages[0]['content'] }}<|assistant|>\n")
+    tokenizer.add_special_tokens(
+        {"additional_special_tokens": [AddedToken("<|assistant|>", rstrip=True, normalized=False, special=True)]}
+    )
+    (sequence,) = tokenize([("k", "Q", "The cat")], tokenizer, 99, chat_template=True)
+    assert tokenizer.decode(sequence.token_ids[sequence.start :]) == "The cat"
+    with pytest.raises(InputError, match="^k: the tokenizer .* has ' The cat' where the .* to 'The cat'"):
+        tokenize([("k", "Q", " The cat")], tokenizer, 99, chat_template=True)

@@ -1,13 +1,19 @@
 """Statistics of logits against a plain loop in float64, written from the definitions."""
 
 import math
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from proxycast.token_stats import Head, NonFiniteLogits, token_stats, token_stats_from_hidden
+from proxycast import token_stats as module
+from proxycast.token_stats import Head, NonFiniteLogits, check_finite, token_stats, token_stats_from_hidden
 
 
 def brute_force(logits: torch.Tensor, targets: torch.Tensor) -> list[tuple[float, ...]]:
@@ -95,6 +101,20 @@ def test_a_row_without_a_finite_logit_is_bad():
         token_stats(torch.full((1, 130), -torch.inf), torch.tensor([3]))
 
 
+def test_a_caller_may_check_later():
+    logits = torch.randn(4, 300)
+    logits[2, 5] = torch.nan
+    targets = torch.full((4,), 3)
+    stats = token_stats(logits, targets, check=False)
+    assert stats.logprob.isfinite().tolist() == [True, True, False, True]
+    for broken in (stats, token_stats_from_hidden(logits, lambda rows: rows, targets, 300, chunk_bytes=1, check=False)):
+        with pytest.raises(NonFiniteLogits) as caught:
+            check_finite(broken)
+        assert caught.value.row == 2
+    good = token_stats(logits[:2], targets[:2])
+    assert check_finite(good) is good
+
+
 def test_no_rows():
     assert [len(column) for column in token_stats(torch.empty(0, 300), torch.empty(0, dtype=torch.int64))] == [0] * 6
 
@@ -124,4 +144,40 @@ def test_the_head_never_sees_more_than_a_chunk_and_errors_name_the_whole_row():
     with pytest.raises(NonFiniteLogits) as caught:
         token_stats_from_hidden(hidden, head, torch.zeros(25, dtype=torch.int64), 100, chunk_bytes=4000)
     assert caught.value.row == 17
-    assert seen == [10, 10]
+    assert seen == [10, 10, 5]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_head_of_16_bit_weights_is_a_float32_head_without_a_whole_copy(monkeypatch, dtype):
+    weight, hidden, bias = torch.randn(150, 16).to(dtype), torch.randn(5, 16).to(dtype), torch.randn(150).to(dtype)
+    monkeypatch.setattr(module, "CAST_BYTES", 7 * 16 * 4)  # parts of seven tokens
+    logits = Head(weight, bias, 2.0, 30.0)(hidden)
+    expected = Head(weight.float(), bias.float(), 2.0, 30.0)(hidden)
+    assert logits.dtype == torch.float32
+    np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_no_triton_is_said_once_and_torch_does_the_work(monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "triton", None)
+    monkeypatch.delitem(sys.modules, "proxycast.token_stats_triton", raising=False)
+    monkeypatch.delattr("proxycast.token_stats_triton", raising=False)
+    module._import_kernels.cache_clear()
+    try:
+        assert module._import_kernels() is None and module._import_kernels() is None
+        assert caplog.text.count("no Triton") == 1
+    finally:
+        module._import_kernels.cache_clear()
+
+
+@pytest.mark.triton
+def test_the_kernels_of_a_gpu_in_tritons_interpreter():
+    """Where no GPU is; in a process of its own, since the interpreter must be chosen before Triton is imported."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-n", "0", "-p", "no:cacheprovider", Path(__file__).stem + "_triton.py"],
+        cwd=Path(__file__).parent,
+        env=os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    passed = re.search(r"(\d+) passed", done.stdout)
+    assert done.returncode == 0 and passed and int(passed[1]) >= 50, done.stdout + done.stderr

@@ -10,6 +10,7 @@ import polars as pl
 
 from proxycast.compute import training_flops
 from proxycast.config import Corpus, FolderCheckpoint, Plan
+from proxycast.engines import ExtractionOptions, ModelOptions
 from proxycast.engines.model_folder import safetensors_header, weight_files
 from proxycast.options import InputError
 from proxycast.tables import is_whole_parquet
@@ -56,6 +57,13 @@ def scoring_jobs(plan: Plan, checkpoints: list[Checkpoint]) -> dict[str, list[Ch
     for checkpoint in checkpoints:
         jobs.setdefault(checkpoint.run if plan.study.jobs == "run" else checkpoint.corpus, []).append(checkpoint)
     return jobs
+
+
+def extraction_options(plan: Plan, checkpoints: list[Checkpoint]) -> list[ExtractionOptions]:
+    """How each checkpoint is run: the study's options, then what its corpus and what its own entry set over them."""
+    entries = {corpus: plan.corpus(corpus) for corpus in {c.corpus for c in checkpoints}}
+    own = {str(entry.folder): entry.model for corpus in entries.values() for entry in corpus.checkpoints or []}
+    return [plan.study.extraction.over(entries[c.corpus].model, own.get(c.source, ModelOptions())) for c in checkpoints]
 
 
 def weight_inputs(plan: Plan, checkpoints: list[Checkpoint]) -> list[str]:

@@ -6,14 +6,17 @@ whenever anything that it checks has changed.
 """
 
 import json
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import polars as pl
 
-from proxycast.checkpoints import Checkpoint
+from proxycast.checkpoints import Checkpoint, extraction_options
 from proxycast.config import GENERIC_TEXT, Corpus, Plan, Task
-from proxycast.engines.model_folder import check_folder, context_of
+from proxycast.engines import ExtractionOptions
+from proxycast.engines.model_folder import check_folder, context_of, tokenizer_files, vocabulary_of
+from proxycast.engines.tokenizer import TokenizerCache
 from proxycast.miniature.recipes import pool_fingerprint, require_documents
 from proxycast.miniature.suite import CONTEXT
 from proxycast.options import InputError
@@ -40,14 +43,15 @@ def check_inputs(plan: Plan, checkpoints: list[Checkpoint]) -> None:
     solutions = {name: path for name, path in sources.items() if path.exists() or made_here not in path.parents}
     pool, tokenizer = made_here / "pool.parquet", made_here / "tokenizer"
     suite_is_built = suite is not None and table_fingerprint(pool) == pool_fingerprint(suite)
-    folders = [entry.folder for corpus in plan.corpora for entry in corpus.checkpoints or []]
+    given = [c for c in checkpoints if not plan.corpus(c.corpus).recipe]
+    folders = {Path(c.source): options for c, options in zip(given, extraction_options(plan, given))}
     table = study.target.table
 
     # What the suite has made depends on the study alone: only the users' files can change by themselves.
     own = [path for path in (*solutions.values(), table) if path and made_here not in path.parents and path.exists()]
     own += [file for folder in folders for file in sorted(folder.glob("*"))]
     states = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in own]
-    settings = study.target, study.extraction, suite and suite.settings_of_pool()
+    settings = study.target, study.extraction, list(folders.values()), suite and suite.settings_of_pool()
     mark = fingerprint(*settings, plan.corpora, plan.tasks, suite_is_built, states)
     done = plan.results / "checked.json"
     if done.exists() and json.loads(done.read_text()).get("fingerprint") == mark:
@@ -56,8 +60,8 @@ def check_inputs(plan: Plan, checkpoints: list[Checkpoint]) -> None:
     if suite_is_built:
         corpora = {plan.corpus_files[corpus.name]: corpus for corpus in plan.corpora}
         found["documents"] = check_recipes(pl.read_parquet(pool), corpora)
-        found["scored_tokens"] = count_scored_tokens(tokenizer, CONTEXT, paths, study.extraction.tail_tokens)
-    found["folders"] = check_folders(folders, paths, study.extraction.tail_tokens)
+        found["scored_tokens"] = count_scored_tokens(tokenizer, CONTEXT, paths, study.extraction)
+    found["folders"] = check_folders(folders, paths)
     metrics = [study.target.metric, *study.target.other_metrics]
     problems = {name: read_solutions(path) for name, path in solutions.items()}
     if table:
@@ -72,36 +76,46 @@ def check_recipes(pool: pl.DataFrame, corpora: dict[Path, Corpus]) -> dict[str, 
     return {c.name: require_documents(pool, c.recipe, str(file)) for file, c in corpora.items() if c.recipe}
 
 
-def check_folders(folders: Iterable[Path], solutions: list[Path], tail_tokens: int) -> dict[str, int]:
-    """Model folder -> tokens that it will score.
+def check_folders(folders: Mapping[Path, ExtractionOptions], solutions: list[Path]) -> dict[str, int]:
+    """Model folder -> tokens that it will score, with the options that it is read with.
 
-    `InputError` names a folder that is not whole or whose tokenizer does not fit, and a solution that is longer than
-    the model's context. The solutions are tokenised once for each distinct tokenizer and context.
+    `InputError` names a folder that is not whole or whose tokenizer does not fit, and a solution that cannot be scored
+    with it. The solutions are tokenised once for each distinct tokenizer, context and way to read them.
     """
-    scored: dict[tuple[bytes, int], int] = {}
+    scored: dict[str, int] = {}
     found = {}
-    for folder in folders:
+    for folder, options in folders.items():
         check_folder(folder)
-        key = (folder / "tokenizer.json").read_bytes(), context_of(folder)
+        context = min(context_of(folder), options.max_model_len or sys.maxsize)
+        vocabulary = vocabulary_of(folder)
+        reading = options.tail_tokens, options.windowing, options.chat_template, options.trust_remote_code
+        files = {path.name: path for path in tokenizer_files(folder)}
+        key = fingerprint(files, context, vocabulary, reading)
         if key not in scored:
-            scored[key] = count_scored_tokens(folder, key[1], solutions, tail_tokens)
+            scored[key] = count_scored_tokens(folder, context, solutions, options, vocabulary)
         found[str(folder)] = scored[key]
     return found
 
 
-def count_scored_tokens(tokenizer: Path, context: int, solutions: list[Path], tail_tokens: int) -> int:
-    """Tokens that will be scored with the tokenizer in a folder.
+def count_scored_tokens(
+    tokenizer: Path,
+    context: int,
+    solutions: list[Path],
+    options: ExtractionOptions,
+    vocabulary: int | None = None,
+) -> int:
+    """Tokens that will be scored with the tokenizer in a folder, by a model of this context and vocabulary.
 
-    `InputError` names a solution, or a choice, that is empty or, with its prompt, longer than `context` tokens.
+    `InputError` names a solution, or a choice, that cannot be scored: `solutions.tokenize` says when.
     """
-    from transformers import AutoTokenizer
-
-    fast = AutoTokenizer.from_pretrained(tokenizer, local_files_only=True, trust_remote_code=False)
+    fast = TokenizerCache(options.trust_remote_code).load(tokenizer)
     rows = [(f"{path}: {s.id}", s) for path in solutions for s in read_solutions(path)]
     texts = [(where, s.prompt, s.solution) for where, s in rows]
     choices = [(f"{where}, choice {n}", s.prompt, c) for where, s in rows for n, c in enumerate(s.choices or [], 1)]
-    tokenize(choices, fast, context)
-    return sum(sequence.stop - sequence.start for sequence in tokenize(texts, fast, context, tail_tokens))
+    reading = dict(windowing=options.windowing, chat_template=options.chat_template, vocabulary=vocabulary)
+    tokenize(choices, fast, context, **reading)
+    scored = tokenize(texts, fast, context, options.tail_tokens, **reading)
+    return sum(sequence.stop - sequence.start for sequence in scored)
 
 
 def check_measurable(tasks: list[Task], solutions: dict[str, list[Solution]], metrics: Iterable[str]) -> None:

@@ -13,7 +13,7 @@ from typing import Literal, TypeVar
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
-from proxycast.engines import ExtractionOptions
+from proxycast.engines import ExtractionOptions, ModelOptions
 from proxycast.miniature.suite import FAMILY_NAMES, Recipe, Suite
 from proxycast.options import InputError, Options, SafeName
 from proxycast.proxies import STATISTICS, WEIGHTINGS, ProxyOptions
@@ -35,6 +35,9 @@ class FolderCheckpoint(Options):
     parameters: int | None = Field(
         None, gt=0, description="N without the input embedding; counted from the weights if absent"
     )
+    model: ModelOptions = Field(
+        ModelOptions(), description="how this checkpoint is run, where it differs from the corpus and the study"
+    )
 
 
 class Corpus(Options):
@@ -46,6 +49,9 @@ class Corpus(Options):
     family: str | None = Field(None, description="model family of the checkpoints; the suite's own is 'llama'")
     recipe: Recipe | None = Field(None, description="miniature suite: sources, filters and weights")
     checkpoints: list[FolderCheckpoint] | None = Field(None, min_length=1, description="models trained elsewhere")
+    model: ModelOptions = Field(
+        ModelOptions(), description="how its checkpoints are run, where that differs from `extraction` of the study"
+    )
 
     @model_validator(mode="after")
     def _one_origin(self) -> "Corpus":

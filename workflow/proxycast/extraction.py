@@ -32,11 +32,11 @@ def extract(
     and options; else it is made again. Every folder is checked before the first model runs.
     """
     texts = {task: [(s.id, s.prompt, s.solution) for s in solutions] for task, solutions in tasks.items()}
-    # Batch size and device change the numbers by rounding only: a rerun with less memory keeps its parts.
-    settings = options.model_dump(exclude={"batch_tokens", "device"})
     tokenized = TokenizedTexts(
         {task: [(f"{task}/{s.id}", s.prompt, s.solution) for s in solutions] for task, solutions in tasks.items()},
         options.tail_tokens,
+        options.windowing,
+        options.chat_template,
     )
 
     def measure(checkpoint: str, folder: Path) -> Iterator[pl.DataFrame]:
@@ -44,7 +44,8 @@ def extract(
         for task, sequences in tokenized.for_engine(engine).items():
             yield _with_keys(engine.token_stats(sequences), checkpoint, task)
 
-    return walk(checkpoints, len(tasks), measure, fingerprint(REVISION, texts, settings), parts_dir)
+    made_from = fingerprint(REVISION, texts, options.that_change_results())
+    return walk(checkpoints, len(tasks), measure, made_from, parts_dir)
 
 
 def walk(
@@ -84,17 +85,25 @@ class TokenizedTexts:
     `texts`: task -> (key, prompt, continuation), as `solutions.tokenize` takes them.
     """
 
-    def __init__(self, texts: Mapping[str, Sequence[tuple[str, str, str]]], tail_tokens: int | None = None):
-        self.texts, self.tail_tokens = texts, tail_tokens
-        self.tokenizer = self.context = None
+    def __init__(
+        self,
+        texts: Mapping[str, Sequence[tuple[str, str, str]]],
+        tail_tokens: int | None = None,
+        windowing: bool = True,
+        chat_template: bool = False,
+    ):
+        self.texts = texts
+        self.reading = dict(tail_tokens=tail_tokens, windowing=windowing, chat_template=chat_template)
+        self.tokenizer = self.limits = None
 
     def for_engine(self, engine: Engine) -> dict[str, list[ScoredSequence]]:
-        if engine.tokenizer is not self.tokenizer or engine.context != self.context:
-            self.tokenizer, self.context = engine.tokenizer, engine.context
+        limits = dict(context=engine.context, vocabulary=engine.vocabulary)
+        if engine.tokenizer is not self.tokenizer or limits != self.limits:
+            self.tokenizer = None  # until all is tokenised, nothing is kept
             self.sequences = {
-                task: tokenize(texts, self.tokenizer, self.context, self.tail_tokens)
-                for task, texts in self.texts.items()
+                task: tokenize(texts, engine.tokenizer, **limits, **self.reading) for task, texts in self.texts.items()
             }
+            self.tokenizer, self.limits = engine.tokenizer, limits
         return self.sequences
 
 

@@ -7,8 +7,12 @@ covers.
 """
 
 import json
+import logging
+import os
+import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from datetime import date
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Self
@@ -22,6 +26,11 @@ from proxycast.tables import atomic, is_whole_parquet
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
+
+log = logging.getLogger(__name__)
+
+# What a chat template that writes today's date is told: the same text, and so the same result, on every day.
+TEMPLATE_DATE = date(2025, 1, 1)
 
 
 def _encodable(text: str) -> str:
@@ -157,10 +166,12 @@ def _solution(row: object, where: str) -> Solution:
 
 @dataclass(frozen=True, eq=False)
 class ScoredSequence:
-    """The tokens of `prompt + continuation`; those at `start` to `stop - 1`, all of the continuation, are scored.
+    """Tokens that a model reads at once; those at `start` to `stop - 1`, all of a continuation, are scored.
 
     token_ids: int64, (T,), the whole sequence as the model reads it; start >= 1 because the first token has no context.
     token_bytes: int32, (stop - start,), UTF-8 bytes of the continuation that each scored token covers.
+    offset: a scored token's `position` in the tables is `offset` plus its index in `token_ids`, so that the windows of
+        one long text keep the text's own positions.
     """
 
     key: str
@@ -168,6 +179,7 @@ class ScoredSequence:
     start: int
     stop: int
     token_bytes: np.ndarray
+    offset: int = 0
 
 
 def tokenize(
@@ -176,69 +188,142 @@ def tokenize(
     context: int,
     tail_tokens: int | None = None,
     batch_size: int = 1024,
+    windowing: bool = True,
+    chat_template: bool = False,
+    vocabulary: int | None = None,
 ) -> list[ScoredSequence]:
     """Tokenise each (key, prompt, continuation) as one text; score the continuation's last `tail_tokens` tokens.
 
     Two tokenisations glued together are not what a model would read. One tokenisation can put the end of the prompt and
     the start of the continuation into one token: such a token is scored (our choice), and counts the bytes of the
     continuation alone. Special tokens that the tokenizer puts in front (BOS) stay, those that it puts behind (EOS) go.
-    Raises InputError, naming the key, for a text of more than `context` tokens and for one that leaves nothing to
-    score.
+
+    `windowing`: a text of more than `context` tokens is read in windows: several sequences with the text's key, in
+    order, laid from the end. A window holds the special tokens in front once more, then as many tokens as fit, and
+    scores those with at least half a context in front of them. The window before it ends where these start. The first
+    window is the one that scores the first token to be scored; where that leaves it less than a context to read, it is
+    the text's beginning. So every token is scored once and sees at least half a context, or all that there is, and a
+    tail of up to half a context takes one window, the last `context` tokens. Without `windowing` it is an error.
+
+    `chat_template`: the prompt goes through the tokenizer's chat template, the continuation follows as it is. The
+    template writes the special tokens; the tokenizer adds none.
+
+    Raises InputError, naming the key, for a text that leaves nothing to score, whose scored tokens do not decode to it,
+    or that has a token id of `vocabulary` (the number of embeddings, None: any) or above.
     """
     _require_fast(tokenizer)
-    remaining = iter(texts)
-    sequences: list[ScoredSequence] = []
+    remaining, sequences = iter(texts), []
+    read, longer = 0, []  # texts, and keys of those that are longer than the context
     while batch := list(islice(remaining, batch_size)):
-        encodings = _encode([prompt + continuation for _, prompt, continuation in batch], tokenizer)
-        for (key, prompt, continuation), (token_ids, offsets, special) in zip(batch, encodings):
-            sequence = _scored_sequence(key, prompt, continuation, token_ids, offsets, special, tail_tokens)
-            if len(sequence.token_ids) > context:
-                raise InputError(
-                    f"{key}: found {len(sequence.token_ids)} tokens of prompt and solution; "
-                    f"the model's context holds {context}"
-                )
-            if sequence.start >= sequence.stop:
-                raise InputError(
-                    f"{key}: no token is left to score; a solution needs a token that follows another, "
-                    "of the prompt or its own"
-                )
-            sequences.append(sequence)
+        tails = _tails(batch, tokenizer, tail_tokens, chat_template)
+        for tail in tails:
+            _require_known(tail.sequence, tokenizer, vocabulary)
+        _require_round_trip(tails, tokenizer)
+        read += len(tails)
+        for tail in tails:
+            fits = len(tail.sequence.token_ids) <= context
+            sequences += [tail.sequence] if fits else _windows(tail, context, windowing)
+            longer += [] if fits else [tail.sequence.key]
+    if longer:
+        log.warning(
+            "%d of %d texts are longer than the model's context of %d tokens and are read in windows, first %s",
+            len(longer),
+            read,
+            context,
+            longer[0],
+        )
     return sequences
 
 
-def prompt_tokens(prompts: list[str], tokenizer: "PreTrainedTokenizerFast") -> list[np.ndarray]:
+def prompt_tokens(
+    prompts: list[str], tokenizer: "PreTrainedTokenizerFast", chat_template: bool = False
+) -> list[np.ndarray]:
     """Token ids (int64) of each prompt, ready to be continued: special tokens in front stay, those behind go."""
     _require_fast(tokenizer)
-    return [token_ids[: _content(special)[1]] for token_ids, _, special in _encode(prompts, tokenizer)]
+    texts = _chat_prompts(prompts, tokenizer) if chat_template else prompts
+    return [encoding.token_ids for encoding in _encode(texts, tokenizer, special_tokens=not chat_template)]
 
 
 def _require_fast(tokenizer: "PreTrainedTokenizerFast") -> None:
     if not getattr(tokenizer, "is_fast", False):
         raise InputError(
-            f"{type(tokenizer).__name__} of {getattr(tokenizer, 'name_or_path', '') or 'the model'}: a slow tokenizer, "
+            f"{type(tokenizer).__name__} of {_name(tokenizer)}: a slow tokenizer, "
             "which knows no character offsets; give a folder with a tokenizer.json"
         )
 
 
-def _encode(
-    texts: list[str], tokenizer: "PreTrainedTokenizerFast"
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """For each text: token ids (T,), spans in characters (T, 2), and which tokens the tokenizer added itself (T,)."""
+def _name(tokenizer: "PreTrainedTokenizerFast") -> str:
+    return getattr(tokenizer, "name_or_path", "") or "the model"
+
+
+def _chat_prompts(prompts: list[str], tokenizer: "PreTrainedTokenizerFast") -> list[str]:
+    """Each prompt as a user's message in the tokenizer's chat template, up to where the answer starts."""
+    from jinja2 import TemplateError
+
+    if not tokenizer.chat_template:
+        raise InputError(
+            f"{_name(tokenizer)}: this tokenizer has no chat template; give chat_template: false, or a checkpoint "
+            "with a chat_template in tokenizer_config.json or in chat_template.jinja"
+        )
+    written: dict[str, str] = {}  # the choices of a problem share their prompt
+    for prompt in prompts:
+        if prompt in written:
+            continue
+        try:
+            written[prompt] = tokenizer.apply_chat_template(
+                [{"role": "user", "content": prompt}],
+                tokenize=False,
+                add_generation_prompt=True,
+                strftime_now=TEMPLATE_DATE.strftime,
+            )
+        except (TemplateError, ValueError, TypeError) as error:
+            raise InputError(
+                f"{_name(tokenizer)}: its chat template refuses a single user message ({error}); give "
+                "chat_template: false, or another checkpoint"
+            ) from None
+    return [written[prompt] for prompt in prompts]
+
+
+@dataclass(frozen=True, eq=False)
+class _Encoding:
+    """One text in tokens, without special tokens that the tokenizer put behind.
+
+    token_ids: int64, (T,); spans: int64, (T, 2), first and one-past-last character of each token;
+    leading: special tokens in front, which stand before any part of the text.
+    """
+
+    token_ids: np.ndarray
+    spans: np.ndarray
+    leading: int
+
+
+def _encode(texts: list[str], tokenizer: "PreTrainedTokenizerFast", special_tokens: bool) -> Iterator[_Encoding]:
+    """Each text's encoding, with the special tokens of the tokenizer itself, or with none but those in the text."""
     if not texts:
         return
     _keep_spaces_in_offsets(tokenizer)
     encoded = tokenizer(
         texts,
+        add_special_tokens=special_tokens,
         return_offsets_mapping=True,
         return_special_tokens_mask=True,
         padding=False,
         truncation=False,
         verbose=False,
     )
-    for token_ids, offsets, special in zip(
+    bos = tokenizer.bos_token_id
+    for token_ids, spans, special in zip(
         encoded["input_ids"], encoded["offset_mapping"], encoded["special_tokens_mask"]
     ):
-        yield np.array(token_ids, np.int64), np.array(offsets, np.int64).reshape(-1, 2), np.array(special, bool)
+        # The mask marks what the tokenizer added, never a special token that stands in the text.
+        content = np.flatnonzero(~np.array(special, bool))
+        first, stop = (int(content[0]), int(content[-1]) + 1) if len(content) else (0, 0)
+        written = not special_tokens and token_ids[:1] == [bos]  # a BOS that a chat template wrote
+        yield _Encoding(
+            np.array(token_ids[:stop], np.int64),
+            np.array(spans[:stop], np.int64).reshape(-1, 2),
+            int(written) if first == 0 else first,
+        )
 
 
 def _keep_spaces_in_offsets(tokenizer: "PreTrainedTokenizerFast") -> None:
@@ -250,36 +335,74 @@ def _keep_spaces_in_offsets(tokenizer: "PreTrainedTokenizerFast") -> None:
         tokenizer.backend_tokenizer.post_processor = processor
 
 
-def _content(special: np.ndarray) -> tuple[int, int]:
-    """First and one-past-last index of the tokens that stand for text, between the special ones around them."""
-    content = np.flatnonzero(~special)
-    return (int(content[0]), int(content[-1]) + 1) if len(content) else (0, 0)
+@dataclass(frozen=True, eq=False)
+class _Tail:
+    """A whole text with its scored tokens, not yet cut into windows.
+
+    leading: special tokens that each window repeats; text: what of the continuation the scored tokens stand for, and
+    must decode to; prompt_characters: those of the prompt in the first scored token.
+    """
+
+    sequence: ScoredSequence
+    leading: int
+    text: str
+    prompt_characters: int
 
 
-def _scored_sequence(
-    key: str,
-    prompt: str,
-    continuation: str,
-    token_ids: np.ndarray,
-    offsets: np.ndarray,
-    special: np.ndarray,
+def _tails(
+    batch: list[tuple[str, str, str]],
+    tokenizer: "PreTrainedTokenizerFast",
     tail_tokens: int | None,
-) -> ScoredSequence:
-    first, stop = _content(special)
-    boundary, length = len(prompt), len(prompt) + len(continuation)
+    chat_template: bool,
+) -> list[_Tail]:
+    prompts = [prompt for _, prompt, _ in batch]
+    if chat_template:
+        prompts = _chat_prompts(prompts, tokenizer)
+    texts = [prompt + continuation for prompt, (_, _, continuation) in zip(prompts, batch)]
+    added = frozenset(tokenizer.added_tokens_decoder)
+    return [
+        _tail(key, len(prompt), continuation, encoding, tail_tokens, added)
+        for (key, _, continuation), prompt, encoding in zip(
+            batch, prompts, _encode(texts, tokenizer, special_tokens=not chat_template)
+        )
+    ]
+
+
+def _tail(
+    key: str,
+    boundary: int,
+    continuation: str,
+    encoding: _Encoding,
+    tail_tokens: int | None,
+    added: frozenset[int],
+) -> _Tail:
+    """The scored tokens of a text whose continuation starts at the character `boundary`."""
+    token_ids, stop = encoding.token_ids, len(encoding.token_ids)
     # A character cut over several tokens is in the span of each: it counts for the first of them, the others add no
-    # bytes. A character in no span (dropped by the tokenizer's normalisation) counts for the token that follows it, or
-    # for the last one.
-    ends = np.maximum.accumulate(offsets[first:stop, 1])
-    ends[-1:] = length
+    # bytes.
+    ends = np.maximum.accumulate(encoding.spans[:, 1])
     # A second piece of the prompt's last character ends at the boundary; a second piece of the continuation's first one
     # ends past it.
-    start = max(first + int(np.searchsorted(ends, boundary, side="right")), 1)
+    start = int(np.searchsorted(ends, boundary, side="right"))
+    # Some special tokens swallow the white space behind them. One that stands in the prompt is no part of the solution.
+    if start < stop and encoding.spans[start, 0] < boundary and int(token_ids[start]) in added:
+        ends[start] = boundary
+        start += 1
+    start = max(start, 1)
     if tail_tokens is not None:
         start = max(start, stop - tail_tokens)
-    covered = _utf8_positions(continuation)[np.maximum(ends - boundary, 0)]
-    token_bytes = np.diff(covered, prepend=0)[start - first :].astype(np.int32)
-    return ScoredSequence(key, token_ids[:stop], start, stop, token_bytes)
+    if start >= stop:
+        raise InputError(
+            f"{key}: no token is left to score; a solution needs a token that follows another, of the prompt or its own"
+        )
+    characters = np.maximum(ends - boundary, 0)  # of the continuation, read with each token: (T,)
+    token_bytes = np.diff(_utf8_positions(continuation)[characters])[start - 1 :].astype(np.int32)
+    return _Tail(
+        ScoredSequence(key, token_ids, start, stop, token_bytes),
+        encoding.leading,
+        continuation[characters[start - 1] :],
+        max(boundary - int(encoding.spans[start, 0]), 0),
+    )
 
 
 def _utf8_positions(text: str) -> np.ndarray:
@@ -287,3 +410,82 @@ def _utf8_positions(text: str) -> np.ndarray:
     code_points = np.frombuffer(text.encode("utf-32-le"), np.uint32)
     lengths = 1 + (code_points >= 0x80).astype(np.int64) + (code_points >= 0x800) + (code_points >= 0x10000)
     return np.concatenate([[0], np.cumsum(lengths)])
+
+
+def _windows(tail: _Tail, context: int, windowing: bool) -> list[ScoredSequence]:
+    """The windows of a text longer than `context`, in order; `tokenize` has the rule."""
+    whole, half = tail.sequence, context // 2
+    if not windowing:
+        raise InputError(
+            f"{whole.key}: found {whole.stop} tokens of prompt and solution; the model's context holds {context}; "
+            "set extraction.windowing: true, raise max_model_len or drop the solution"
+        )
+    if half < max(tail.leading, 1):
+        raise InputError(f"{whole.key}: a context of {context} tokens is too short to be read in windows; give more")
+    windows, stop = [], whole.stop
+    while stop > whole.start:
+        # The text's tokens that the window reads start at `first`, behind `leading` repeated ones.
+        first, leading, start = 0, 0, whole.start
+        if stop > context:
+            first, leading = stop - (context - tail.leading), tail.leading
+            start = max(start, stop - (context - half))
+        token_ids = np.concatenate([whole.token_ids[:leading], whole.token_ids[first:stop]])
+        token_bytes = whole.token_bytes[start - whole.start : stop - whole.start]
+        offset = first - leading
+        windows.append(ScoredSequence(whole.key, token_ids, start - offset, stop - offset, token_bytes, offset))
+        stop = start
+    return windows[::-1]
+
+
+def _require_known(sequence: ScoredSequence, tokenizer: "PreTrainedTokenizerFast", vocabulary: int | None) -> None:
+    """A tokenizer may have tokens that the model has no embedding for, such as those for images, but not use them."""
+    largest = int(sequence.token_ids.max())
+    if vocabulary is not None and largest >= vocabulary:
+        raise InputError(
+            f"{sequence.key}: found the token {tokenizer.convert_ids_to_tokens(largest)!r} with id {largest}, but "
+            f"{_name(tokenizer)} has {vocabulary} embeddings (vocab_size in config.json); remove it from the text, or "
+            "take the tokenizer that belongs to the model"
+        )
+
+
+def _require_round_trip(tails: list[_Tail], tokenizer: "PreTrainedTokenizerFast") -> None:
+    """Raise InputError where the scored tokens do not decode to the text that they stand for.
+
+    Then the model would not read what the expert wrote: characters are unknown to the tokenizer, dropped, or changed.
+    """
+    decoder = tokenizer.backend_tokenizer
+    # One token more in front: SentencePiece's decoders strip a space off the first one.
+    scored = [tail.sequence.token_ids[tail.sequence.start - 1 :].tolist() for tail in tails]
+    for tail, decoded in zip(tails, decoder.decode_batch(scored, skip_special_tokens=False)):
+        # Tokens can start inside a character whose other bytes only decode together with those in front of them.
+        if not decoded.endswith(tail.text) and not decoder.decode(
+            tail.sequence.token_ids.tolist(), skip_special_tokens=False
+        ).endswith(tail.text):
+            raise InputError(_difference(tail, tokenizer))
+
+
+def _difference(tail: _Tail, tokenizer: "PreTrainedTokenizerFast") -> str:
+    """What to tell of a text that its scored tokens do not decode to: the first place, why, and what would work."""
+    sequence, text, decode = tail.sequence, tail.text, tokenizer.backend_tokenizer.decode
+    scored = sequence.token_ids[sequence.start - 1 :].tolist()
+    in_front = decode(scored[:1], skip_special_tokens=False)
+    decoded = decode(scored, skip_special_tokens=False).removeprefix(in_front)[tail.prompt_characters :]
+    same = len(os.path.commonprefix([text, decoded]))
+    place = max(same - 5, 0)
+    return (
+        f"{sequence.key}: the tokenizer of {_name(tokenizer)} does not give the solution back: it has "
+        f"{text[place : place + 30]!r} where the tokens decode to {decoded[place : place + 30]!r}"
+        f"{_normalisation(text, tokenizer)}; take a checkpoint with another tokenizer, or remove or replace these "
+        "characters in the solution"
+    )
+
+
+def _normalisation(text: str, tokenizer: "PreTrainedTokenizerFast") -> str:
+    """Says that the tokenizer normalises `text`, apart from SentencePiece's mark for a space, and to which form."""
+    normalizer = tokenizer.backend_tokenizer.normalizer
+    normalised = text if normalizer is None else normalizer.normalize_str(text)
+    if normalised.replace("\u2581", " ").strip() == text.replace("\u2581", " ").strip():
+        return ""
+    forms = [form for form in ("NFC", "NFKC") if unicodedata.normalize(form, text) != text]
+    same = [form for form in forms if unicodedata.normalize(form, text) == normalised]
+    return " (it normalises the text" + (f" to Unicode {same[0]}: write the solution so)" if same else ")")

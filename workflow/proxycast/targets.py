@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 
 from proxycast.config import Task
-from proxycast.engines import Engine
+from proxycast.engines import Engine, ExtractionOptions
 from proxycast.extraction import TokenizedTexts, walk
 from proxycast.options import InputError
 from proxycast.solutions import ScoredSequence, Solution, tokenize
@@ -62,6 +62,7 @@ def evaluate_checkpoints(
     checkpoints: Sequence[tuple[str, Path]],
     tasks: Sequence[Task],
     solutions: Mapping[str, Sequence[Solution]],
+    options: ExtractionOptions,
     generate: Collection[str],
     parts_dir: Path,
 ) -> pl.DataFrame:
@@ -70,7 +71,8 @@ def evaluate_checkpoints(
     Exact match, which needs generation, is measured only for the checkpoints in `generate`.
     """
     problems = {task.name: [solution.model_dump() for solution in solutions[task.name]] for task in tasks}
-    choices = TokenizedTexts({task.name: choice_texts(task.name, solutions[task.name]) for task in tasks})
+    texts = {task.name: choice_texts(task.name, solutions[task.name]) for task in tasks}
+    choices = TokenizedTexts(texts, windowing=options.windowing, chat_template=options.chat_template)
 
     def measure(checkpoint: str, folder: Path) -> Iterator[pl.DataFrame]:
         engine.load(folder)
@@ -80,7 +82,8 @@ def evaluate_checkpoints(
             yield evaluate(engine, checkpoint, folder, name, solutions[name], pattern, task.max_new_tokens, tokens)
 
     settings = [task.model_dump(include={"name", "answer_pattern", "max_new_tokens"}) for task in tasks]
-    return walk(checkpoints, len(tasks), measure, fingerprint(problems, settings, sorted(generate)), parts_dir)
+    made_from = fingerprint(problems, settings, options.that_change_results(), sorted(generate))
+    return walk(checkpoints, len(tasks), measure, made_from, parts_dir)
 
 
 def chance_accuracy(solutions: Mapping[str, Sequence[Solution]]) -> float | None:
@@ -123,7 +126,7 @@ def choice_texts(task: str, solutions: Sequence[Solution]) -> list[tuple[str, st
 
 
 def _log_probabilities(engine: Engine, sequences: Sequence[ScoredSequence]) -> list[float]:
-    """Log-probability (nats) of the scored tokens of every sequence, in order."""
+    """Log-probability (nats) of the scored tokens of every text, in order; a long text has several sequences."""
     stats = engine.token_stats(sequences)
     return stats.group_by("key", maintain_order=True).agg(pl.col("logprob").cast(pl.Float64).sum())["logprob"].to_list()
 

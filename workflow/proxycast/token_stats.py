@@ -2,19 +2,26 @@
 
 All is reduced in float32, over the whole vocabulary: ranks from bfloat16 logits drown in ties, and an entropy from the
 top k is a bound. The number of passes over the vocabulary decides the speed, so the largest two entries come from one
-pass over blocks, exponentials are taken once, and work goes through chunks that stay in a processor's cache.
+pass over blocks, exponentials are taken once, and work goes through chunks that stay in a processor's cache. On a GPU,
+`token_stats_triton` does all in one pass; where Triton is missing, what is here runs there too, with the same result.
 """
 
+import functools
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import ModuleType
 from typing import NamedTuple
 
 import torch
+
+log = logging.getLogger(__name__)
 
 BLOCK = 64  # entries per block in the search for the two largest
 SCRATCH_BYTES_CPU = 4 << 20  # stays in the cache of a CPU: 1.5 times as fast as all rows at once
 HEAD_BYTES_CPU = 32 << 20  # rows enough for a fast matrix product, in memory that malloc uses again
 SCRATCH_BYTES_GPU, HEAD_BYTES_GPU = 256 << 20, 1 << 30  # a GPU wants few large kernels; not measured
+CAST_BYTES = 256 << 20  # float32 weights that a head of another type holds at a time
 
 
 class TokenStats(NamedTuple):
@@ -43,7 +50,10 @@ class NonFiniteLogits(ValueError):
 
 @dataclass(frozen=True)
 class Head:
-    """The map from a last hidden state (n, d) to logits (n, V), always in float32. weight: (V, d); bias: (V,)."""
+    """The map from a last hidden state (n, d) to logits (n, V), always in float32. weight: (V, d); bias: (V,).
+
+    The weights stay in the type they have: a float32 copy of them would be gigabytes.
+    """
 
     weight: torch.Tensor
     bias: torch.Tensor | None = None
@@ -51,7 +61,7 @@ class Head:
     softcap: float | None = None
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
-        return self.adjust(torch.nn.functional.linear(hidden.float(), self.weight, self.bias))
+        return self.adjust(self._product(hidden))
 
     def adjust(self, logits: torch.Tensor) -> torch.Tensor:
         """What some architectures do to the head's product: scale it, then squash it into (-softcap, softcap)."""
@@ -59,25 +69,29 @@ class Head:
             logits = logits * self.scale
         return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
 
+    def _product(self, hidden: torch.Tensor) -> torch.Tensor:
+        bias = None if self.bias is None else self.bias.float()
+        if self.weight.dtype == torch.float32:
+            return torch.nn.functional.linear(hidden.float(), self.weight, bias)
+        if self.weight.is_cuda and hidden.dtype == self.weight.dtype:
+            # Products of two 16-bit numbers are exact in float32, and so they are summed.
+            logits = torch.mm(hidden, self.weight.T, out_dtype=torch.float32)
+        else:
+            hidden = hidden.float()
+            parts = self.weight.split(max(1, CAST_BYTES // (4 * self.weight.shape[1])))
+            logits = torch.cat([hidden @ part.float().T for part in parts], dim=1)
+        return logits if bias is None else logits.add_(bias)
 
-def token_stats(logits: torch.Tensor, targets: torch.Tensor) -> TokenStats:
-    """Six statistics for each row of `logits` (n, V), V >= 2, at the token `targets` (n,). Raises NonFiniteLogits for
-    the first bad row.
 
-    A logit may be -infinity (a masked token, probability 0) except the target's.
+def token_stats(logits: torch.Tensor, targets: torch.Tensor, check: bool = True) -> TokenStats:
+    """Six statistics for each row of `logits` (n, V), V >= 2, at the token `targets` (n,).
+
+    A logit may be -infinity (a masked token, probability 0) except the target's. Raises NonFiniteLogits for the first
+    bad row; with `check` false nothing waits for a GPU, and the caller owes a `check_finite`.
     """
-    rows, vocabulary = logits.shape
-    chunk = _chunk_rows(SCRATCH_BYTES_CPU if logits.device.type == "cpu" else SCRATCH_BYTES_GPU, vocabulary)
-    scratch = torch.empty(2, min(chunk, rows), vocabulary, dtype=torch.float32, device=logits.device)
-    parts = []
-    for start in range(0, max(rows, 1), chunk):
-        part = logits[start : start + chunk]
-        parts.append(_reduce(part.float(), targets[start : start + chunk], *scratch[:, : len(part)]))
-    stats = TokenStats(*(torch.cat(column) for column in zip(*parts)))
-    bad = ~(torch.isfinite(stats.logprob) & torch.isfinite(stats.entropy))
-    if bad.any():
-        raise NonFiniteLogits(int(bad.nonzero()[0]))
-    return stats
+    kernels = _kernels(logits.device)
+    stats = _token_stats(logits, targets) if kernels is None else kernels.from_logits(logits, targets)
+    return check_finite(stats) if check else stats
 
 
 def token_stats_from_hidden(
@@ -86,17 +100,61 @@ def token_stats_from_hidden(
     targets: torch.Tensor,
     vocabulary: int,
     chunk_bytes: int | None = None,
+    check: bool = True,
 ) -> TokenStats:
-    """`token_stats(head(hidden), targets)` for hidden (n, d), with `chunk_bytes` of float32 logits at a time."""
-    if chunk_bytes is None:
-        chunk_bytes = HEAD_BYTES_CPU if hidden.device.type == "cpu" else HEAD_BYTES_GPU
-    chunk = _chunk_rows(chunk_bytes, vocabulary)
+    """`token_stats(head(hidden), targets, check)` for hidden (n, d), with `chunk_bytes` of float32 logits at a time.
+
+    Without any logits in memory on a GPU, where `head` is a `Head` with 16-bit weights. (For float32 weights, which
+    tensor cores do not multiply, the library's own product is the faster one.)
+    """
+    kernels = _kernels(hidden.device)
+    if kernels is not None and isinstance(head, Head) and hidden.dtype == head.weight.dtype and hidden.itemsize == 2:
+        stats = kernels.fused(hidden, head.weight, targets, head.bias, head.scale, head.softcap)
+    else:
+        if chunk_bytes is None:
+            chunk_bytes = HEAD_BYTES_CPU if hidden.device.type == "cpu" else HEAD_BYTES_GPU
+        chunk = _chunk_rows(chunk_bytes, vocabulary)
+        parts = [
+            token_stats(head(hidden[start : start + chunk]), targets[start : start + chunk], check=False)
+            for start in range(0, max(len(hidden), 1), chunk)
+        ]
+        stats = TokenStats(*(torch.cat(column) for column in zip(*parts)))
+    return check_finite(stats) if check else stats
+
+
+def check_finite(stats: TokenStats) -> TokenStats:
+    """The same statistics; raises NonFiniteLogits for the first row whose logits were bad. Waits for a GPU."""
+    bad = ~(torch.isfinite(stats.logprob) & torch.isfinite(stats.entropy))
+    if bad.any():
+        raise NonFiniteLogits(int(bad.nonzero()[0]))
+    return stats
+
+
+def _kernels(device: torch.device) -> ModuleType | None:
+    """The Triton kernels, for tensors on a GPU that they run on."""
+    if device.type != "cuda" or torch.version.hip or torch.cuda.get_device_capability(device) < (8, 0):
+        return None
+    return _import_kernels()
+
+
+@functools.cache
+def _import_kernels() -> ModuleType | None:
+    try:
+        from proxycast import token_stats_triton
+    except ImportError as error:
+        log.warning("no Triton (%s): statistics are computed by plain torch, slower and in more memory", error)
+        return None
+    return token_stats_triton
+
+
+def _token_stats(logits: torch.Tensor, targets: torch.Tensor) -> TokenStats:
+    rows, vocabulary = logits.shape
+    chunk = _chunk_rows(SCRATCH_BYTES_CPU if logits.device.type == "cpu" else SCRATCH_BYTES_GPU, vocabulary)
+    scratch = torch.empty(2, min(chunk, rows), vocabulary, dtype=torch.float32, device=logits.device)
     parts = []
-    for start in range(0, max(len(hidden), 1), chunk):
-        try:
-            parts.append(token_stats(head(hidden[start : start + chunk]), targets[start : start + chunk]))
-        except NonFiniteLogits as error:
-            raise NonFiniteLogits(start + error.row) from None
+    for start in range(0, max(rows, 1), chunk):
+        part = logits[start : start + chunk]
+        parts.append(_reduce(part.float(), targets[start : start + chunk], *scratch[:, : len(part)]))
     return TokenStats(*(torch.cat(column) for column in zip(*parts)))
 
 
@@ -121,9 +179,11 @@ def _reduce(logits: torch.Tensor, targets: torch.Tensor, shifted: torch.Tensor, 
     rest = scratch.sum(1)  # s, (n,)
     log_total = torch.log1p(rest)
     weighted = scratch.mul_(shifted)
-    total = weighted.sum(1)  # sum of z exp z, (n,)
-    if total.isnan().any():
-        total = weighted.nansum(1)  # 0 * -infinity of masked tokens; NaN logits still show in logprob
+    # Sum of z exp z, (n,). 0 * -infinity of masked tokens is NaN, and left out; NaN logits still show in logprob. On a
+    # CPU the slower sum is only for those who need it; on a GPU, to ask would be to wait.
+    total = weighted.nansum(1) if weighted.is_cuda else weighted.sum(1)
+    if not weighted.is_cuda and total.isnan().any():
+        total = weighted.nansum(1)
     return TokenStats(
         logprob=(target - largest).squeeze(1) - log_total,
         max_logprob=-log_total,

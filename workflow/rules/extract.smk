@@ -18,7 +18,7 @@ rule score:
     params:
         checkpoints=lambda wildcards: [vars(checkpoint) for checkpoint in JOBS[wildcards.job]],
         tasks=[task.model_dump(mode="json") for task in PLAN.tasks],
-        extraction=STUDY.extraction.model_dump(),
+        extraction=lambda wildcards: [o.model_dump() for o in extraction_options(PLAN, JOBS[wildcards.job])],
         target=STUDY.target.model_dump(mode="json"),
         parts=f"{RESULTS}/parts/{{job}}",
     script:

@@ -1,20 +1,24 @@
 """Engines: a checkpoint's folder and token sequences in, token statistics out. Importing this imports no torch."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
+import numpy as np
 import polars as pl
 from pydantic import Field
 
-from proxycast.engines.model_folder import check_folder
-from proxycast.options import Options
+from proxycast.options import InputError, Options, SafeName
 from proxycast.solutions import ScoredSequence
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-__all__ = ["TOKEN_STATS_SCHEMA", "Engine", "ExtractionOptions", "check_folder", "make_engine"]
+log = logging.getLogger(__name__)
+
+# The fields of `token_stats.TokenStats`, which this module must not import.
+STATISTICS = ("logprob", "max_logprob", "second_logprob", "entropy", "n_greater", "n_equal")
 
 # What an engine returns for each scored token. `position`: index of the token in its sequence; `bytes`: UTF-8 bytes of
 # the continuation that the token covers; log-probabilities and entropy in nats; `n_equal` counts the token itself;
@@ -34,22 +38,58 @@ TOKEN_STATS_SCHEMA = {
 }
 
 
-class ExtractionOptions(Options):
+class ModelOptions(Options):
+    """How one model is run. A study sets them for all; a corpus or one of its checkpoints sets its own over them."""
+
+    engine: Literal["auto", "transformers", "vllm"] = Field(
+        "transformers",
+        description="what runs the model; auto: vLLM on a GPU where it supports the model, else transformers",
+    )
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "float32", description="type of the weights and hidden states; logits are always float32"
+    )
+    chat_template: bool = Field(
+        False, description="post-trained models: the prompt goes through the tokenizer's chat template"
+    )
+    trust_remote_code: bool = Field(False, description="run Python code that lies in the model's folder")
+    max_model_len: int | None = Field(
+        None, ge=2, description="tokens read at once, if fewer than the model's own context (saves memory)"
+    )
+    quantization: SafeName | None = Field(
+        None, description="vLLM: method of quantised weights; without it what config.json says"
+    )
+    tensor_parallel_size: int = Field(1, ge=1, description="vLLM: GPUs that share each layer")
+    pipeline_parallel_size: int = Field(1, ge=1, description="vLLM: groups of GPUs that share the layers")
+    gpu_memory_fraction: float = Field(0.9, gt=0, le=1, description="vLLM: share of each GPU's memory it may use")
+
+
+class ExtractionOptions(ModelOptions):
     """How checkpoints read the expert solutions."""
 
-    engine: Literal["transformers"] = Field("transformers", description="what runs the models")
     tail_tokens: int = Field(
         1000, ge=1, description="tokens scored at the end of each solution, counted in the candidate's own tokens"
     )
-    batch_tokens: int = Field(16384, ge=1, description="tokens of one forward pass, padding included")
-    dtype: Literal["float32", "bfloat16"] = Field(
-        "float32", description="type of the weights and hidden states; logits are always reduced in float32"
+    windowing: bool = Field(
+        True, description="read texts longer than the model's context in overlapping windows; false: an error"
     )
+    batch_tokens: int = Field(16384, ge=1, description="tokens of one forward pass, padding included")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU where there is one")
+
+    def that_change_results(self) -> dict:
+        """The options without those that change numbers by rounding only: a rerun with less memory keeps its parts."""
+        rounding = {"batch_tokens", "device", "tensor_parallel_size", "pipeline_parallel_size", "gpu_memory_fraction"}
+        return self.model_dump(exclude=rounding)
+
+    def over(self, *models: ModelOptions) -> "ExtractionOptions":
+        """These options with what `models` set themselves; of two that set the same key, the later counts."""
+        return self.model_copy(update={key: getattr(model, key) for model in models for key in model.model_fields_set})
 
 
 class Engine(Protocol):
     """What extraction and targets need of whatever runs the models: many checkpoints, one loaded at a time."""
+
+    def check(self, folder: Path) -> None:
+        """Raise InputError, naming what would work, for a folder that is not whole or that this engine cannot run."""
 
     def load(self, folder: Path) -> None:
         """Make the checkpoint in `folder` the loaded one. Raises InputError for a folder that is not a whole model."""
@@ -62,17 +102,85 @@ class Engine(Protocol):
     def context(self) -> int:
         """Most tokens that the loaded model reads at once."""
 
+    @property
+    def vocabulary(self) -> int:
+        """Number of logits, padding of the vocabulary included."""
+
     def token_stats(self, sequences: Sequence[ScoredSequence]) -> pl.DataFrame:
         """One row per scored token, columns TOKEN_STATS_SCHEMA, in the order of `sequences`."""
 
     def generate(self, prompts: Sequence[str], max_new_tokens: int, stop: Sequence[str] = ()) -> list[str]:
         """Each prompt's greedy continuation, ended before the end-of-text token or the first of the `stop` strings."""
 
+    def close(self) -> None:
+        """Free what the engine holds."""
+
 
 def make_engine(options: ExtractionOptions) -> Engine:
-    """The engine that `options.engine` names; only now are its heavy packages imported."""
+    """The engine that `options.engine` names, which is no longer auto; only now are its heavy packages imported."""
     match options.engine:
         case "transformers":
             from proxycast.engines.transformers import TransformersEngine
 
             return TransformersEngine(options)
+        case "vllm":
+            from proxycast.engines.vllm import VllmEngine
+
+            return VllmEngine(options)
+    raise ValueError(f"engine {options.engine!r}: choose_engine decides it for a folder")
+
+
+def choose_engine(options: ExtractionOptions, folder: Path) -> ExtractionOptions:
+    """`options` with auto replaced by the engine for the model in `folder`; the log says which one and why."""
+    if options.engine != "auto":
+        return options
+    import torch
+
+    reason = "no GPU is there"
+    if torch.cuda.is_available() and options.device != "cpu":
+        from proxycast.engines.vllm import unsupported
+
+        reason = unsupported(folder, options)
+    engine = "transformers" if reason else "vllm"
+    log.info("%s: engine %s, because %s", folder, engine, reason or "vLLM supports the model on this GPU")
+    return options.model_copy(update={"engine": engine})
+
+
+def token_stats_table(
+    sequences: Sequence[ScoredSequence], columns: np.ndarray, vocabulary: int, where: str
+) -> pl.DataFrame:
+    """Statistics `columns` (6, n) of the scored tokens, one sequence after the other, as a table (TOKEN_STATS_SCHEMA).
+
+    Raises InputError with `where`, the sequence's key and the position of the first one that is not finite.
+    """
+    if not sequences:
+        return pl.DataFrame(schema=TOKEN_STATS_SCHEMA)
+    lengths = [sequence.stop - sequence.start for sequence in sequences]
+    table = pl.DataFrame(
+        {
+            "key": pl.Series([sequence.key for sequence in sequences]).gather(
+                np.repeat(np.arange(len(sequences)), lengths)
+            ),
+            "position": np.concatenate([s.offset + np.arange(s.start, s.stop) for s in sequences]),
+            "token": np.concatenate([sequence.token_ids[sequence.start : sequence.stop] for sequence in sequences]),
+            "bytes": np.concatenate([sequence.token_bytes for sequence in sequences]),
+            **dict(zip(STATISTICS, columns)),
+            "vocabulary": np.full(sum(lengths), vocabulary),
+        }
+    ).cast(TOKEN_STATS_SCHEMA)
+    for row in table.filter(~(pl.col("logprob").is_finite() & pl.col("entropy").is_finite())).iter_rows(named=True):
+        raise InputError(
+            f"{where}: the logits of {row['key']} at position {row['position']} are NaN or infinite; "
+            "the weights are broken, or too large for bfloat16"
+        )
+    return table
+
+
+def require_room(folder: Path, prompts: Sequence[str], encoded: Sequence[np.ndarray], context: int) -> None:
+    """Raise InputError for a prompt that is empty or leaves no room in the context for a token after it."""
+    for prompt, token_ids in zip(prompts, encoded):
+        if not 0 < len(token_ids) < context:
+            raise InputError(
+                f"{folder}: found {len(token_ids)} tokens in the prompt {prompt[:60]!r}...; "
+                f"to continue a prompt it must have 1 to {context - 1} tokens"
+            )

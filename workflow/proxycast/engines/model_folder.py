@@ -11,7 +11,9 @@ from tokenizers import Tokenizer
 from proxycast.options import InputError
 from proxycast.tables import fingerprint
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+# Names of the key in config.json that holds the context: most architectures', GPT-2's and its kin's, DBRX's.
+CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len")
 
 
 def check_folder(folder: Path) -> None:
@@ -20,20 +22,20 @@ def check_folder(folder: Path) -> None:
         raise InputError(
             f"{folder}: no such folder; it should hold a model (config.json, tokenizer.json, *.safetensors)"
         )
-    vocabulary = _vocabulary(folder)
+    vocabulary = vocabulary_of(folder)
     for path in weight_files(folder):
         safetensors_header(path)
     largest = _largest_token_id(folder)
     if largest >= vocabulary:
         raise InputError(
             f"{folder}: found token id {largest} in the tokenizer, but vocab_size {vocabulary} in config.json; "
-            f"every id must be below vocab_size, so one of the two belongs to another model"
+            f"the id of every token that is not an added one must be below, so one of the two belongs to another model"
         )
 
 
 def model_fingerprint(folder: Path) -> str:
     """16 hexadecimal digits for the model's configuration, tokenizer and every byte of its weights."""
-    small = [path for name in ("config.json", *TOKENIZER_FILES) if (path := folder / name).is_file()]
+    small = [folder / "config.json", *tokenizer_files(folder)]
     weights = []
     for path in weight_files(folder):
         with path.open("rb") as file:
@@ -41,10 +43,28 @@ def model_fingerprint(folder: Path) -> str:
     return fingerprint({path.name: path for path in small}, weights)
 
 
+def tokenizer_files(folder: Path) -> list[Path]:
+    """The files that decide which tokens a text becomes, those that are there."""
+    return [path for name in TOKENIZER_FILES if (path := folder / name).is_file()]
+
+
 def context_of(folder: Path) -> int:
     """Most tokens that the model reads at once; no limit for architectures that have none."""
     config = _json_object(folder / "config.json")
-    return (config.get("text_config") or config).get("max_position_embeddings") or sys.maxsize
+    config = config.get("text_config") or config
+    return next((config[key] for key in CONTEXT_KEYS if config.get(key)), sys.maxsize)
+
+
+def vocabulary_of(folder: Path) -> int:
+    """Token ids that the model has an embedding for, padding included."""
+    config = _json_object(folder / "config.json")
+    text_config = config.get("text_config") or {}
+    vocabulary = config.get("vocab_size", text_config.get("vocab_size"))
+    if not isinstance(vocabulary, int):
+        raise InputError(
+            f"{folder / 'config.json'}, key vocab_size: found {vocabulary!r}; it must be the number of logits"
+        )
+    return vocabulary
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -99,18 +119,10 @@ def _json_object(path: Path) -> dict:
     return value
 
 
-def _vocabulary(folder: Path) -> int:
-    config = _json_object(folder / "config.json")
-    text_config = config.get("text_config") or {}
-    vocabulary = config.get("vocab_size", text_config.get("vocab_size"))
-    if not isinstance(vocabulary, int):
-        raise InputError(
-            f"{folder / 'config.json'}, key vocab_size: found {vocabulary!r}; it must be the number of logits"
-        )
-    return vocabulary
-
-
 def _largest_token_id(folder: Path) -> int:
+    """The largest id of a token that any text may have. Added ones, such as those for images, are left out: some models
+    have no embedding for them, and `solutions.tokenize` refuses a text that has one of those.
+    """
     path = folder / "tokenizer.json"
     if not path.is_file():
         found = sorted(path.name for path in folder.iterdir())
@@ -118,14 +130,13 @@ def _largest_token_id(folder: Path) -> int:
             f"{folder}: tokenizer.json missing; found {found}; the save_pretrained of a fast tokenizer writes it"
         )
     try:
-        largest = _largest_in_tokenizer(path.read_text(encoding="utf-8"))
+        return _largest_in_tokenizer(path.read_text(encoding="utf-8"))
     except Exception as error:  # the Rust library raises nothing narrower
         raise InputError(f"{path}: no readable tokenizer ({error}); copy the file again") from None
-    config = folder / "tokenizer_config.json"
-    added = _json_object(config).get("added_tokens_decoder", {}) if config.is_file() else {}
-    return max([largest, *map(int, added)])
 
 
 @lru_cache(maxsize=2)  # one tokenizer serves a whole sweep, and a large one takes half a second to parse
 def _largest_in_tokenizer(text: str) -> int:
-    return max(Tokenizer.from_str(text).get_vocab(with_added_tokens=True).values(), default=-1)
+    tokenizer = Tokenizer.from_str(text)
+    added = tokenizer.get_added_tokens_decoder()  # some stand in the vocabulary, too
+    return max((i for i in tokenizer.get_vocab(with_added_tokens=False).values() if i not in added), default=-1)

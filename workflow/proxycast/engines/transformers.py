@@ -4,28 +4,32 @@ A batch runs through the model's body only; the head is applied to the hidden st
 rows at a time, so that no (tokens x vocabulary) matrix exists. What lies between the head's product and the logits (a
 scale, a soft cap) is found in the config and then checked on the model itself; a model that does anything else is run
 whole, slower, one sequence at a time.
+
+On a GPU, batches follow each other without waiting: statistics stay there until the call's last batch has been sent.
 """
 
-import hashlib
 import logging
-import sys
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import polars as pl
 import torch
 
-from proxycast.engines import TOKEN_STATS_SCHEMA, ExtractionOptions
-from proxycast.engines.model_folder import TOKENIZER_FILES, check_folder, safetensors_header, weight_files
+from proxycast.engines import ExtractionOptions, require_room, token_stats_table
+from proxycast.engines.model_folder import check_folder, context_of, safetensors_header, weight_files
+from proxycast.engines.tokenizer import TokenizerCache, continuation_texts
 from proxycast.options import InputError
 from proxycast.solutions import ScoredSequence, prompt_tokens
-from proxycast.token_stats import Head, NonFiniteLogits, TokenStats, token_stats, token_stats_from_hidden
+from proxycast.token_stats import Head, token_stats, token_stats_from_hidden
 
 log = logging.getLogger(__name__)
 
 STOP_CHECK_STEPS = 8  # between two looks whether all texts of a batch have met a stop string
+
+Result = TypeVar("Result")
 
 
 class TransformersEngine:
@@ -37,8 +41,13 @@ class TransformersEngine:
             raise InputError("extraction, key device: found cuda, but torch sees no GPU; give auto or cpu")
         found = "cuda" if torch.cuda.is_available() else "cpu"
         self._device = torch.device(found if options.device == "auto" else options.device)
-        self._loaded: object = None  # which files the engine holds; None while a load is unfinished
-        self._model = self._config = self._tokenizer = self._tokenizer_digest = None
+        self._batch_tokens = options.batch_tokens  # halved when a GPU's memory does not suffice
+        self._tokenizers = TokenizerCache(options.trust_remote_code)
+        self.close()
+
+    def check(self, folder: Path) -> None:
+        """Raise InputError for a folder that is not whole."""
+        check_folder(folder)
 
     def load(self, folder: Path) -> None:
         """Make the checkpoint in `folder` the loaded one; the built module stays where config.json is the same."""
@@ -50,39 +59,26 @@ class TransformersEngine:
         config = (folder / "config.json").read_bytes()
         anew = config != self._config or not _load_in_place(self._model, folder)
         if anew:
-            self._model = self._config = None  # frees the old weights before the new ones come
-            self._model = _build(folder, getattr(torch, self.options.dtype), self._device)
+            self.close()  # frees the old weights before the new ones come
+            self._model = _build(folder, self.options, self._device)
             self._config = config
+            self._batch_tokens = self.options.batch_tokens
         self._head = exact_head(self._model)
         if anew and self._head is None:
             log.warning("%s: a head of a form of its own; whole logits, one sequence at a time: slow", folder)
-        self._load_tokenizer(folder)
+        self.tokenizer = self._tokenizers.load(folder)
         self._loaded = files
 
-    def _load_tokenizer(self, folder: Path) -> None:
-        from transformers import AutoTokenizer
-
-        digest = [
-            hashlib.sha256((folder / name).read_bytes()).digest()
-            for name in TOKENIZER_FILES
-            if (folder / name).is_file()
-        ]
-        if digest != self._tokenizer_digest:
-            self._tokenizer = self._tokenizer_digest = None
-            try:
-                self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-            except (OSError, ValueError, KeyError) as error:
-                raise InputError(f"{folder}: transformers cannot read this tokenizer: {error}") from error
-            self._tokenizer_digest = digest
-
-    @property
-    def tokenizer(self):
-        return self._tokenizer
+    def close(self) -> None:
+        """Free the model's memory."""
+        self._loaded: object = None  # which files the engine holds; None while a load is unfinished
+        self._model = self._config = self._head = self.tokenizer = None
+        torch.cuda.empty_cache()  # nothing, without a GPU
 
     @property
     def context(self) -> int:
         """Most tokens that the loaded model reads at once; no limit for architectures that have none."""
-        return getattr(self._model.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
+        return min(context_of(self._folder), self.options.max_model_len or context_of(self._folder))
 
     @property
     def vocabulary(self) -> int:
@@ -96,41 +92,55 @@ class TransformersEngine:
         Raises InputError naming the folder, the sequence's key and the position where a logit is not finite. Broken
         attention can carry a NaN to earlier tokens of the sequence (0 * NaN is NaN), so the cause may lie behind it.
         """
-        parts: list[np.ndarray | None] = [None] * len(sequences)
-        for batch in self._batches(sequences):
-            members = [sequences[i] for i in batch]
-            try:
-                stats = self._score(members)
-            except NonFiniteLogits as error:
-                key, position = _scored_token(members, error.row)
-                raise InputError(
-                    f"{self._folder}: the logits of {key} at position {position} are NaN or infinite; "
-                    "the weights are broken"
-                    + (" or too large for bfloat16; try dtype float32" if self.options.dtype == "bfloat16" else "")
-                ) from None
-            # Counts below 2^24 are exact in float32.
-            columns = torch.stack([column.float() for column in stats]).cpu().numpy()  # (6, n)
-            ends = np.cumsum([member.stop - member.start for member in members])
-            for i, part in zip(batch, np.split(columns, ends[:-1], axis=1)):
-                parts[i] = part
-        return _frame(sequences, parts, self.vocabulary)
+        waiting = sorted(range(len(sequences)), key=lambda i: -len(sequences[i].token_ids))  # texts of like length meet
+        done, results = [], [torch.empty(6, 0, device=self._device)]
+        while waiting:
+            size = self._batch_size(len(sequences[waiting[0]].token_ids))
+            members = [sequences[i] for i in waiting[:size]]
+            tokens = len(members) * len(members[0].token_ids)
+            columns = self._within_memory(lambda members=members: self._score(members), len(members), tokens)
+            if columns is not None:
+                done, waiting = done + waiting[:size], waiting[size:]
+                results.append(columns)
+        columns = torch.cat(results, dim=1).cpu().numpy()  # only here is a GPU waited for
+        ends = np.cumsum([sequences[i].stop - sequences[i].start for i in done])
+        parts = dict(zip(done, np.split(columns, ends[:-1], axis=1)))
+        columns = np.concatenate([columns[:, :0], *(parts[i] for i in range(len(sequences)))], axis=1)
+        return token_stats_table(sequences, columns, self.vocabulary, str(self._folder))
 
-    def _batches(self, sequences: Sequence[ScoredSequence]) -> Iterator[list[int]]:
-        """Indices of sequences of like length, longest first, as many as fit into `batch_tokens` with the padding."""
-        if self._head is None:
-            yield from ([i] for i in range(len(sequences)))
-            return
-        batch: list[int] = []
-        for i in sorted(range(len(sequences)), key=lambda i: -len(sequences[i].token_ids)):
-            if batch and (len(batch) + 1) * len(sequences[batch[0]].token_ids) > self.options.batch_tokens:
-                yield batch
-                batch = []
-            batch.append(i)
-        if batch:
-            yield batch
+    def _batch_size(self, tokens: int) -> int:
+        """Texts of at most `tokens` tokens that run together, padding included; one at least."""
+        return 1 if self._head is None else max(1, self._batch_tokens // tokens)
 
-    def _score(self, batch: list[ScoredSequence]) -> TokenStats:
-        """Statistics of the scored tokens, one sequence after the other; t - 1 predicts the token at position t."""
+    def _within_memory(self, work: Callable[[], Result], texts: int, tokens: int) -> Result | None:
+        """What `work` returns; None where memory did not suffice for its `tokens`, and the batches are smaller now.
+
+        Raises InputError where `texts` is one: no batch is smaller.
+        """
+        try:
+            return work()
+        except torch.OutOfMemoryError:
+            pass  # what the failed pass made is freed only after this block
+        torch.cuda.empty_cache()
+        free = _free_memory(self._device)
+        if texts == 1:
+            raise InputError(
+                f"{self._folder}: one text of {tokens} tokens does not fit into the memory of {self._device} ({free}); "
+                f"give dtype bfloat16 (found {self.options.dtype}), a smaller max_model_len (longer texts are read in "
+                "windows), or engine vllm with tensor_parallel_size"
+            )
+        budget, self._batch_tokens = self._batch_tokens, min(self._batch_tokens, tokens) // 2
+        log.warning(
+            "%s: out of memory with %d texts, %d tokens with padding (%s): batch_tokens goes from %d to %d",
+            *(self._folder, texts, tokens, free, budget, self._batch_tokens),
+        )
+        return None
+
+    def _score(self, batch: list[ScoredSequence]) -> torch.Tensor:
+        """Statistics (6, n) of the scored tokens, one sequence after the other; t - 1 predicts the token at position t.
+
+        They are float32, in which counts below 2^24 are exact, and stay on the device.
+        """
         width = max(len(sequence.token_ids) for sequence in batch)
         # Right padding needs no attention mask: no token of a causal model sees what follows it.
         token_ids = np.zeros((len(batch), width), np.int64)
@@ -138,12 +148,21 @@ class TransformersEngine:
             row[: len(sequence.token_ids)] = sequence.token_ids
         rows = np.concatenate([i * width + np.arange(s.start - 1, s.stop - 1) for i, s in enumerate(batch)])
         targets = np.concatenate([sequence.token_ids[sequence.start : sequence.stop] for sequence in batch])
-        token_ids, rows, targets = (torch.from_numpy(array).to(self._device) for array in (token_ids, rows, targets))
+        token_ids, rows, targets = (self._to_device(array) for array in (token_ids, rows, targets))
         if self._head is None:
             logits = self._model(input_ids=token_ids, use_cache=False).logits.flatten(0, 1)  # (b T, V)
-            return token_stats(logits[rows], targets)
-        hidden = self._model.base_model(input_ids=token_ids, use_cache=False).last_hidden_state  # (b, T, d)
-        return token_stats_from_hidden(hidden.flatten(0, 1)[rows], self._head, targets, self.vocabulary)
+            stats = token_stats(logits[rows], targets, check=False)
+        else:
+            hidden = self._model.base_model(input_ids=token_ids, use_cache=False).last_hidden_state  # (b, T, d)
+            hidden = hidden.flatten(0, 1)[rows]
+            stats = token_stats_from_hidden(hidden, self._head, targets, self.vocabulary, check=False)
+        return torch.stack([column.float() for column in stats])
+
+    def _to_device(self, array: np.ndarray) -> torch.Tensor:
+        tensor = torch.from_numpy(array)
+        if self._device.type == "cuda":
+            tensor = tensor.pin_memory()  # without it the copy would wait for the batch before
+        return tensor.to(self._device, non_blocking=True)
 
     @torch.inference_mode()
     def generate(self, prompts: Sequence[str], max_new_tokens: int, stop: Sequence[str] = ()) -> list[str]:
@@ -151,31 +170,32 @@ class TransformersEngine:
 
         Prompts of equal length run together, without padding, so that a batch changes nothing.
         """
-        encoded = prompt_tokens(list(prompts), self._tokenizer)
+        encoded = prompt_tokens(list(prompts), self.tokenizer, self.options.chat_template)
+        require_room(self._folder, prompts, encoded, self.context)
         by_length: dict[int, list[int]] = defaultdict(list)
         for i, token_ids in enumerate(encoded):
             by_length[len(token_ids)].append(i)
         texts = [""] * len(encoded)
-        for length, members in sorted(by_length.items()):
-            if not 0 < length < self.context:
-                raise InputError(
-                    f"{self._folder}: found {length} tokens in the prompt {prompts[members[0]][:60]!r}...; "
-                    f"to continue a prompt it must have 1 to {self.context - 1} tokens"
-                )
+        for length, waiting in sorted(by_length.items()):
             room = min(max_new_tokens, self.context - length)
-            size = max(1, self.options.batch_tokens // (length + room))
-            for start in range(0, len(members), size):
-                batch = members[start : start + size]
-                token_ids = torch.from_numpy(np.stack([encoded[i] for i in batch])).to(self._device)
-                for i, text in zip(batch, self._continue(token_ids, room, stop)):
-                    texts[i] = text
+            while waiting:
+                batch = waiting[: max(1, self._batch_tokens // (length + room))]
+                token_ids = self._to_device(np.stack([encoded[i] for i in batch]))
+                found = self._within_memory(
+                    lambda token_ids=token_ids, room=room: self._continue(token_ids, room, stop),
+                    *(len(batch), len(batch) * (length + room)),
+                )
+                if found is not None:
+                    waiting = waiting[len(batch) :]
+                    for i, text in zip(batch, found):
+                        texts[i] = text
         return texts
 
     def _continue(self, token_ids: torch.Tensor, max_new_tokens: int, stop: Sequence[str]) -> list[str]:
         """Greedy continuations of `token_ids` (b, T) as texts."""
         from transformers import GenerationConfig, StoppingCriteriaList
 
-        tokenizer, length, eos = self._tokenizer, token_ids.shape[1], self._tokenizer.eos_token_id
+        tokenizer, length, eos = self.tokenizer, token_ids.shape[1], self.tokenizer.eos_token_id
 
         def stopped(ids: torch.Tensor, scores: object, **_: object) -> torch.Tensor:
             done = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
@@ -192,9 +212,7 @@ class TransformersEngine:
             ),
             stopping_criteria=StoppingCriteriaList([stopped]),
         )
-        new = [ids[: ids.index(eos)] if eos in ids else ids for ids in output[:, length:].tolist()]
-        texts = tokenizer.batch_decode(new, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return [min((text.split(mark)[0] for mark in stop), key=len, default=text) for text in texts]
+        return continuation_texts(tokenizer, output[:, length:].tolist(), stop)
 
 
 def exact_head(model: torch.nn.Module) -> Head | None:
@@ -208,8 +226,9 @@ def exact_head(model: torch.nn.Module) -> Head | None:
     if not isinstance(linear, torch.nn.Linear):
         return None
     divisor = getattr(config, "logits_scaling", None) or 1.0
+    weight = linear.weight.detach()
     head = Head(
-        weight=linear.weight.detach().float(),
+        weight=weight if weight.is_cuda else weight.float(),  # a CPU has no fast product of 16-bit numbers in float32
         bias=None if linear.bias is None else linear.bias.detach().float(),
         scale=(getattr(config, "logit_scale", None) or 1.0) / divisor,
         softcap=getattr(config, "final_logit_softcapping", None),
@@ -237,7 +256,7 @@ def exact_head(model: torch.nn.Module) -> Head | None:
     return head if plain and torch.allclose(logits[0, -1], head.adjust(ramp), rtol=1e-4, atol=1e-4) else None
 
 
-def _build(folder: Path, dtype: torch.dtype, device: torch.device) -> torch.nn.Module:
+def _build(folder: Path, options: ExtractionOptions, device: torch.device) -> torch.nn.Module:
     """The model in `folder`, every weight of it from the file, in evaluation mode."""
     from transformers import AutoModelForCausalLM, GenerationConfig
     from transformers.utils import logging as transformers_logging
@@ -246,11 +265,11 @@ def _build(folder: Path, dtype: torch.dtype, device: torch.device) -> torch.nn.M
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
             folder,
-            dtype=dtype,
-            attn_implementation="sdpa",
+            dtype=getattr(torch, options.dtype),
+            attn_implementation=_attention(folder, options),
             use_safetensors=True,
             local_files_only=True,
-            trust_remote_code=False,
+            trust_remote_code=options.trust_remote_code,
             output_loading_info=True,
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
@@ -265,7 +284,28 @@ def _build(folder: Path, dtype: torch.dtype, device: torch.device) -> torch.nn.M
             "%s: weights that the architecture has no place for: %s", folder, sorted(report["unexpected_keys"])[:5]
         )
     model.generation_config = GenerationConfig()  # the folder may ask for sampling; only greedy generation is done here
-    return model.eval().to(device)
+    try:
+        return model.eval().to(device)
+    except torch.OutOfMemoryError as error:
+        size = model.get_memory_footprint() / 2**30
+        raise InputError(
+            f"{folder}: {size:.1f} GiB of weights do not fit into the memory of {device} ({_free_memory(device)}); "
+            f"give dtype bfloat16 (found {options.dtype}), or engine vllm with tensor_parallel_size"
+        ) from error
+
+
+def _free_memory(device: torch.device) -> str:
+    if device.type != "cuda":
+        return "free memory unknown"
+    return "{:.1f} of {:.1f} GiB free".format(*(size / 2**30 for size in torch.cuda.mem_get_info(device)))
+
+
+def _attention(folder: Path, options: ExtractionOptions) -> str | None:
+    """Eager where the attention's logits have a soft cap (Gemma 2), which sdpa leaves out in silence; None: its own."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=options.trust_remote_code)
+    return "eager" if getattr(config.get_text_config(), "attn_logit_softcapping", None) else None
 
 
 def _load_in_place(model: torch.nn.Module | None, folder: Path) -> bool:
@@ -297,32 +337,3 @@ def _file_states(folder: Path) -> list[tuple[Path, int, int]] | None:
     if not folder.is_dir():
         return None
     return [(path, path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(folder.iterdir())]
-
-
-def _scored_token(batch: list[ScoredSequence], row: int) -> tuple[str, int]:
-    """Key and position of the `row`-th scored token of a batch."""
-    for sequence in batch:
-        scored = sequence.stop - sequence.start
-        if row < scored:
-            return sequence.key, sequence.start + row
-        row -= scored
-    raise IndexError(row)
-
-
-def _frame(sequences: Sequence[ScoredSequence], parts: list[np.ndarray], vocabulary: int) -> pl.DataFrame:
-    if not sequences:
-        return pl.DataFrame(schema=TOKEN_STATS_SCHEMA)
-    lengths = [sequence.stop - sequence.start for sequence in sequences]
-    columns = dict(zip(TokenStats._fields, np.concatenate(parts, axis=1)))
-    return pl.DataFrame(
-        {
-            "key": pl.Series([sequence.key for sequence in sequences]).gather(
-                np.repeat(np.arange(len(sequences)), lengths)
-            ),
-            "position": np.concatenate([np.arange(sequence.start, sequence.stop) for sequence in sequences]),
-            "token": np.concatenate([sequence.token_ids[sequence.start : sequence.stop] for sequence in sequences]),
-            "bytes": np.concatenate([sequence.token_bytes for sequence in sequences]),
-            **columns,
-            "vocabulary": np.full(sum(lengths), vocabulary),
-        }
-    ).cast(TOKEN_STATS_SCHEMA)

@@ -1,0 +1,123 @@
+"""How close the fused head comes to what the GPU could do: its time, and the floor that arithmetic and memory set.
+
+    python tests/benchmarks/fused_head.py [--tiles]
+
+prints markdown tables. The floor is the larger of two times, both with rates measured here: the head's products at the
+rate of a large bfloat16 matrix product, and one reading of weights and hidden states at the rate of a large copy.
+`--tiles` times other tiles too: should one of them be faster on your GPU, `token_stats_triton.TILES` wants a change.
+"""
+
+import argparse
+import itertools
+import statistics
+import sys
+from collections.abc import Callable
+
+import torch
+
+VOCABULARIES, DEPTHS, ROWS = (50_304, 152_064), (2048, 4096), (1024, 8192, 16_384)
+REPEATS = 15
+OTHER_TILES = [
+    *[(128, 256, 64, 8, stages) for stages in (3, 4)],
+    *[(128, 128, 64, warps, stages) for warps in (4, 8) for stages in (3, 4, 5)],
+    *[(64, 256, 64, 4, stages) for stages in (3, 4)],
+]
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """Median over REPEATS, by the GPU's clock, after two runs to compile and to warm up."""
+    work(), work()
+    times = []
+    for _ in range(REPEATS):
+        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        work()
+        stop.record()
+        stop.synchronize()
+        times.append(start.elapsed_time(stop) / 1e3)
+    return statistics.median(times)
+
+
+def peak_bytes(work: Callable[[], object]) -> int:
+    """Most memory that `work` adds to what is there."""
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    work()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def plain(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """The log-probability alone, all logits in memory."""
+    logits = torch.mm(hidden, weight.T, out_dtype=torch.float32)
+    return torch.log_softmax(logits, 1).gather(1, targets.unsqueeze(1))
+
+
+def ceilings() -> tuple[float, float]:
+    """Multiplications and additions per second, and bytes per second."""
+    a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    flops = 2 * 8192**3 / seconds(lambda: torch.mm(a, b))
+    source = torch.empty(1 << 30, dtype=torch.uint8, device="cuda")
+    target = torch.empty_like(source)
+    return flops, 2 * len(source) / seconds(lambda: target.copy_(source))
+
+
+def inputs(n: int, vocabulary: int, depth: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    hidden = torch.randn(n, depth, device="cuda").mul_(depth**-0.5).bfloat16()
+    weight = torch.randn(vocabulary, depth, device="cuda").bfloat16()
+    return hidden, weight, torch.randint(0, vocabulary, (n,), device="cuda")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tiles", action="store_true", help="time other tiles too")
+    arguments = parser.parse_args()
+    if not torch.cuda.is_available():
+        sys.exit("fused_head.py: torch sees no GPU here, and there is nothing to measure without one")
+    from proxycast.token_stats_triton import Tile, from_logits, fused
+
+    flops, bandwidth = ceilings()
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}: a bfloat16 product of 8192 x 8192 matrices runs")
+    print(f"at {flops / 1e12:.0f} TFLOP/s, a copy at {bandwidth / 1e12:.2f} TB/s (read and written).\n")
+    print("| V | d | N | fused ms | TFLOP/s | share of floor | peak MiB | torch mm + log_softmax ms | its peak MiB |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    for vocabulary, depth, n in itertools.product(VOCABULARIES, DEPTHS, ROWS):
+        given = inputs(n, vocabulary, depth)
+        time, peak = seconds(lambda given=given: fused(*given)), peak_bytes(lambda given=given: fused(*given))
+        work = 2 * n * vocabulary * depth
+        floor = max(work / flops, 2 * (vocabulary + n) * depth / bandwidth)
+        try:
+            other = f"{seconds(lambda given=given: plain(*given)) * 1e3:.2f}"
+            other += f" | {peak_bytes(lambda given=given: plain(*given)) >> 20}"
+        except torch.OutOfMemoryError:
+            other = "out of memory | "
+        torch.cuda.empty_cache()
+        print(
+            f"| {vocabulary} | {depth} | {n} | {time * 1e3:.2f} | {work / time / 1e12:.0f} | {floor / time:.0%} "
+            f"| {peak >> 20} | {other} |",
+            flush=True,
+        )
+
+    print("\n| V | N | logits | from_logits ms | share of one reading at the copy's rate |\n|---|---|---|---|---|")
+    for vocabulary, n, dtype in itertools.product(VOCABULARIES, (16, 4096), (torch.float32, torch.bfloat16)):
+        logits = torch.randn(n, vocabulary, device="cuda").to(dtype)
+        targets = torch.randint(0, vocabulary, (n,), device="cuda")
+        time = seconds(lambda logits=logits, targets=targets: from_logits(logits, targets))
+        share, kind = logits.nbytes / bandwidth / time, str(dtype).removeprefix("torch.")
+        print(f"| {vocabulary} | {n} | {kind} | {time * 1e3:.3f} | {share:.0%} |", flush=True)
+
+    if arguments.tiles:
+        given = inputs(8192, 152_064, 4096)
+        print("\n| rows | columns | depth | warps | stages | fused ms at V 152064, d 4096, N 8192 |")
+        print("|---|---|---|---|---|---|")
+        for tile in OTHER_TILES:
+            try:
+                found = f"{seconds(lambda tile=tile: fused(*given, tile=Tile(*tile))) * 1e3:.2f}"
+            except Exception as error:  # a tile that does not fit this GPU
+                found = type(error).__name__
+            print(f"| {' | '.join(map(str, tile))} | {found} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
