@@ -1,5 +1,6 @@
 """The smoke study through vLLM, as a user runs it: the same proxies and the same ranking as through transformers."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -14,9 +15,11 @@ ROOT = Path(__file__).parents[2]
 KEY = ["checkpoint", "task", "statistic", "weighting"]
 
 
-def run(project: Path, *arguments: str) -> str:
+def run(project: Path, *arguments: str, **environment: str) -> str:
     command = [sys.executable, "-m", "snakemake", "--configfile", "config/smoke.yaml", "--cores", "2", *arguments]
-    finished = subprocess.run(command, cwd=project, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    finished = subprocess.run(
+        command, cwd=project, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | environment
+    )
     assert finished.returncode == 0, finished.stdout[-5000:]
     return finished.stdout
 
@@ -35,7 +38,8 @@ def test_the_engine_changes_no_ranking(tmp_path):
     shutil.copy2(ROOT / "Snakefile", tmp_path)
     run(tmp_path)
     by_transformers = read(tmp_path)
-    output = run(tmp_path, "--config", "extraction={engine: vllm}")
+    # The engine in a process of its own, as on a GPU: the job's script is imported by it again.
+    output = run(tmp_path, "--config", "extraction={engine: vllm}", VLLM_ENABLE_V1_MULTIPROCESSING="1")
     assert "rule score:" in output and "rule train_corpus:" not in output
     for log in (tmp_path / "results/smoke/logs/score").iterdir():
         assert "vLLM's model runner v1" in log.read_text()

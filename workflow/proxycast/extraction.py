@@ -8,7 +8,7 @@ from pathlib import Path
 import polars as pl
 from tqdm import tqdm
 
-from proxycast.engines import Engine, ExtractionOptions
+from proxycast.engines import TOKEN_STATS_SCHEMA, Engine, ExtractionOptions
 from proxycast.engines.model_folder import check_folder, model_fingerprint
 from proxycast.solutions import ScoredSequence, Solution, tokenize
 from proxycast.tables import fingerprint, table_fingerprint, write_table
@@ -16,6 +16,12 @@ from proxycast.tables import fingerprint, table_fingerprint, write_table
 log = logging.getLogger(__name__)
 
 REVISION = 1  # to be raised when the same inputs give other numbers: parts of an older revision are made again
+# What `extract` returns: a row for each scored token.
+EXTRACTED_SCHEMA = {
+    **dict.fromkeys(("checkpoint", "task", "solution"), pl.String),
+    **{name: kind for name, kind in TOKEN_STATS_SCHEMA.items() if name != "key"},
+}
+
 PROGRESS_SECONDS = 5.0  # between two updates of the bar, so that a log file stays readable
 
 

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+BATCH_TOKENS = {"cuda": 16384, "cpu": 2048}  # on a CPU 1.1 to 1.9 times as fast as 16384
+
 # The fields of `token_stats.TokenStats`, which this module must not import.
 STATISTICS = ("logprob", "max_logprob", "second_logprob", "entropy", "n_greater", "n_equal")
 
@@ -72,7 +74,12 @@ class ExtractionOptions(ModelOptions):
     windowing: bool = Field(
         True, description="read texts longer than the model's context in overlapping windows; false: an error"
     )
-    batch_tokens: int = Field(16384, ge=1, description="tokens of one forward pass, padding included")
+    batch_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="tokens of one forward pass, padding included; "
+        "without it 16384 on a GPU, and on a CPU 2048, whose work stays in its cache",
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU where there is one")
 
     def that_change_results(self) -> dict:
@@ -144,6 +151,23 @@ def choose_engine(options: ExtractionOptions, folder: Path) -> ExtractionOptions
     engine = "transformers" if reason else "vllm"
     log.info("%s: engine %s, because %s", folder, engine, reason or "vLLM supports the model on this GPU")
     return options.model_copy(update={"engine": engine})
+
+
+def engines_for(
+    checkpoints: Sequence[tuple[str, Path]], options: Sequence[ExtractionOptions]
+) -> list[tuple[Engine, ExtractionOptions, list[tuple[str, Path]]]]:
+    """(engine, its options, the checkpoints that it runs): one for all (name, folder) whose options are the same.
+
+    Raises InputError for a folder that is not whole or that its engine cannot run; no model is loaded before.
+    """
+    groups: dict[ExtractionOptions, list[tuple[str, Path]]] = {}
+    for (name, folder), wanted in zip(checkpoints, options):
+        groups.setdefault(choose_engine(wanted, folder), []).append((name, folder))
+    found = [(make_engine(chosen), chosen, group) for chosen, group in groups.items()]
+    for engine, _, group in found:
+        for _, folder in group:
+            engine.check(folder)
+    return found
 
 
 def token_stats_table(

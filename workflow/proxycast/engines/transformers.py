@@ -18,7 +18,7 @@ import numpy as np
 import polars as pl
 import torch
 
-from proxycast.engines import ExtractionOptions, require_room, token_stats_table
+from proxycast.engines import BATCH_TOKENS, ExtractionOptions, require_room, token_stats_table
 from proxycast.engines.model_folder import check_folder, context_of, safetensors_header, weight_files
 from proxycast.engines.tokenizer import TokenizerCache, continuation_texts
 from proxycast.options import InputError
@@ -41,7 +41,7 @@ class TransformersEngine:
             raise InputError("extraction, key device: found cuda, but torch sees no GPU; give auto or cpu")
         found = "cuda" if torch.cuda.is_available() else "cpu"
         self._device = torch.device(found if options.device == "auto" else options.device)
-        self._batch_tokens = options.batch_tokens  # halved when a GPU's memory does not suffice
+        self._batch_tokens = self._full_batch()  # halved when a GPU's memory does not suffice
         self._tokenizers = TokenizerCache(options.trust_remote_code)
         self.close()
 
@@ -62,7 +62,7 @@ class TransformersEngine:
             self.close()  # frees the old weights before the new ones come
             self._model = _build(folder, self.options, self._device)
             self._config = config
-            self._batch_tokens = self.options.batch_tokens
+            self._batch_tokens = self._full_batch()
         self._head = exact_head(self._model)
         if anew and self._head is None:
             log.warning("%s: a head of a form of its own; whole logits, one sequence at a time: slow", folder)
@@ -107,6 +107,9 @@ class TransformersEngine:
         parts = dict(zip(done, np.split(columns, ends[:-1], axis=1)))
         columns = np.concatenate([columns[:, :0], *(parts[i] for i in range(len(sequences)))], axis=1)
         return token_stats_table(sequences, columns, self.vocabulary, str(self._folder))
+
+    def _full_batch(self) -> int:
+        return self.options.batch_tokens or BATCH_TOKENS[self._device.type]
 
     def _batch_size(self, tokens: int) -> int:
         """Texts of at most `tokens` tokens that run together, padding included; one at least."""

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from proxycast.engines import ExtractionOptions, require_room, token_stats_table
+from proxycast.engines import BATCH_TOKENS, ExtractionOptions, require_room, token_stats_table
 from proxycast.engines.model_folder import check_folder, context_of, safetensors_header, weight_files
 from proxycast.engines.tokenizer import TokenizerCache, continuation_texts
 from proxycast.engines.vllm_worker import EXTRA_ARGS_KEY, SENTINEL
@@ -97,7 +97,7 @@ class VllmEngine:
 
     def __init__(self, options: ExtractionOptions):
         self.options = options
-        self._batch_tokens = options.batch_tokens  # halved when a GPU's memory does not suffice
+        self._batch_tokens = options.batch_tokens  # decided, if it is None, and halved if memory does not suffice
         self._llm = self._loaded = self._built = self.tokenizer = None
         self._tokenizers = TokenizerCache(options.trust_remote_code)
 
@@ -176,6 +176,7 @@ class VllmEngine:
         self.close()
         _environment()
         import torch
+        import vllm
         from vllm import LLM
 
         # It warns, with a traceback, that without a tokenizer it cannot warm up a chat that nobody wants.
@@ -184,6 +185,7 @@ class VllmEngine:
         if options.device not in ("auto", "cpu" if on_cpu else "cuda"):
             there = "no GPU" if on_cpu else "a GPU"
             raise InputError(f"extraction, key device: found {options.device}, but vLLM sees {there}; give auto")
+        self._batch_tokens = self._batch_tokens or BATCH_TOKENS["cpu" if on_cpu else "cuda"]
         try:
             self._llm = LLM(
                 str(self._folder),
@@ -211,7 +213,10 @@ class VllmEngine:
         except (ValueError, RuntimeError, OSError) as error:
             raise InputError(f"{self._folder}: vLLM cannot build this model: {error}") from error
         runners = sorted(set(self._llm.collective_rpc("proxycast_install")))
-        log.info("%s: vLLM's model runner %s, %d tokens a step", self._folder, *runners, self._batch_tokens)
+        log.info(
+            "%s: vLLM's model runner %s (vLLM %s), %d tokens a step",
+            *(self._folder, *runners, vllm.__version__, self._batch_tokens),
+        )
 
     def _statistics(self, sequences: Sequence[ScoredSequence]) -> np.ndarray:
         """The six statistics (6, n) of the scored tokens, one sequence after the other, by the hook."""
