@@ -325,23 +325,23 @@ def test_choices_stand_in_all_rows_or_in_none():
 # How a script tells an error
 
 
-def test_bad_input_is_told_in_one_line(tmp_path, capsys):
+def test_bad_input_is_told_in_one_line(tmp_path, capfd):
     log = tmp_path / "log"
     with pytest.raises(SystemExit) as exit, job(log):
         raise InputError("file: key: found this, expected that")
     assert exit.value.code == 1
-    assert log.read_text() == capsys.readouterr().err == "error: file: key: found this, expected that\n"
+    assert log.read_text() == capfd.readouterr().err == "error: file: key: found this, expected that\n"
 
 
-def test_any_other_error_leaves_its_traceback_in_the_log(tmp_path, capsys):
+def test_any_other_error_leaves_its_traceback_in_the_log(tmp_path, capfd):
     log = tmp_path / "log"
     with pytest.raises(SystemExit), job(log):
         {}["key"]
-    assert capsys.readouterr().err == "error: KeyError: 'key'\n"
+    assert capfd.readouterr().err == "error: KeyError: 'key'\n"
     assert "Traceback" in log.read_text() and log.read_text().endswith("error: KeyError: 'key'\n")
 
 
-def test_job_without_error_sends_stderr_to_the_log(tmp_path, capsys):
+def test_job_without_error_sends_stderr_to_the_log(tmp_path, capfd):
     with job(tmp_path / "log"):
         print("progress", file=sys.stderr)
-    assert (tmp_path / "log").read_text() == "progress\n" and capsys.readouterr().err == ""
+    assert (tmp_path / "log").read_text() == "progress\n" and capfd.readouterr().err == ""

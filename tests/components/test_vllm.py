@@ -103,6 +103,33 @@ def test_another_architecture_gets_another_engine(tmp_path, llama_folders, vllm_
         assert_agrees(engine.token_stats(sequences), reference(folder, sequences))
 
 
+def test_what_vllm_says_of_unloaded_layers_is_heard():
+    from proxycast.engines.vllm_worker import _unloaded_layers
+    from vllm.model_executor.model_loader.reload import layerwise
+
+    with _unloaded_layers() as unloaded:
+        layerwise.logger.warning("%s: Failed to load weights", "RMSNorm")
+    assert unloaded == {"RMSNorm"}
+    # vLLM still says it in these words:
+    assert 'logger.warning("%s: Failed to load weights", layer.__class__.__name__)' in inspect.getsource(layerwise)
+
+
+def test_a_layer_that_keeps_its_old_weights_is_an_error(llama_folders, vllm_engine):
+    engine = vllm_engine()
+    engine.load(llama_folders[0])
+    runner, reload = runner_of(engine), runner_of(engine).reload_weights
+
+    def forgets_a_norm(weights_path):
+        from vllm.model_executor.model_loader.reload import layerwise
+
+        reload(weights_path=weights_path)
+        layerwise.logger.warning("%s: Failed to load weights", "RMSNorm")
+
+    runner.reload_weights = forgets_a_norm
+    with pytest.raises(RuntimeError, match="left the weights of RMSNorm as they were"):
+        engine.load(llama_folders[1])
+
+
 def test_chunks_of_a_prompt_in_several_steps_change_nothing(llama_folders, vllm_engine):
     whole, chunked = vllm_engine(), vllm_engine(batch_tokens=16)
     tables = []

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import os
 import sys
 import traceback
 from collections.abc import Iterator
@@ -9,15 +10,22 @@ from pathlib import Path
 
 from proxycast.options import InputError
 
+STDERR = 2  # the file descriptor, which other processes inherit
+
 
 @contextlib.contextmanager
 def job(log: Path | str) -> Iterator[None]:
     """Send stderr (log records, progress bars, warnings) to the file `log`; end the process with status 1 on an error.
 
-    Bad input is told in its own words, without a traceback; for any other error the traceback stands in the log.
+    What the job's own processes say goes there too, such as why a process of vLLM died. Bad input is told in its own
+    words, without a traceback; for any other error the traceback stands in the log.
     """
-    console = sys.stderr
-    with open(log, "w", buffering=1, encoding="utf8") as file, contextlib.redirect_stderr(file):
+    with (
+        os.fdopen(os.dup(STDERR), "w", encoding="utf8") as console,
+        open(log, "w", buffering=1, encoding="utf8") as file,
+        contextlib.redirect_stderr(file),
+    ):
+        os.dup2(file.fileno(), STDERR)
         logging.basicConfig(stream=file, level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
         try:
             yield
@@ -26,5 +34,7 @@ def job(log: Path | str) -> Iterator[None]:
             if not isinstance(error, InputError):
                 traceback.print_exc(file=file)
             for stream in (file, console):
-                print(f"error: {message}", file=stream)
+                print(f"error: {message}", file=stream, flush=True)
             sys.exit(1)
+        finally:
+            os.dup2(console.fileno(), STDERR)

@@ -5,11 +5,15 @@ import json
 import sys
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tokenizers import Tokenizer
 
 from proxycast.options import InputError
 from proxycast.tables import fingerprint
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 # Names of the key in config.json that holds the context: most architectures', GPT-2's and its kin's, DBRX's.
@@ -34,8 +38,8 @@ def check_folder(folder: Path) -> None:
 
 
 def model_fingerprint(folder: Path) -> str:
-    """16 hexadecimal digits for the model's configuration, tokenizer and every byte of its weights."""
-    small = [folder / "config.json", *tokenizer_files(folder)]
+    """16 hexadecimal digits for the model's configuration, tokenizer, own code and every byte of its weights."""
+    small = [folder / "config.json", *tokenizer_files(folder), *sorted(folder.glob("*.py"))]
     weights = []
     for path in weight_files(folder):
         with path.open("rb") as file:
@@ -65,6 +69,19 @@ def vocabulary_of(folder: Path) -> int:
             f"{folder / 'config.json'}, key vocab_size: found {vocabulary!r}; it must be the number of logits"
         )
     return vocabulary
+
+
+def read_config(folder: Path, trust_remote_code: bool = False) -> "PretrainedConfig":
+    """What `transformers` makes of config.json. Raises InputError for an architecture that it does not know."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(
+            f"{folder / 'config.json'}: transformers cannot read it: {error}; convert the checkpoint to an "
+            "architecture of transformers, or set trust_remote_code for a model whose code lies in its folder"
+        ) from error
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -19,7 +19,7 @@ import polars as pl
 import torch
 
 from proxycast.engines import BATCH_TOKENS, ExtractionOptions, require_room, token_stats_table
-from proxycast.engines.model_folder import check_folder, context_of, safetensors_header, weight_files
+from proxycast.engines.model_folder import check_folder, context_of, read_config, safetensors_header, weight_files
 from proxycast.engines.tokenizer import TokenizerCache, continuation_texts
 from proxycast.options import InputError
 from proxycast.solutions import ScoredSequence, prompt_tokens
@@ -305,10 +305,8 @@ def _free_memory(device: torch.device) -> str:
 
 def _attention(folder: Path, options: ExtractionOptions) -> str | None:
     """Eager where the attention's logits have a soft cap (Gemma 2), which sdpa leaves out in silence; None: its own."""
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=options.trust_remote_code)
-    return "eager" if getattr(config.get_text_config(), "attn_logit_softcapping", None) else None
+    text_config = read_config(folder, options.trust_remote_code).get_text_config()
+    return "eager" if getattr(text_config, "attn_logit_softcapping", None) else None
 
 
 def _load_in_place(model: torch.nn.Module | None, folder: Path) -> bool:

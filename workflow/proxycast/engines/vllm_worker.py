@@ -10,8 +10,10 @@ request answers with a sentinel in place of log-probs, and the token ids that th
 `VllmEngine` compares both with what it asked for.
 """
 
+import contextlib
 import inspect
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,11 +64,18 @@ class PromptStats:
 
         On a CPU, vLLM multiplies with packed copies of the weights, and its reload leaves the copy that belongs to a
         head tied to the embedding as it was: heads are packed again here. On a GPU this does nothing.
+        Raises RuntimeError if any other layer has kept its old weights: vLLM only warns.
         """
         from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, UnquantizedEmbeddingMethod
 
-        self.reload_weights(weights_path=folder)
-        for module in self.model_runner.model.modules():
+        modules = list(self.model_runner.model.modules())
+        weighted = {type(module).__name__ for module in modules if any(True for _ in module.parameters(recurse=False))}
+        with _unloaded_layers() as unloaded:
+            self.reload_weights(weights_path=folder)
+        # The file holds the weights of a tied head once, for the embedding.
+        if forgotten := sorted(unloaded & weighted - {"ParallelLMHead"}):
+            raise RuntimeError(f"{folder}: vLLM left the weights of {', '.join(forgotten)} as they were")
+        for module in modules:
             if isinstance(module, ParallelLMHead) and isinstance(module.quant_method, UnquantizedEmbeddingMethod):
                 module.quant_method.process_weights_after_loading(module)
 
@@ -110,6 +119,25 @@ class Collected:
         columns = torch.stack([column.float() for column in stats]).cpu().numpy()
         self.spans, self.parts = [], []
         return spans.tobytes(), token_ids.cpu().numpy().astype(np.int64).tobytes(), columns.tobytes()
+
+
+@contextlib.contextmanager
+def _unloaded_layers() -> Iterator[set[str]]:
+    """Classes of the layers that vLLM's reload says it has not loaded. It means those with nothing but buffers, too."""
+    found: set[str] = set()
+
+    def collect(record: logging.LogRecord) -> bool:
+        if "Failed to load weights" not in record.msg:
+            return True
+        found.add(record.args[0])
+        return False  # out of the log
+
+    logger = logging.getLogger("vllm.model_executor.model_loader.reload.layerwise")
+    logger.addFilter(collect)
+    try:
+        yield found
+    finally:
+        logger.removeFilter(collect)
 
 
 def _scored_span(extra: list[int], row: int, start: int, count: int) -> Span:
