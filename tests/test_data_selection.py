@@ -6,6 +6,7 @@ import pytest
 from proxycast.config import GENERIC_TEXT, Budget, Proxy
 from proxycast.data_selection import (
     predictions,
+    require_differences,
     solution_scores,
     summary_table,
     tokens_read,
@@ -160,6 +161,13 @@ def test_truth_that_lacks_a_corpus(targets):
     fewer = targets.filter(~pl.col("checkpoint").str.starts_with("c-large"))
     with pytest.raises(InputError, match=r"lacks accuracy of corpus c \(c-large-seed0-step8, task homes\) and 5 more"):
         truth_by_seed(CHECKPOINTS, fewer, "accuracy")
+
+
+def test_a_truth_that_ties_all_corpora_is_told(targets):
+    tied = targets.with_columns(value=pl.lit(0.5))
+    with pytest.raises(InputError, match="the truth ranks nothing: accuracy is 0.5 for all 4 corpora"):
+        require_differences(truth_by_seed(CHECKPOINTS, tied, "accuracy"), "accuracy")
+    require_differences(truth_by_seed(CHECKPOINTS, targets, "accuracy"), "accuracy")
 
 
 def test_truth_that_lacks_one_task_of_a_seed(targets):

@@ -53,3 +53,17 @@ def test_checkpoints_with_the_same_options_share_an_engine_and_all_are_checked_f
     assert [(options, group) for _, options, group in found] == [(a, [folders[0], folders[2]]), (b, [folders[1]])]
     with pytest.raises(InputError, match="nowhere: no such folder"):
         engines_for([*folders, ("3", Path("nowhere"))], [a, b, a, a])
+
+
+def test_texts_without_prompts_do_not_go_through_a_chat_template(tmp_path):
+    from awkward_models import AWKWARD
+    from proxycast.engines import make_engine
+    from proxycast.extraction import TokenizedTexts
+
+    engine = make_engine(ExtractionOptions(chat_template=True))
+    engine.load(AWKWARD["qwen3_chat"](tmp_path / "chat"))
+    texts = {"task": [("a", "What is 2 plus 3?", "five")], "generic_text": [("b", "", "The cat sat on the mat.")]}
+    found = TokenizedTexts(texts, chat_template=True).for_engine(engine)
+    decoded = {task: engine.tokenizer.decode(sequences[0].token_ids) for task, sequences in found.items()}
+    assert decoded["generic_text"] == "The cat sat on the mat."
+    assert decoded["task"].endswith("five") and "user\nWhat is 2 plus 3?" in decoded["task"]

@@ -61,9 +61,12 @@ def scoring_jobs(plan: Plan, checkpoints: list[Checkpoint]) -> dict[str, list[Ch
 
 def extraction_options(plan: Plan, checkpoints: list[Checkpoint]) -> list[ExtractionOptions]:
     """How each checkpoint is run: the study's options, then what its corpus and what its own entry set over them."""
-    entries = {corpus: plan.corpus(corpus) for corpus in {c.corpus for c in checkpoints}}
-    own = {str(entry.folder): entry.model for corpus in entries.values() for entry in corpus.checkpoints or []}
-    return [plan.study.extraction.over(entries[c.corpus].model, own.get(c.source, ModelOptions())) for c in checkpoints]
+    corpora = {name: plan.corpus(name) for name in {c.corpus for c in checkpoints}}
+    own = {(name, str(e.folder)): e.model for name, corpus in corpora.items() for e in corpus.checkpoints or []}
+    return [
+        plan.study.extraction.over(corpora[c.corpus].model, own.get((c.corpus, c.source), ModelOptions()))
+        for c in checkpoints
+    ]
 
 
 def weight_inputs(plan: Plan, checkpoints: list[Checkpoint]) -> list[str]:

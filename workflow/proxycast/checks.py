@@ -109,13 +109,17 @@ def count_scored_tokens(
     `InputError` names a solution, or a choice, that cannot be scored: `solutions.tokenize` says when.
     """
     fast = TokenizerCache(options.trust_remote_code).load(tokenizer)
-    rows = [(f"{path}: {s.id}", s) for path in solutions for s in read_solutions(path)]
-    texts = [(where, s.prompt, s.solution) for where, s in rows]
-    choices = [(f"{where}, choice {n}", s.prompt, c) for where, s in rows for n, c in enumerate(s.choices or [], 1)]
-    reading = dict(windowing=options.windowing, chat_template=options.chat_template, vocabulary=vocabulary)
-    tokenize(choices, fast, context, **reading)
-    scored = tokenize(texts, fast, context, options.tail_tokens, **reading)
-    return sum(sequence.stop - sequence.start for sequence in scored)
+    count = 0
+    for path in solutions:
+        rows = [(f"{path}: {s.id}", s) for s in read_solutions(path)]
+        texts = [(where, s.prompt, s.solution) for where, s in rows]
+        choices = [(f"{where}, choice {n}", s.prompt, c) for where, s in rows for n, c in enumerate(s.choices or [], 1)]
+        chat = options.chat_template and any(s.prompt for _, s in rows)
+        reading = dict(windowing=options.windowing, chat_template=chat, vocabulary=vocabulary)
+        tokenize(choices, fast, context, **reading)
+        scored = tokenize(texts, fast, context, options.tail_tokens, **reading)
+        count += sum(sequence.stop - sequence.start for sequence in scored)
+    return count
 
 
 def check_measurable(tasks: list[Task], solutions: dict[str, list[Solution]], metrics: Iterable[str]) -> None:

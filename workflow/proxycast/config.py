@@ -256,7 +256,10 @@ def _check_together(plan: Plan, where: str) -> None:
     for task in plan.tasks:
         _check_task(task, plan.study, where)
     if plan.study.miniature is None and plan.study.generic_text is None:
-        raise InputError(f"{where}: generic_text: missing; without a `miniature` section it must name a text file")
+        raise InputError(
+            f"{where}: generic_text: missing; without a `miniature` section it must name a JSONL file "
+            "with id, prompt (empty) and solution (the text)"
+        )
     _check_sizes(plan, where)
 
 

@@ -92,6 +92,16 @@ def truth_by_seed(checkpoints: pl.DataFrame, targets: pl.DataFrame, metric: str)
     return found.select("corpus", "seed", "task", "value", "n")
 
 
+def require_differences(truth: pl.DataFrame, metric: str) -> None:
+    """`InputError` if the truth (`truth_by_seed`) is the same for all corpora: nothing could predict their order."""
+    means = truth.group_by("corpus").agg(pl.col("value").mean())["value"].round(12)
+    if means.n_unique() == 1:
+        raise InputError(
+            f"the truth ranks nothing: {metric} is {means[0]:.3g} for all {len(means)} corpora; "
+            "give more problems, more corpora or a finer metric (choice_log_likelihood)"
+        )
+
+
 def truth_table(truths: dict[str, pl.DataFrame], chance: dict[str, float]) -> pl.DataFrame:
     """How far each truth can be trusted: one row a metric.
 

@@ -88,6 +88,8 @@ def walk(
 class TokenizedTexts:
     """Task -> token sequences for the engine's tokenizer, made again only when a checkpoint brings another one.
 
+    Texts without any prompt, the generic text, do not go through a chat template: they answer nothing.
+
     `texts`: task -> (key, prompt, continuation), as `solutions.tokenize` takes them.
     """
 
@@ -98,17 +100,18 @@ class TokenizedTexts:
         windowing: bool = True,
         chat_template: bool = False,
     ):
-        self.texts = texts
-        self.reading = dict(tail_tokens=tail_tokens, windowing=windowing, chat_template=chat_template)
+        self.texts, self.chat_template = texts, chat_template
+        self.reading = dict(tail_tokens=tail_tokens, windowing=windowing)
         self.tokenizer = self.limits = None
 
     def for_engine(self, engine: Engine) -> dict[str, list[ScoredSequence]]:
         limits = dict(context=engine.context, vocabulary=engine.vocabulary)
         if engine.tokenizer is not self.tokenizer or limits != self.limits:
             self.tokenizer = None  # until all is tokenised, nothing is kept
-            self.sequences = {
-                task: tokenize(texts, engine.tokenizer, **limits, **self.reading) for task, texts in self.texts.items()
-            }
+            self.sequences = {}
+            for task, texts in self.texts.items():
+                chat = self.chat_template and any(prompt for _, prompt, _ in texts)
+                self.sequences[task] = tokenize(texts, engine.tokenizer, chat_template=chat, **limits, **self.reading)
             self.tokenizer, self.limits = engine.tokenizer, limits
         return self.sequences
 

@@ -7,6 +7,7 @@ from proxycast.compute import compute_to_reach_table, pareto_table
 from proxycast.config import GENERIC_TEXT, Budget, Proxy, Target
 from proxycast.data_selection import (
     predictions,
+    require_differences,
     solution_scores,
     summary_table,
     tokens_read,
@@ -30,6 +31,7 @@ with job(snakemake.log[0]):
         metric: truth_by_seed(checkpoints, targets.join(tasks, on="task", how="semi"), metric)
         for metric in dict.fromkeys((target.metric, *target.other_metrics))
     }
+    require_differences(truths[target.metric], target.metric)
 
     predicted = predictions(checkpoints, proxies, targets)
     decision_accuracy = pl.concat(

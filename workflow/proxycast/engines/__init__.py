@@ -164,7 +164,9 @@ def engines_for(
     for (name, folder), wanted in zip(checkpoints, options):
         groups.setdefault(choose_engine(wanted, folder), []).append((name, folder))
     found = [(make_engine(chosen), chosen, group) for chosen, group in groups.items()]
-    for engine, _, group in found:
+    for engine, chosen, group in found:
+        set_here = {key: value for key, value in chosen if value != ExtractionOptions.model_fields[key].default}
+        log.info("%d checkpoints with %s, %s", len(group), type(engine).__name__, set_here or "all options at default")
         for _, folder in group:
             engine.check(folder)
     return found

@@ -86,6 +86,7 @@ def _environment() -> None:
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # one process starts in a third of the time
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # else all jobs of a node sit on the same cores
             "TORCHDYNAMO_DISABLE": "1",
+            "VLLM_LOGGING_LEVEL": "ERROR",  # it warns a dozen times of what a CPU lacks
         }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
@@ -183,7 +184,7 @@ class VllmEngine:
         from vllm import LLM
 
         # It warns, with a traceback, that without a tokenizer it cannot warm up a chat that nobody wants.
-        logging.getLogger("vllm.renderers.base").setLevel(logging.ERROR)
+        logging.getLogger("vllm.renderers.base").addFilter(_no_warm_up)
         options, on_cpu = self.options, not torch.cuda.is_available()
         if options.device not in ("auto", "cpu" if on_cpu else "cuda"):
             there = "no GPU" if on_cpu else "a GPU"
@@ -206,7 +207,7 @@ class VllmEngine:
                 pipeline_parallel_size=options.pipeline_parallel_size,
                 gpu_memory_utilization=options.gpu_memory_fraction,
                 kv_cache_memory_bytes=CPU_CACHE_BYTES if on_cpu else None,
-                max_model_len=options.max_model_len,
+                max_model_len=self.context if options.max_model_len else None,
                 max_num_batched_tokens=self._batch_tokens,
                 max_num_seqs=min(MAX_SEQUENCES, self._batch_tokens),
                 enable_prefix_caching=False,  # a cached token has no hidden state, and so no statistics
@@ -214,7 +215,7 @@ class VllmEngine:
                 worker_extension_cls=WORKER,
             )
         except (ValueError, RuntimeError, OSError) as error:
-            raise InputError(f"{self._folder}: vLLM cannot build this model: {error}") from error
+            raise InputError(f"{self._folder}: vLLM cannot build this model: {_why(error)}") from error
         runners = sorted(set(self._llm.collective_rpc("proxycast_install")))
         log.info(
             "%s: vLLM's model runner %s (vLLM %s), %d tokens a step",
@@ -302,6 +303,17 @@ class VllmEngine:
         difference = np.abs(ours - stock).max()  # NaN, of broken weights, passes: the texts will name a position
         if difference > CHECK_TOLERANCE[self.options.dtype]:
             raise HookError(f"{self._folder}: log-probs by the hook and by vLLM itself differ by {difference:.3g} nats")
+
+
+def _no_warm_up(record: logging.LogRecord) -> bool:
+    return not str(record.msg).startswith("Chat template warmup failed")
+
+
+def _why(error: Exception) -> str:
+    """An error of vLLM without what pydantic writes around it."""
+    if hasattr(error, "errors"):
+        return "; ".join(problem["msg"].removeprefix("Value error, ") for problem in error.errors())
+    return str(error)
 
 
 def _groups(sequences: Sequence[ScoredSequence], tokens: int) -> Iterator[list[ScoredSequence]]:
