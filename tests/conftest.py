@@ -35,6 +35,7 @@ def pytest_configure(config):
     for name in COMPONENTS:
         config.addinivalue_line("markers", f"{name}: needs the package {name}")
     config.addinivalue_line("markers", "gpu: needs a GPU")
+    config.addinivalue_line("markers", "interpreter: needs Triton's interpreter; test_token_stats.py runs it")
 
 
 def pytest_runtest_setup(item):

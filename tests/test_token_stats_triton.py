@@ -21,9 +21,12 @@ from proxycast import token_stats_triton as kernels  # noqa: E402
 from proxycast.token_stats import Head, NonFiniteLogits, TokenStats, token_stats, token_stats_from_hidden  # noqa: E402
 from proxycast.token_stats_triton import TILE_FLOAT32, TILES, Tile, from_logits, fused  # noqa: E402
 
-interpreted = pytest.mark.skipif(
-    not kernels.INTERPRETED, reason="run with TRITON_INTERPRET=1, as test_token_stats.py does"
-)
+
+def interpreted(test):
+    reason = "run with TRITON_INTERPRET=1, as test_token_stats.py does"
+    return pytest.mark.interpreter(pytest.mark.skipif(not kernels.INTERPRETED, reason=reason)(test))
+
+
 compiled = pytest.mark.skipif(kernels.INTERPRETED, reason="needs the compiler, not the interpreter")
 SMALL = Tile(16, 32, 16, 4, 2)  # the smallest that Triton multiplies: many tiles of few numbers
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]

@@ -282,7 +282,7 @@ def test_broken_weights_are_named_by_the_text_that_shows_them(tmp_path, vllm_eng
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     engine = vllm_engine()
     engine.load(folder)
-    with pytest.raises(InputError, match="broken .*: the logits of sum at position"):
+    with pytest.raises(InputError, match="broken: the logits of sum at position"):
         engine.token_stats(tokenize(TEXTS, engine.tokenizer, engine.context))
 
 

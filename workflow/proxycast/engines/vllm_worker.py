@@ -133,11 +133,14 @@ def _unloaded_layers() -> Iterator[set[str]]:
         return False  # out of the log
 
     logger = logging.getLogger("vllm.model_executor.model_loader.reload.layerwise")
+    level = logger.level
+    logger.setLevel(logging.WARNING)  # however quiet vLLM is told to be
     logger.addFilter(collect)
     try:
         yield found
     finally:
         logger.removeFilter(collect)
+        logger.setLevel(level)
 
 
 def _scored_span(extra: list[int], row: int, start: int, count: int) -> Span:
