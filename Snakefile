@@ -1,6 +1,7 @@
 # The map: configuration, rules by phase, targets. A study is chosen by --configfile; config/config.yaml is the default.
 from proxycast.checkpoints import (
     checkpoints_fingerprint,
+    checkpoints_of_jobs,
     distinct_options,
     plan_checkpoints,
     remove_broken,
@@ -27,13 +28,15 @@ if not workflow.overwrite_configfiles:
 
 try:
     PLAN = load_plan(config, where=str((workflow.overwrite_configfiles or workflow.configfiles)[-1]))
-    CHECKPOINTS = plan_checkpoints(PLAN)
     if workflow.is_main_process:
+        CHECKPOINTS = plan_checkpoints(PLAN)
         for path in remove_broken(PLAN.results):
-            logger.warning(f"{path} was truncated and is made again.")
+            logger.warning(f"{path} was truncated or lacked a part, and is made again.")
         check_inputs(PLAN, CHECKPOINTS)
         for line in disk_plan(PLAN, CHECKPOINTS):
             logger.info(line)
+    else:
+        CHECKPOINTS = checkpoints_of_jobs(PLAN, [job.wildcards for job in workflow.dag_settings.target_jobs])
 except InputError as error:
     raise WorkflowError(str(error)) from None
 

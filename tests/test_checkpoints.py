@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import shutil
 import time
 from pathlib import Path
@@ -720,6 +721,21 @@ def test_truncated_tables_go_and_whole_ones_stay(tmp_path_factory, share):
     assert remove_broken(results) == [cut]
     assert whole.exists() and not cut.exists()
     assert remove_broken(results) == []
+
+
+@pytest.mark.parametrize("lose", [Path.unlink, lambda path: os.truncate(path, 9)])
+def test_a_lost_part_goes_with_its_manifest_alone(tmp_path, lose):
+    jobs = {}
+    for kind in ("token_stats", "targets"):
+        parts = [some_table(tmp_path / kind / "job" / f"{name}.parquet") for name in "ab"]
+        jobs[kind] = parts[0].with_name("manifest.json")
+        jobs[kind].write_text(json.dumps({"a": "mark", "b": "mark"}))
+    assert remove_broken(tmp_path) == []
+    lose(tmp_path / "targets/job/b.parquet")
+    assert remove_broken(tmp_path)
+    assert not jobs["targets"].exists() and not (tmp_path / "targets/job/b.parquet").exists()
+    assert (tmp_path / "targets/job/a.parquet").exists() and jobs["token_stats"].exists()
+    assert remove_broken(tmp_path) == []
 
 
 def test_file_that_a_job_is_writing_stays(tmp_path):

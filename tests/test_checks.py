@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -26,7 +25,6 @@ from proxycast.corpora import Corpus
 from proxycast.engines import ExtractionOptions
 from proxycast.engines.model_folder import context_of
 from proxycast.files import Files
-from proxycast.jobs import job
 from proxycast.ladder import Ladder
 from proxycast.options import InputError
 from proxycast.published import FILES as PUBLISHED_FILES
@@ -482,28 +480,3 @@ def test_choices_stand_in_all_rows_or_in_none():
     """A row without choices would be left out of the truth in silence."""
     with pytest.raises(InputError, match=r"task sums .*: choices in 1 of 2 rows"):
         check_measurable([PLAIN], {PLAIN.name: [CHOICES, ANSWER]}, ["multiple_choice_accuracy"])
-
-
-# How a script tells an error
-
-
-def test_bad_input_is_told_in_one_line(tmp_path, capfd):
-    log = tmp_path / "log"
-    with pytest.raises(SystemExit) as exit, job(log):
-        raise InputError("file: key: found this, expected that")
-    assert exit.value.code == 1
-    assert log.read_text() == capfd.readouterr().err == "error: file: key: found this, expected that\n"
-
-
-def test_any_other_error_leaves_its_traceback_in_the_log(tmp_path, capfd):
-    log = tmp_path / "log"
-    with pytest.raises(SystemExit), job(log):
-        {}["key"]
-    assert capfd.readouterr().err == "error: KeyError: 'key'\n"
-    assert "Traceback" in log.read_text() and log.read_text().endswith("error: KeyError: 'key'\n")
-
-
-def test_job_without_error_sends_stderr_to_the_log(tmp_path, capfd):
-    with job(tmp_path / "log"):
-        print("progress", file=sys.stderr)
-    assert (tmp_path / "log").read_text() == "progress\n" and capfd.readouterr().err == ""

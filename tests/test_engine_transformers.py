@@ -444,6 +444,13 @@ def job(model_folder, tmp_path):
     return dict(checkpoints=checkpoints, tasks=tasks, options=OPTIONS, parts_dir=tmp_path / "parts")
 
 
+def extracted(engine, **job) -> pl.DataFrame:
+    """What `extract` wrote for the checkpoints of the job, in their order."""
+    marks = extract(engine, **job)
+    assert list(marks) == [name for name, _ in job["checkpoints"]]
+    return pl.concat([pl.read_parquet(job["parts_dir"] / f"{name}.parquet") for name in marks])
+
+
 class CountingEngine(TransformersEngine):
     """Counts what it loads, and is killed at the n-th load."""
 
@@ -459,7 +466,7 @@ class CountingEngine(TransformersEngine):
 
 
 def test_extraction_makes_one_row_per_checkpoint_task_and_token(job):
-    table = extract(CountingEngine(), **job)
+    table = extracted(CountingEngine(), **job)
     assert table.columns == ["checkpoint", "task", "solution", *list(TOKEN_STATS_SCHEMA)[1:]]
     engine = TransformersEngine(OPTIONS)
     engine.load(dict(job["checkpoints"])["step1"])
@@ -478,20 +485,20 @@ def test_a_killed_extraction_resumes_where_it_stopped(job):
         extract(CountingEngine(killed_at=3), **job)
     assert sorted(os.listdir(job["parts_dir"])) == ["step0.parquet", "step1.parquet"]
     engine = CountingEngine()
-    table = extract(engine, **job)
+    table = extracted(engine, **job)
     assert engine.loads == ["folder2"]
     assert table["checkpoint"].unique(maintain_order=True).to_list() == ["step0", "step1", "step2"]
     untouched = CountingEngine()
-    assert extract(untouched, **job).equals(table) and untouched.loads == []
+    assert extracted(untouched, **job).equals(table) and untouched.loads == []
 
 
 def test_a_part_that_is_cut_or_made_from_something_else_is_made_again(job, monkeypatch):
-    table = extract(CountingEngine(), **job)
+    table = extracted(CountingEngine(), **job)
     part = job["parts_dir"] / "step1.parquet"
     part.write_bytes(part.read_bytes()[:-50])
     pl.DataFrame({"a": [1]}).write_parquet(job["parts_dir"] / "step2.parquet")
     engine = CountingEngine()
-    assert extract(engine, **job).equals(table)
+    assert extracted(engine, **job).equals(table)
     assert engine.loads == ["folder1", "folder2"]
 
     def loads(**changed):

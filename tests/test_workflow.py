@@ -121,7 +121,7 @@ def results(smoke):
 
 
 def read_all(folder: Path) -> pl.DataFrame:
-    return pl.concat(pl.read_parquet(path) for path in sorted(folder.glob("*.parquet")))
+    return pl.concat(pl.read_parquet(path) for path in sorted(folder.rglob("*.parquet")))
 
 
 @pytest.mark.parametrize("name", COLUMNS)
@@ -205,8 +205,8 @@ def test_log_probabilities_agree_with_transformers(results):
     checkpoints = pl.read_parquet(results / "checkpoints.parquet").filter(corpus="web_edu", step=40, seed=1)
     folder = results / "suite/models" / checkpoints["run"].item() / "step40"
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
-    stats = pl.read_parquet(results / "token_stats/web_edu.parquet").filter(
-        task="homes", checkpoint=checkpoints["checkpoint"].item()
+    stats = pl.read_parquet(results / f"token_stats/web_edu/{checkpoints['checkpoint'].item()}.parquet").filter(
+        task="homes"
     )
     for line in (results / "solutions/homes.jsonl").read_text().splitlines():
         solution = json.loads(line)
@@ -308,12 +308,15 @@ def test_damage_and_a_kill_cost_only_what_was_lost(project):
     before = model_times(project)
     cut(models / "base-30k-seed0/step20/model.safetensors")
     cut(models / "base-43k-seed1/step60/model.safetensors")
-    cut(token_stats / "core.parquet")
+    cut(token_stats / "core/core-30k-seed1-step40.parquet")
+    (token_stats / "web_edu/web_edu-30k-seed0-step20.parquet").unlink()
+    scored = {path: path.stat().st_mtime_ns for path in token_stats.rglob("*.parquet")}
 
     said = snakemake(project, "-n")
-    for path in ("models/base-30k-seed0/step20", "models/base-43k-seed1/step60", "token_stats/core.parquet"):
-        assert f"{path} was truncated" in said
-    assert {("train_corpus", "base"), ("score", "base"), ("score", "core")} <= jobs(said)
+    damaged = ("token_stats/core/core-30k-seed1-step40.parquet", "token_stats/web_edu/manifest.json")
+    for path in ("models/base-30k-seed0/step20", "models/base-43k-seed1/step60", *damaged):
+        assert f"{path} was truncated or lacked a part" in said
+    assert {("train_corpus", "base"), *(("score", corpus) for corpus in ("base", "core", "web_edu"))} <= jobs(said)
 
     # Killed when the first of the two runs is trained and the second, another size, is being compiled.
     process = subprocess.Popen(
@@ -334,14 +337,19 @@ def test_damage_and_a_kill_cost_only_what_was_lost(project):
     snakemake(project, "--unlock")
     started = jobs(snakemake(project, "--rerun-incomplete"))
     assert {corpus for rule, corpus in started if rule == "train_corpus"} == {"base"}
-    assert {corpus for rule, corpus in started if rule == "score"} <= {"base", "core"}
+    assert {corpus for rule, corpus in started if rule == "score"} <= {"base", "core", "web_edu"}
     after = model_times(project)
     assert after.keys() == before.keys()
     assert {c for c in before if at_kill.get(c) != before[c]} == {
         *("base-30k-seed0/step20", "base-30k-seed0/step40", "base-43k-seed1/step60")
     }
     assert {c for c in before if after[c] != at_kill.get(c)} == {"base-43k-seed1/step60"}
-    assert len(pl.read_parquet(token_stats / "core.parquet")) == len(pl.read_parquet(token_stats / "base.parquet"))
+    made_again = {path.stem for path in token_stats.rglob("*.parquet") if path.stat().st_mtime_ns != scored.get(path)}
+    assert {"core-30k-seed1-step40", "web_edu-30k-seed0-step20"} <= made_again
+    assert {name for name in made_again if not name.startswith("base-")} == {
+        *("core-30k-seed1-step40", "web_edu-30k-seed0-step20")
+    }
+    assert len(read_all(token_stats / "core")) == len(read_all(token_stats / "base"))
     assert "Nothing to be done" in snakemake(project)
 
 
@@ -462,6 +470,6 @@ def test_nan_weights_fail_the_job_and_are_named(folders, tmp_path):
     tensors = load_file(weights)
     tensors["model.norm.weight"][3] = float("nan")
     save_file(tensors, weights, {"format": "pt"})
-    said = snakemake(project, "results/folders/token_stats/core.parquet", study=FOLDERS, fails=True)
+    said = snakemake(project, "results/folders/token_stats/core/manifest.json", study=FOLDERS, fails=True)
     assert re.search(r"error: models/core/small-1: the logits of (sums|times|generic_text)/\S+ at position \d+", said)
-    assert not (project / "results/folders/token_stats/core.parquet").exists()
+    assert not (project / "results/folders/token_stats/core/manifest.json").exists()

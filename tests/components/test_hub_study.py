@@ -190,7 +190,7 @@ def test_a_study_from_the_hub(project, tmp_path):
 
         # Scored, removed, ranked.
         assert not [path for kind in ("weights", "converted") for path in (results / kind).glob("[!.]*")]
-        stats = pl.read_parquet(results / "token_stats/alpha-tiny-seed0.parquet")
+        stats = pl.read_parquet(results / "token_stats/alpha-tiny-seed0/*.parquet")
         assert set(stats["checkpoint"]) == {f"alpha-tiny-seed0-step{step}" for step in (5, 10, 12)}
         assert set(stats["task"]) == {"arc_easy", "generic_text"}
         ranking = pl.read_parquet(results / "data_selection/ranking.parquet")
@@ -217,6 +217,6 @@ def test_what_the_hub_lacks_is_told_and_what_was_finished_stays(project, tmp_pat
         said = snakemake(project, stub.endpoint, "--keep-going", fails=True)
     assert "lab/beta-tiny" in said and "step5-sed-default" in said and "step5-seed-default" in said
     results = project / "results/hub"
-    assert (results / "token_stats/alpha-tiny-seed0.parquet").exists()
+    assert (results / "token_stats/alpha-tiny-seed0/manifest.json").exists()
     assert (results / "text/trained/mine-tiny-seed0.json").exists()
     assert json.loads((results / "revisions/alpha-tiny-seed0.json").read_text())

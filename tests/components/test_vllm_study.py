@@ -28,7 +28,7 @@ def read(project: Path) -> dict[str, pl.DataFrame]:
     results = project / "results/smoke"
     tables = {name: pl.read_parquet(results / f"{name}.parquet") for name in ("proxies", "targets")}
     tables["ranking"] = pl.read_parquet(results / "data_selection/ranking.parquet")
-    tables["token_stats"] = pl.concat(pl.read_parquet(p) for p in sorted((results / "token_stats").glob("*.parquet")))
+    tables["token_stats"] = pl.concat(pl.read_parquet(p) for p in sorted((results / "token_stats").rglob("*.parquet")))
     return tables
 
 

@@ -20,7 +20,7 @@ from proxycast.engines import ExtractionOptions, ModelOptions
 from proxycast.engines.model_folder import safetensors_header, weight_files
 from proxycast.model_selection import FEWEST_MODELS
 from proxycast.options import InputError
-from proxycast.tables import is_whole_parquet
+from proxycast.tables import MANIFEST, is_whole_parquet, manifest_parts
 from proxycast.targets import read_target_table
 
 INPUT_EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight")
@@ -93,6 +93,24 @@ def checkpoints_fingerprint(checkpoints: list[Checkpoint]) -> str:
     return digest.hexdigest()[:16]
 
 
+def checkpoints_of_jobs(plan: Plan, jobs: Collection[Mapping[str, str]]) -> list[Checkpoint]:
+    """What jobs with these wildcards need of `plan_checkpoints`: all, or only those of the corpora that name the jobs.
+
+    Each job starts a Snakemake of its own, on a cluster two, which would plan tens of thousands of checkpoints for the
+    few that it scores. Where the names of two corpora begin alike, both are planned.
+    """
+    names = [next((job[key] for key in ("corpus", "job", "run") if key in job), None) for job in jobs]
+    if None in names:
+        return plan_checkpoints(plan)
+    owners = [c for c in plan.corpora if any(f"{name}-".startswith(f"{c.name}-") for name in names)]
+    return [checkpoint for corpus in owners for checkpoint in _of_corpus(plan, corpus)]
+
+
+def corpus_checkpoints(plan: Plan, name: str) -> list[Checkpoint]:
+    """Every checkpoint of one corpus, as `plan_checkpoints` has them, without the checks of all corpora together."""
+    return list(_of_corpus(plan, plan.corpus(name)))
+
+
 def scored_checkpoints(plan: Plan, checkpoints: list[Checkpoint]) -> list[Checkpoint]:
     """Those that an engine runs: all, but targets that a table or published evaluations tell of."""
     if not plan.runs_models:
@@ -132,6 +150,16 @@ def distinct_options(plan: Plan, checkpoints: list[Checkpoint]) -> tuple[list[Ex
     distinct = list(dict.fromkeys(options))
     places = {chosen: place for place, chosen in enumerate(distinct)}
     return distinct, [places[chosen] for chosen in options]
+
+
+def job_options(plan: Plan, corpus: str, checkpoints: Collection[tuple]) -> list[ExtractionOptions]:
+    """The `extraction_options` of a job's checkpoints of one corpus, named by the first entry of each.
+
+    A job asks for them itself: what changes no results (memory, batches) is no part of its plan, and may change after
+    it is done.
+    """
+    found = {checkpoint.checkpoint: checkpoint for checkpoint in corpus_checkpoints(plan, corpus)}
+    return extraction_options(plan, [found[name] for name, *_ in checkpoints])
 
 
 def weight_inputs(plan: Plan, checkpoints: list[Checkpoint]) -> list[str]:
@@ -508,13 +536,18 @@ def count_parameters(folder: Path) -> int:
 def remove_broken(results: Path) -> list[Path]:
     """Remove every truncated table and checkpoint below `results`, so that they are made again and not read.
 
-    A training job whose checkpoint is broken loses its manifest with it; when it runs again it keeps the whole ones.
+    A job whose checkpoint or table is broken loses its manifest with it; when it runs again it keeps the whole ones.
     A hidden file is one that a running job is writing just now.
     """
     tables = (path for path in results.rglob("*.parquet") if not path.name.startswith("."))
     broken = [path for path in tables if not is_whole_parquet(path)]
     for path in broken:
         path.unlink()
+        path.with_name(MANIFEST).unlink(missing_ok=True)
+    for manifest in [*results.glob(f"token_stats/*/{MANIFEST}"), *results.glob(f"targets/*/{MANIFEST}")]:
+        if not all(part.exists() for part in manifest_parts(manifest)):
+            manifest.unlink()
+            broken.append(manifest)
     for manifest in [*results.glob("suite/trained/*.json"), *results.glob("text/trained/*.json")]:
         models = manifest.parent.with_name("models")
         folders = [models / folder for folder in json.loads(manifest.read_text())]

@@ -1,7 +1,8 @@
-"""Checkpoints x tasks -> token statistics. One job walks one run; a finished checkpoint's file survives a kill."""
+"""Checkpoints x tasks -> token statistics: one job walks one run, and writes a file for each of its checkpoints."""
 
 import logging
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -30,11 +31,11 @@ def extract(
     tasks: Mapping[str, Sequence[Solution]],
     options: ExtractionOptions,
     parts_dir: Path,
-) -> pl.DataFrame:
-    """Token statistics of each (checkpoint, folder) over each task: checkpoint, task, solution, the engine's columns.
+) -> dict[str, str]:
+    """Write `parts_dir/<checkpoint>.parquet` for each (checkpoint, folder): EXTRACTED_SCHEMA, over each task.
 
-    `parts_dir/<checkpoint>.parquet` is kept when it is whole and was made from the same weights, tokenizer, solutions
-    and options; else it is made again. Every folder is checked before the first model runs.
+    Returns checkpoint -> fingerprint. A table is kept when it is whole and was made from the same weights, tokenizer,
+    solutions and options; else it is made again. Every folder is checked before the first model runs.
     """
     texts = {task: [(s.id, s.prompt, s.solution) for s in solutions] for task, solutions in tasks.items()}
     tokenized = TokenizedTexts(
@@ -60,16 +61,18 @@ def walk(
     measure: Callable[[str, Path], Iterator[pl.DataFrame]],
     made_from: str,
     parts_dir: Path,
-) -> pl.DataFrame:
-    """`measure(checkpoint, folder)`, which yields `tables` tables, for each checkpoint; all tables joined.
+) -> dict[str, str]:
+    """Write what `measure(checkpoint, folder)` yields, `tables` tables, to `parts_dir/<checkpoint>.parquet`.
 
-    `parts_dir/<checkpoint>.parquet` is kept when it is whole and was made from the same weights, tokenizer and
+    Returns checkpoint -> fingerprint. A file is kept when it is whole and was made from the same weights, tokenizer and
     `made_from`; else it is made again. Every folder is checked before the first model runs.
     """
     for _, folder in checkpoints:
         check_folder(folder)
     marks = {checkpoint: fingerprint(model_fingerprint(folder), made_from) for checkpoint, folder in checkpoints}
     parts = {checkpoint: parts_dir / f"{checkpoint}.parquet" for checkpoint, _ in checkpoints}
+    for left in parts_dir.glob(".*.parquet"):  # of a job that was killed while it wrote
+        left.unlink(missing_ok=True)
     to_do = [(name, folder) for name, folder in checkpoints if table_fingerprint(parts[name]) != marks[name]]
     log.info("%d of %d checkpoints are done already", len(checkpoints) - len(to_do), len(checkpoints))
     with tqdm(
@@ -77,12 +80,15 @@ def walk(
     ) as bar:
         for checkpoint, folder in to_do:
             bar.set_description(checkpoint, refresh=False)
-            found = []
+            started, found = time.monotonic(), []
             for table in measure(checkpoint, folder):
                 found.append(table)
                 bar.update()
-            write_table(pl.concat(found), parts[checkpoint], marks[checkpoint])
-    return pl.concat([pl.read_parquet(part) for part in parts.values()])
+            table = pl.concat(found)
+            write_table(table, parts[checkpoint], marks[checkpoint])
+            kind, seconds = parts_dir.parent.name, time.monotonic() - started
+            log.info("%s of %s written: %d rows in %.1f s", kind, checkpoint, len(table), seconds)
+    return marks
 
 
 class TokenizedTexts:

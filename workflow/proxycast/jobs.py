@@ -1,41 +1,160 @@
-"""How a script of the workflow runs: all that it says goes to its log; an error is told on the console too."""
+"""How a script of the workflow runs: all that it says goes to its log; an error is told on the console too.
+
+A log holds one attempt after the other, so that why the first one died is still there when the second has succeeded.
+While a job runs it holds a lock on its log: of two processes that are to do the same work, as after the death of the
+Snakemake that had started the first, one waits for the other.
+"""
 
 import contextlib
+import fcntl
 import logging
+import math
 import os
+import re
+import shutil
+import socket
+import subprocess
 import sys
+import time
 import traceback
 from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
+from typing import Literal, TextIO
 
 from proxycast.options import InputError
 
 STDERR = 2  # the file descriptor, which other processes inherit
 PROGRESS_SECONDS = 5.0  # between two updates of a progress bar, so that a log file stays readable
+LOCK_SECONDS = 600.0  # that a lock of another host is believed: file systems keep those of a dead one for a while
+STARTED = re.compile(r"=== started (\S+) on (\S+), process (\d+)(?:, Slurm job (\S+))?")
+ENDED = re.compile(r"=== (done|failed) (\S+)")
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One run of a job, as its log tells it. A killed one has no end; one that holds the log's lock is running."""
+
+    started: datetime
+    host: str
+    process: int
+    slurm_job: str | None
+    ended: datetime | None
+    state: Literal["done", "failed", "running", "killed"]
+    lines: list[str]  # what it said
 
 
 @contextlib.contextmanager
 def job(log: Path | str) -> Iterator[None]:
-    """Send stderr (log records, progress bars, warnings) to the file `log`; end the process with status 1 on an error.
+    """Append stderr (log records, progress bars, warnings) to the file `log`; on an error, exit with status 1.
 
     What the job's own processes say goes there too, such as why a process of vLLM died. Bad input is told in its own
     words, without a traceback; for any other error the traceback stands in the log.
     """
     with (
         os.fdopen(os.dup(STDERR), "w", encoding="utf8") as console,
-        open(log, "w", buffering=1, encoding="utf8") as file,
-        contextlib.redirect_stderr(file),
+        open(log, "a", buffering=1, encoding="utf8") as file,
     ):
-        os.dup2(file.fileno(), STDERR)
-        logging.basicConfig(stream=file, level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+        _wait_for_others(Path(log), file, console)
+        slurm_job = f", Slurm job {os.environ['SLURM_JOB_ID']}" if "SLURM_JOB_ID" in os.environ else ""
+        print(f"=== started {_now()} on {socket.gethostname()}, process {os.getpid()}{slurm_job}", file=file)
+        with contextlib.redirect_stderr(file):
+            os.dup2(file.fileno(), STDERR)
+            logging.basicConfig(stream=file, level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+            try:
+                yield
+                print(f"\n=== done {_now()}", file=file)
+            except Exception as error:
+                message = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+                if not isinstance(error, InputError):
+                    traceback.print_exc(file=file)
+                for stream in (file, console):
+                    print(f"error: {message}", file=stream, flush=True)
+                print(f"=== failed {_now()}", file=file)
+                sys.exit(1)
+            finally:
+                os.dup2(console.fileno(), STDERR)
+
+
+def attempts(log: Path) -> list[Attempt]:
+    """Every attempt that the log of a job tells of, in order; none where there is no log."""
+    try:
+        text = log.read_text(encoding="utf8", errors="replace").replace("\r", "\n")
+    except FileNotFoundError:
+        return []
+    starts = [*STARTED.finditer(text)]
+    ends = [found.start() for found in starts[1:]] + [len(text)]
+    return [_attempt(log, start, text[start.end() : end], end == len(text)) for start, end in zip(starts, ends)]
+
+
+def _attempt(log: Path, start: re.Match, said: str, is_last: bool) -> Attempt:
+    end = next(iter([*ENDED.finditer(said)][-1:]), None)
+    state = end[1] if end else "running" if is_last and _is_locked(log) else "killed"
+    return Attempt(
+        started=datetime.fromisoformat(start[1]),
+        host=start[2],
+        process=int(start[3]),
+        slurm_job=start[4],
+        ended=datetime.fromisoformat(end[2]) if end else None,
+        state=state,
+        lines=[line for line in said[: end.start() if end else None].splitlines() if line.strip()],
+    )
+
+
+def _is_locked(log: Path) -> bool:
+    with log.open("rb") as file:
         try:
-            yield
-        except Exception as error:
-            message = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
-            if not isinstance(error, InputError):
-                traceback.print_exc(file=file)
-            for stream in (file, console):
-                print(f"error: {message}", file=stream, flush=True)
-            sys.exit(1)
-        finally:
-            os.dup2(console.fileno(), STDERR)
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:  # a file system without locks
+            pass
+    return False
+
+
+def _wait_for_others(log: Path, file: TextIO, console: TextIO) -> None:
+    """Lock the log. Whoever holds the lock was started by a Snakemake that is gone: its Slurm job is cancelled.
+
+    Any other is waited for: on this host to its end, on another one for `LOCK_SECONDS`. Two processes that do the same
+    work waste it, but what they write is right: every file is written whole under another name, and renamed.
+    """
+    until = None
+    while not _lock(log, file, console):
+        if until is None:
+            holder = next(iter(attempts(log)[-1:]), None)
+            is_here = holder is not None and holder.host == socket.gethostname()
+            until = math.inf if is_here else time.monotonic() + LOCK_SECONDS
+            _tell_and_cancel(log, holder, console)
+        if time.monotonic() > until:
+            _say(console, f"{log}: still locked after {LOCK_SECONDS:.0f} s; the job goes on beside the other")
+            return
+        time.sleep(1)
+
+
+def _lock(log: Path, file: TextIO, console: TextIO) -> bool:
+    """Whether the lock is ours now, or cannot be had at all."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        _say(console, f"{log}: not locked, as its file system knows no locks: {error}")
+    return True
+
+
+def _tell_and_cancel(log: Path, holder: Attempt | None, console: TextIO) -> None:
+    who = f"process {holder.process} on {holder.host}, since {holder.started}" if holder else "another process"
+    _say(console, f"{log}: this job runs already ({who}); waiting for its end")
+    other = holder.slurm_job if holder else None
+    if other and other != os.environ.get("SLURM_JOB_ID") and shutil.which("scancel"):
+        _say(console, f"{log}: Slurm job {other} is of a Snakemake that is gone, and is cancelled")
+        subprocess.run(["scancel", other], check=False)
+
+
+def _say(console: TextIO, line: str) -> None:
+    print(line, file=console, flush=True)
+
+
+def _now() -> str:
+    return datetime.now().isoformat(timespec="seconds")

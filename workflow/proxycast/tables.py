@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,18 +13,22 @@ from pydantic import BaseModel
 
 FINGERPRINT = "proxycast.fingerprint"
 PARQUET_MAGIC = b"PAR1"
+MANIFEST = "manifest.json"
 
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success rename it to `path`, on failure leave nothing behind.
 
-    The temporary name keeps the suffix, because writers choose a format by it.
+    The temporary name keeps the suffix, because writers choose a format by it. What is renamed is on the disk: without
+    fsync a host that loses power may leave an empty file under the final name.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}{path.suffix}")
     try:
         yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -76,3 +81,8 @@ def is_whole_parquet(path: Path) -> bool:
             return head == tail == PARQUET_MAGIC and footer_length + 12 <= file.tell()
     except OSError:
         return False
+
+
+def manifest_parts(manifest: Path) -> list[Path]:
+    """The tables that a manifest ({name: fingerprint}) names, in its order: <name>.parquet beside it."""
+    return [manifest.with_name(f"{name}.parquet") for name in json.loads(manifest.read_text())]

@@ -67,8 +67,8 @@ def evaluate_checkpoints(
     options: ExtractionOptions,
     generate: Collection[str],
     parts_dir: Path,
-) -> pl.DataFrame:
-    """`evaluate` each (checkpoint, folder) over each task; parts in `parts_dir` survive a kill as those of `extract`.
+) -> dict[str, str]:
+    """`evaluate` each (checkpoint, folder) over each task, into files of `parts_dir` that are kept as `extract`'s are.
 
     Exact match, which needs generation, is measured only for the checkpoints in `generate`.
     """

@@ -18,8 +18,9 @@ rule score:
         solutions=SOLUTIONS,
         problems=PROBLEMS if PLAN.measured_tasks else [],
     output:
-        **({"targets": f"{RESULTS}/targets/{{job}}.parquet"} if PLAN.measured_tasks else {}),
-        token_stats=f"{RESULTS}/token_stats/{{job}}.parquet",
+        **({"targets": f"{RESULTS}/targets/{{job}}/manifest.json"} if PLAN.measured_tasks else {}),
+        # The tables, one for each checkpoint, lie beside it: Snakemake would remove those of a job that fails.
+        token_stats=f"{RESULTS}/token_stats/{{job}}/manifest.json",
     log:
         f"{RESULTS}/logs/score/{{job}}.log",
     benchmark:
@@ -33,9 +34,9 @@ rule score:
         vocabulary=PLAN.vocabulary,
         tasks=[task.model_dump(mode="json") for task in PLAN.measured_tasks],
         # Each set of options once, and for each checkpoint the number of its own.
-        extraction=lambda wildcards: [options.model_dump() for options in OPTIONS_OF[wildcards.job][0]],
+        extraction=lambda wildcards: [options.that_change_results() for options in OPTIONS_OF[wildcards.job][0]],
         options_of=lambda wildcards: OPTIONS_OF[wildcards.job][1],
         target=STUDY.target.model_dump(mode="json"),
-        parts=f"{RESULTS}/parts/{{job}}",
+        corpus=lambda wildcards: JOBS[wildcards.job][0].corpus,
     script:
         "../scripts/score.py"

@@ -45,7 +45,7 @@ else:
         input:
             STUDY.target.table
             or [
-                *expand(f"{RESULTS}/targets/{{job}}.parquet", job=JOBS if PLAN.measured_tasks else []),
+                *expand(f"{RESULTS}/targets/{{job}}/manifest.json", job=JOBS if PLAN.measured_tasks else []),
                 *expand(f"{RESULTS}/harness/{{job}}.parquet", job=JOBS if PLAN.harness_tasks else []),
             ],
         output:
@@ -73,11 +73,12 @@ if PLAN.harness_tasks:
             mem_mb=memory_of_models,
         params:
             checkpoints=lambda wildcards: [(c.checkpoint, c.folder, c.role) for c in JOBS[wildcards.job]],
-            extraction=lambda wildcards: [options.model_dump() for options in OPTIONS_OF[wildcards.job][0]],
+            extraction=lambda wildcards: [options.that_change_results() for options in OPTIONS_OF[wildcards.job][0]],
             options_of=lambda wildcards: OPTIONS_OF[wildcards.job][1],
             tasks={task.name: task.lm_eval.model_dump() for task in PLAN.harness_tasks},
             harness=STUDY.target.lm_eval.model_dump(mode="json"),
             metric=STUDY.target.metric,
             results=f"{RESULTS}/lm_eval",
+            corpus=lambda wildcards: JOBS[wildcards.job][0].corpus,
         script:
             "../scripts/evaluate_harness.py"

@@ -87,11 +87,11 @@ rule write_solutions:
     resources:
         mem_mb=lambda wildcards: 1000 * WRITERS[wildcards.writer].memory_gb,
     params:
-        writer=lambda wildcards: WRITERS[wildcards.writer].model_dump(mode="json", exclude={"memory_gb"}),
+        writer=lambda wildcards: WRITERS[wildcards.writer].model_dump(mode="json", exclude={"memory_gb", "model"}),
         folder=lambda wildcards: writer_folder(wildcards.writer),
-        extraction=lambda wildcards: WRITTEN_OPTIONS[wildcards.writer].model_dump(),
+        extraction=lambda wildcards: WRITTEN_OPTIONS[wildcards.writer].that_change_results(),
         answer_patterns={task.name: task.answer_pattern for task in PLAN.tasks},
-        parts=f"{RESULTS}/parts/written/{{writer}}",
+        parts=f"{RESULTS}/written/{{writer}}/parts",
     script:
         "../scripts/write_solutions.py"
 

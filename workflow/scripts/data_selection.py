@@ -18,7 +18,7 @@ from proxycast.data_selection import (
 from proxycast.jobs import job
 from proxycast.ranking import SelectionOptions, decision_accuracy_table, ranking_table
 from proxycast.solutions import read_problems
-from proxycast.tables import fingerprint, table_fingerprint, write_table
+from proxycast.tables import fingerprint, manifest_parts, table_fingerprint, write_table
 from proxycast.targets import MULTIPLE_CHOICE_ACCURACY, chance_accuracy
 
 # Of a study that judges published measurements and runs no model.
@@ -66,7 +66,8 @@ with job(snakemake.log[0]):
     )
     scores = solution_scores(needed, of_solutions, predicted.join(at, ["size", "step"], "semi"), highlighted)
     parameters = dict(checkpoints.select("size", "parameters").iter_rows())
-    scored_tokens = tokens_read(pl.scan_parquet(inputs.token_stats)) if inputs.get("token_stats") else 0
+    parts = [part for path in inputs.get("token_stats", []) for part in manifest_parts(Path(path))]
+    scored_tokens = tokens_read(pl.scan_parquet(parts)) if parts else 0
     against_target = decision_accuracy.filter(truth=target.metric)
     pareto = pareto_table(against_target, parameters, scored_tokens)
     truth = truth_table(truths, {MULTIPLE_CHOICE_ACCURACY: chance_accuracy(problems)})

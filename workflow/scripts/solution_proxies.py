@@ -9,12 +9,12 @@ from proxycast.model_selection import ModelSelectionOptions
 from proxycast.proxies import ProxyOptions, baseline_statistics, rbridge, solution_proxies, tails, task_proxies
 from proxycast.solutions import GENERIC_TEXT, read_solutions
 from proxycast.subsets import memberships, subset_proxies
-from proxycast.tables import fingerprint, table_fingerprint, write_table
+from proxycast.tables import fingerprint, manifest_parts, table_fingerprint, write_table
 from tqdm import tqdm
 
 with job(snakemake.log[0]):
     params, output, experts = snakemake.params, snakemake.output, list(snakemake.input.experts)
-    sources, options = [Path(path) for path in snakemake.input.token_stats], ProxyOptions(**params.proxies)
+    manifests, options = [Path(path) for path in snakemake.input.token_stats], ProxyOptions(**params.proxies)
     kept = pl.LazyFrame(params.kept, schema=dict.fromkeys(("statistic", "weighting"), pl.String))
     members = None
     if output.get("subsets"):
@@ -23,9 +23,10 @@ with job(snakemake.log[0]):
         solutions.pop(GENERIC_TEXT, None)
         members = memberships(solutions, chosen.numbers, chosen.draws, params.seed)
     of_tasks, of_solutions, of_subsets = [], [], []
-    for source in tqdm(sources, unit="table", mininterval=PROGRESS_SECONDS, file=sys.stderr):
+    for manifest in tqdm(manifests, unit="run", mininterval=PROGRESS_SECONDS, file=sys.stderr):
         # One run at a time: 80 proxies of each solution are many, and are kept only as means over a task.
-        for tail, token_stats in tails(pl.scan_parquet(source), *params.tails).items():
+        found = manifest_parts(manifest)
+        for tail, token_stats in tails(pl.scan_parquet(found), *params.tails).items() if found else ():
             expert = token_stats.filter(pl.col("task") != GENERIC_TEXT)
             proxies = solution_proxies(expert, options).collect().lazy()
             tables = pl.collect_all([task_proxies(proxies), baseline_statistics(token_stats)])
@@ -37,7 +38,7 @@ with job(snakemake.log[0]):
             if members is not None and tail == "tokens":
                 of_subsets.append(subset_proxies(expert, members, options).with_columns(named))
     made_from = fingerprint(
-        list(map(table_fingerprint, [*sources, *map(Path, experts)])), options, params.kept, params.tails
+        manifests, list(map(table_fingerprint, map(Path, experts))), options, params.kept, params.tails
     )
     write_table(pl.concat(of_tasks), Path(output.proxies), made_from)
     write_table(pl.concat(of_solutions), Path(output.of_solutions), made_from)

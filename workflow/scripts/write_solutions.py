@@ -1,22 +1,22 @@
 """Let one writer solve the problems of all its tasks; keep its right solutions and the probabilities it gives them."""
 
-import shutil
 from pathlib import Path
 
 import polars as pl
 import torch
-from proxycast.engines import ExtractionOptions
+from proxycast.config import load_plan
 from proxycast.jobs import job
 from proxycast.solutions import read_problems, write_solutions
 from proxycast.tables import write_json, write_table
-from proxycast.writers import Writer, load_writer, settings, write_task
+from proxycast.writers import load_writer, settings, write_task
 
 
 def write(snakemake) -> None:
     torch.set_num_threads(snakemake.threads)
     params, output = snakemake.params, snakemake.output
-    options, parts = ExtractionOptions(**params.extraction), Path(params.parts)
-    loaded = load_writer(snakemake.wildcards.writer, Writer(**params.writer), options, Path(params.folder))
+    study, name = load_plan(snakemake.config, where="the study").study, snakemake.wildcards.writer
+    writer, parts = study.writers[name], Path(params.parts)
+    loaded = load_writer(name, writer, study.extraction.over(writer.model), Path(params.folder))
     tokens, tasks = [], []
     for problems, solutions in zip(map(Path, snakemake.input.problems), map(Path, output.solutions), strict=True):
         task = problems.stem
@@ -27,7 +27,6 @@ def write(snakemake) -> None:
     loaded.engine.close()
     write_table(pl.concat(tokens), Path(output.experts), loaded.mark)
     write_json(settings(loaded) | {"tasks": tasks}, Path(output.summary))
-    shutil.rmtree(parts, ignore_errors=True)
 
 
 if __name__ == "__main__":  # vLLM's processes import this file again

@@ -1,0 +1,157 @@
+"""How a script runs: its log, how an error is told, and that no two processes do the same job at once."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import pytest
+from proxycast import jobs
+from proxycast.jobs import attempts, job
+from proxycast.options import InputError
+
+SLEEPER = """
+import sys, time
+from proxycast.jobs import job
+with job(sys.argv[1]):
+    print("began", file=sys.stderr, flush=True)
+    time.sleep(float(sys.argv[2]))
+"""
+
+
+@pytest.fixture
+def log(tmp_path) -> Path:
+    return tmp_path / "log"
+
+
+def start(log: Path, seconds: float, **environment: str) -> subprocess.Popen:
+    """A process that holds the job of this log, when it has begun."""
+    return subprocess.Popen(
+        [sys.executable, "-c", SLEEPER, str(log), str(seconds)],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | environment,
+    )
+
+
+def wait_until(condition, seconds: float = 30.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def began(log: Path, times: int = 1) -> bool:
+    return log.exists() and log.read_text().count("began") == times
+
+
+def test_bad_input_is_told_in_one_line(log, capfd):
+    with pytest.raises(SystemExit) as exit, job(log):
+        raise InputError("file: key: found this, expected that")
+    assert exit.value.code == 1
+    assert capfd.readouterr().err == "error: file: key: found this, expected that\n"
+    (attempt,) = attempts(log)
+    assert attempt.state == "failed" and attempt.lines == ["error: file: key: found this, expected that"]
+
+
+def test_any_other_error_leaves_its_traceback_in_the_log(log, capfd):
+    with pytest.raises(SystemExit), job(log):
+        {}["key"]
+    assert capfd.readouterr().err == "error: KeyError: 'key'\n"
+    (attempt,) = attempts(log)
+    assert attempt.lines[0].startswith("Traceback") and attempt.lines[-1] == "error: KeyError: 'key'"
+
+
+def test_a_job_without_error_sends_stderr_to_the_log(log, capfd):
+    with job(log):
+        print("progress\rmore", file=sys.stderr)
+    assert capfd.readouterr().err == ""
+    (attempt,) = attempts(log)
+    assert (attempt.state, attempt.lines, attempt.process) == ("done", ["progress", "more"], os.getpid())
+    assert attempt.host == os.uname().nodename
+    assert timedelta(0) <= datetime.now() - attempt.ended < timedelta(seconds=5) and attempt.started <= attempt.ended
+
+
+def test_attempts_stand_one_after_the_other(log, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    with pytest.raises(SystemExit), job(log):
+        raise InputError("no")
+    monkeypatch.setenv("SLURM_JOB_ID", "18")
+    with job(log):
+        pass
+    assert [(a.state, a.slurm_job) for a in attempts(log)] == [("failed", "17"), ("done", "18")]
+
+
+def test_no_log_tells_of_no_attempt(log):
+    assert attempts(log) == []
+    log.write_text("of another program\n")
+    assert attempts(log) == []
+
+
+def test_a_process_that_died_is_told_from_one_that_runs(log):
+    process = start(log, 60)
+    wait_until(lambda: began(log))
+    assert [attempt.state for attempt in attempts(log)] == ["running"]
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert [(a.state, a.ended, a.lines) for a in attempts(log)] == [("killed", None, ["began"])]
+
+
+def test_of_two_processes_one_waits_for_the_other(log):
+    first = start(log, 2)
+    wait_until(lambda: began(log))
+    second = start(log, 0)
+    said = second.communicate()[1]
+    assert f"process {first.pid} on " in said and "waiting for its end" in said
+    assert first.wait() == second.returncode == 0
+    one, other = attempts(log)
+    assert (one.process, other.process) == (first.pid, second.pid) and other.started >= one.ended
+
+
+def test_the_slurm_job_of_a_snakemake_that_is_gone_is_cancelled(log, tmp_path):
+    scancel = tmp_path / "scancel"
+    first = start(log, 60, SLURM_JOB_ID="4711")
+    wait_until(lambda: began(log))
+    scancel.write_text(f"#!/bin/sh\n[ $1 = 4711 ] && kill {first.pid}\n")
+    scancel.chmod(0o755)
+    second = start(log, 0, SLURM_JOB_ID="4712", PATH=f"{tmp_path}:{os.environ['PATH']}")
+    assert "Slurm job 4711 is of a Snakemake that is gone" in second.communicate()[1]
+    assert second.returncode == 0 and first.wait() == -signal.SIGTERM
+    assert [a.state for a in attempts(log)] == ["killed", "done"]
+
+
+def test_a_job_that_slurm_has_put_back_does_not_cancel_itself(log, tmp_path):
+    (tmp_path / "scancel").write_text("#!/bin/sh\ntouch $0.called\n")
+    (tmp_path / "scancel").chmod(0o755)
+    first = start(log, 2, SLURM_JOB_ID="4711")
+    wait_until(lambda: began(log))
+    second = start(log, 0, SLURM_JOB_ID="4711", PATH=f"{tmp_path}:{os.environ['PATH']}")
+    assert "waiting for its end" in second.communicate()[1]
+    assert first.wait() == 0 and not (tmp_path / "scancel.called").exists()
+
+
+def test_the_lock_of_another_host_is_believed_for_a_while_only(log, monkeypatch, capfd):
+    monkeypatch.setattr(jobs, "LOCK_SECONDS", 0.5)
+    first = start(log, 60)
+    wait_until(lambda: began(log))
+    log.write_text(log.read_text().replace(f" on {os.uname().nodename},", " on elsewhere,"))
+    with job(log):
+        pass
+    said = capfd.readouterr().err
+    assert "on elsewhere" in said and "still locked" in said
+    first.kill()
+    first.wait()
+
+
+def test_a_file_system_without_locks_is_told_and_used(log, monkeypatch, capfd):
+    def refuse(*_):
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(jobs.fcntl, "flock", refuse)
+    with job(log):
+        pass
+    assert "not locked, as its file system knows no locks" in capfd.readouterr().err
+    assert [attempt.state for attempt in attempts(log)] == ["done"]
