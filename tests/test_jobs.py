@@ -155,3 +155,9 @@ def test_a_file_system_without_locks_is_told_and_used(log, monkeypatch, capfd):
         pass
     assert "not locked, as its file system knows no locks" in capfd.readouterr().err
     assert [attempt.state for attempt in attempts(log)] == ["done"]
+
+
+def test_a_full_disk_is_told_on_the_console(capfd):
+    with pytest.raises((SystemExit, OSError)), job("/dev/full"):
+        pass
+    assert "error: OSError: [Errno 28] No space left on device" in capfd.readouterr().err

@@ -58,23 +58,28 @@ def job(log: Path | str) -> Iterator[None]:
     ):
         _wait_for_others(Path(log), file, console)
         slurm_job = f", Slurm job {os.environ['SLURM_JOB_ID']}" if "SLURM_JOB_ID" in os.environ else ""
-        print(f"=== started {_now()} on {socket.gethostname()}, process {os.getpid()}{slurm_job}", file=file)
         with contextlib.redirect_stderr(file):
             os.dup2(file.fileno(), STDERR)
             logging.basicConfig(stream=file, level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
             try:
+                print(f"=== started {_now()} on {socket.gethostname()}, process {os.getpid()}{slurm_job}", file=file)
                 yield
                 print(f"\n=== done {_now()}", file=file)
             except Exception as error:
-                message = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
-                if not isinstance(error, InputError):
-                    traceback.print_exc(file=file)
-                for stream in (file, console):
-                    print(f"error: {message}", file=stream, flush=True)
-                print(f"=== failed {_now()}", file=file)
+                _tell(error, file, console)
                 sys.exit(1)
             finally:
                 os.dup2(console.fileno(), STDERR)
+
+
+def _tell(error: Exception, file: TextIO, console: TextIO) -> None:
+    """Say why the job failed: on the console first, as a full disk takes no log."""
+    message = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+    _say(console, f"error: {message}")
+    with contextlib.suppress(OSError):
+        if not isinstance(error, InputError):
+            traceback.print_exception(error, file=file)
+        print(f"error: {message}\n=== failed {_now()}", file=file, flush=True)
 
 
 def attempts(log: Path) -> list[Attempt]:
