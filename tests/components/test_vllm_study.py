@@ -1,14 +1,19 @@
 """The smoke study through vLLM, as a user runs it: the same proxies and the same ranking as through transformers."""
 
+import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import polars as pl
+import psutil
 import pytest
 from polars.testing import assert_frame_equal
+from proxycast.jobs import attempts
 
 pytestmark = pytest.mark.vllm
 ROOT = Path(__file__).parents[2]
@@ -61,3 +66,37 @@ def test_the_engine_changes_no_ranking(tmp_path):
     columns = ["corpus", "statistic", "weighting", "size", "step", "predicted_rank", "true_rank"]
     rankings = [table["ranking"].select(columns).sort(columns[:5]) for table in (by_transformers, by_vllm)]
     assert_frame_equal(*rankings)
+
+
+def test_what_vllm_has_started_ends_with_a_job_that_is_killed(tmp_path, model_folder):
+    """Its processes would keep a GPU's memory. While they live they hold the lock on the job's log, by its stderr."""
+    model_folder()
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys, time\n"
+        "from pathlib import Path\n"
+        "from proxycast.engines import ExtractionOptions, make_engine\n"
+        "from proxycast.jobs import job\n"
+        "if __name__ == '__main__':\n"
+        "    with job('log'):\n"
+        "        make_engine(ExtractionOptions(engine='vllm')).load(Path('model'))\n"
+        "        print('loaded', file=sys.stderr, flush=True)\n"
+        "        time.sleep(600)\n"
+    )
+    environment = os.environ | {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
+    process = subprocess.Popen([sys.executable, str(script)], cwd=tmp_path, env=environment, start_new_session=True)
+    try:
+        deadline = time.monotonic() + 300
+        while not (tmp_path / "log").exists() or "loaded" not in (tmp_path / "log").read_text():
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.1)
+        children = psutil.Process(process.pid).children(recursive=True)
+        assert any("EngineCore" in " ".join(child.cmdline()) for child in children)
+        process.kill()
+        process.wait()
+        _, alive = psutil.wait_procs(children, timeout=30)
+        assert not [child for child in alive if child.status() != psutil.STATUS_ZOMBIE]
+        assert [attempt.state for attempt in attempts(tmp_path / "log")] == ["killed"]
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)

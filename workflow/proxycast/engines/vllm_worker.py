@@ -13,6 +13,10 @@ request answers with a sentinel in place of log-probs, and the token ids that th
 import contextlib
 import inspect
 import logging
+import os
+import signal
+import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -24,9 +28,45 @@ from proxycast.token_stats import token_stats_from_hidden
 EXTRA_ARGS_KEY = "proxycast"  # SamplingParams.extra_args[...] = [index of the sequence, first scored token, last token]
 SENTINEL = -1001  # stands as the only prompt token id of a request whose statistics were made here
 
+JOB_PROCESS = "PROXYCAST_JOB_PROCESS"  # environment: the process that has started vLLM
+
 V1_PARAMETERS = ["hidden_states", "num_scheduled_tokens"]
 V2_PARAMETERS = ["logits_fn", "hidden_states", "input_batch", "all_token_ids", "num_computed_tokens", "prompt_lens"]
 V2_ADD_PARAMETERS = ["req_id", "req_idx", "sampling_params"]
+
+
+_WATCHED: set[int] = set()  # processes: a forked one has this set, and no thread of its parent
+
+
+def _end_with_job() -> None:
+    """In a process of vLLM's: end it, and the engine that has started it, as soon as the job's process is gone.
+
+    A job that is killed cannot end them itself. They would keep the GPU's memory, and the lock on the job's log.
+    """
+    job, parent, own = int(os.environ.get(JOB_PROCESS, 0)), os.getppid(), os.getpid()
+    if job in (0, own) or own in _WATCHED:
+        return
+    _WATCHED.add(own)
+
+    def watch() -> None:
+        while _is_alive(job):
+            time.sleep(1)
+        for process in (parent, own):
+            if process not in (job, 1) and _is_alive(process):
+                os.kill(process, signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+_end_with_job()  # here, as vLLM imports this module before it loads a model, which can take minutes
 
 
 @dataclass(frozen=True)
@@ -50,6 +90,7 @@ class PromptStats:
 
         Raises RuntimeError if the runner is not built as this hook expects it.
         """
+        _end_with_job()
         runner = self.model_runner
         _require_attributes(runner, "model", "model_config")
         self._proxycast = collected = Collected(runner.model_config.get_vocab_size())
