@@ -24,7 +24,7 @@ with job(sys.argv[1]):
 
 @pytest.fixture
 def log(tmp_path) -> Path:
-    return tmp_path / "log"
+    return tmp_path / "job.log"
 
 
 def start(log: Path, seconds: float, **environment: str) -> subprocess.Popen:
@@ -87,7 +87,7 @@ def test_attempts_stand_one_after_the_other(log, monkeypatch):
 
 def test_no_log_tells_of_no_attempt(log):
     assert attempts(log) == []
-    log.write_text("of another program\n")
+    jobs.attempts_file(log).write_text("of another program\n")
     assert attempts(log) == []
 
 
@@ -157,7 +157,19 @@ def test_a_file_system_without_locks_is_told_and_used(log, monkeypatch, capfd):
     assert [attempt.state for attempt in attempts(log)] == ["done"]
 
 
-def test_a_full_disk_is_told_on_the_console(capfd):
-    with pytest.raises((SystemExit, OSError)), job("/dev/full"):
+def test_a_full_disk_is_told_on_the_console(log, capfd, monkeypatch):
+    monkeypatch.setattr(jobs, "attempts_file", lambda log: log.with_suffix(".full"))
+    log.with_suffix(".full").symlink_to("/dev/full")
+    with pytest.raises((SystemExit, OSError)), job(log):
         pass
     assert "error: OSError: [Errno 28] No space left on device" in capfd.readouterr().err
+
+
+def test_attempts_survive_that_snakemake_removes_the_log(log):
+    with job(log):
+        print("one", file=sys.stderr)
+    log.unlink()
+    with job(log):
+        print("two", file=sys.stderr)
+    assert [attempt.lines for attempt in attempts(log)] == [["one"], ["two"]]
+    assert log.is_symlink() and "one" in log.read_text() and "two" in log.read_text()

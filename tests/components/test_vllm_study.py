@@ -78,7 +78,7 @@ def test_what_vllm_has_started_ends_with_a_job_that_is_killed(tmp_path, model_fo
         "from proxycast.engines import ExtractionOptions, make_engine\n"
         "from proxycast.jobs import job\n"
         "if __name__ == '__main__':\n"
-        "    with job('log'):\n"
+        "    with job('job.log'):\n"
         "        make_engine(ExtractionOptions(engine='vllm')).load(Path('model'))\n"
         "        print('loaded', file=sys.stderr, flush=True)\n"
         "        time.sleep(600)\n"
@@ -87,7 +87,7 @@ def test_what_vllm_has_started_ends_with_a_job_that_is_killed(tmp_path, model_fo
     process = subprocess.Popen([sys.executable, str(script)], cwd=tmp_path, env=environment, start_new_session=True)
     try:
         deadline = time.monotonic() + 300
-        while not (tmp_path / "log").exists() or "loaded" not in (tmp_path / "log").read_text():
+        while not (tmp_path / "job.log").exists() or "loaded" not in (tmp_path / "job.log").read_text():
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.1)
         children = psutil.Process(process.pid).children(recursive=True)
@@ -96,7 +96,7 @@ def test_what_vllm_has_started_ends_with_a_job_that_is_killed(tmp_path, model_fo
         process.wait()
         _, alive = psutil.wait_procs(children, timeout=30)
         assert not [child for child in alive if child.status() != psutil.STATUS_ZOMBIE]
-        assert [attempt.state for attempt in attempts(tmp_path / "log")] == ["killed"]
+        assert [attempt.state for attempt in attempts(tmp_path / "job.log")] == ["killed"]
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)

@@ -1,7 +1,8 @@
 """How a script of the workflow runs: all that it says goes to its log; an error is told on the console too.
 
 A log holds one attempt after the other, so that why the first one died is still there when the second has succeeded.
-While a job runs it holds a lock on its log: of two processes that are to do the same work, as after the death of the
+As Snakemake removes a job's log before it starts the job, the log is a link to a file beside it, `<job>.attempts`.
+While a job runs it holds a lock on that file: of two processes that are to do the same work, as after the death of the
 Snakemake that had started the first, one waits for the other.
 """
 
@@ -47,16 +48,19 @@ class Attempt:
 
 @contextlib.contextmanager
 def job(log: Path | str) -> Iterator[None]:
-    """Append stderr (log records, progress bars, warnings) to the file `log`; on an error, exit with status 1.
+    """Append stderr (log records, progress bars, warnings) to the log; on an error, exit with status 1.
 
     What the job's own processes say goes there too, such as why a process of vLLM died. Bad input is told in its own
     words, without a traceback; for any other error the traceback stands in the log.
     """
+    log = Path(log)
     with (
         os.fdopen(os.dup(STDERR), "w", encoding="utf8") as console,
-        open(log, "a", buffering=1, encoding="utf8") as file,
+        attempts_file(log).open("a", buffering=1, encoding="utf8") as file,
     ):
-        _wait_for_others(Path(log), file, console)
+        _wait_for_others(log, file, console)
+        log.unlink(missing_ok=True)
+        log.symlink_to(attempts_file(log).name)
         slurm_job = f", Slurm job {os.environ['SLURM_JOB_ID']}" if "SLURM_JOB_ID" in os.environ else ""
         with contextlib.redirect_stderr(file):
             os.dup2(file.fileno(), STDERR)
@@ -82,10 +86,15 @@ def _tell(error: Exception, file: TextIO, console: TextIO) -> None:
         print(f"error: {message}\n=== failed {_now()}", file=file, flush=True)
 
 
+def attempts_file(log: Path) -> Path:
+    """Where all attempts of the job with this log are told of."""
+    return log.with_suffix(".attempts")
+
+
 def attempts(log: Path) -> list[Attempt]:
     """Every attempt that the log of a job tells of, in order; none where there is no log."""
     try:
-        text = log.read_text(encoding="utf8", errors="replace").replace("\r", "\n")
+        text = attempts_file(log).read_text(encoding="utf8", errors="replace").replace("\r", "\n")
     except FileNotFoundError:
         return []
     starts = [*STARTED.finditer(text)]
@@ -108,7 +117,7 @@ def _attempt(log: Path, start: re.Match, said: str, is_last: bool) -> Attempt:
 
 
 def _is_locked(log: Path) -> bool:
-    with log.open("rb") as file:
+    with attempts_file(log).open("rb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
