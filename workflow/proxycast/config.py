@@ -24,7 +24,7 @@ from proxycast.ladder import Ladder
 from proxycast.miniature.suite import FAMILY_NAMES, Suite
 from proxycast.model_selection import FEWEST_TASKS, ModelSelectionOptions
 from proxycast.models import ReleasedModel
-from proxycast.options import InputError, Options, SafeName
+from proxycast.options import InputError, InputPath, Options, SafeName, ShownName
 from proxycast.proxies import STATISTICS, WEIGHTINGS, ProxyOptions
 from proxycast.ranking import SelectionOptions
 from proxycast.solutions import GENERIC_TEXT
@@ -44,7 +44,7 @@ class Task(Options):
     name: SafeName = Field(description="name of the task; it becomes part of file names")
     description: str = Field("", description="what the task asks, in a sentence")
     family: SafeName | None = Field(None, description="miniature suite: the family of problems")
-    solutions: Path | None = Field(
+    solutions: InputPath | None = Field(
         None, description="JSONL or parquet with id, prompt, solution (answer, choices, writer)"
     )
     rows: Rows | None = Field(None, description="rows of a data set and templates that make solutions of them")
@@ -88,7 +88,7 @@ class Target(Options):
     other_metrics: list[SafeName] = Field(
         [], description="further truths of the same checkpoints, each with its decision accuracy and noise ceiling"
     )
-    table: Path | None = Field(
+    table: InputPath | None = Field(
         None,
         description="csv or parquet with checkpoint, task, metric, value, n; "
         "without it the checkpoints are evaluated here",
@@ -154,7 +154,7 @@ class Proxy(Options):
 class Budget(Options):
     """A small-model budget at which proxies are compared."""
 
-    name: str = Field(description="short name, used in figures")
+    name: ShownName = Field(description="short name, used in figures")
     size: SafeName = Field(description="model size")
     step: int = Field(ge=0, description="training step")
 
@@ -177,7 +177,7 @@ class Study(Options):
         description="strong models that write expert solutions of all tasks, beside those that are given; needed by "
         "tasks without any",
     )
-    generic_text: Path | Rows | None = Field(
+    generic_text: InputPath | Rows | None = Field(
         None,
         description="text for the generic cross-entropy: a JSONL like a solutions file, with empty prompts, or rows of "
         "a data set; the miniature suite has its own",
@@ -185,7 +185,7 @@ class Study(Options):
     miniature: Suite | None = Field(None, description="the suite that trains itself; needed by corpora with a recipe")
     ladder: LadderChoice | None = Field(None, description="model sizes, steps and training that the corpora share")
     hub: HubOptions = Field(HubOptions(), description="how weights and data sets are fetched from the hub")
-    published: Path | None = Field(
+    published: InputPath | None = Field(
         None, description="folder of DataDecide's published measurements; the study judges them and runs no model"
     )
     target: Target = Field(description="the truth")
@@ -205,6 +205,11 @@ class Study(Options):
     )
     model_selection: ModelSelectionOptions | None = Field(
         None, description="choose among models: scorers learned on some tasks, judged on the others"
+    )
+    replay: Path | None = Field(
+        None,
+        description="for tests of the workflow alone: token statistics (parquet) that stand for every checkpoint, none "
+        "of which is downloaded or run; the numbers mean nothing",
     )
     forecasting: ForecastingOptions | None = Field(
         None, description="forecast training runs: curves fitted to early checkpoints, judged by the later ones"
@@ -412,6 +417,8 @@ def _require_distinct(items: dict[Path, Corpus | Task | ReleasedModel]) -> None:
 def _check_together(plan: Plan, where: str) -> None:
     study = plan.study
     _require_one_kind_of_experiment(plan, where)
+    if study.replay and study.target.measured_here:
+        raise InputError(f"{where}: replay: no model runs that could be measured; give target.table or .evaluations")
     if plan.selects_data:
         _require_choice_in_advance(study, where)
         if len(plan.corpora) < 2:

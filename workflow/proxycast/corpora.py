@@ -20,7 +20,7 @@ from proxycast.options import Options, SafeName
 from proxycast.text.mixture import Text
 
 Names = SafeName | list[SafeName] | None
-Number = Annotated[int, Field(ge=0)]
+Number = Annotated[int, Field(ge=0, lt=2**31)]
 Numbers = Number | list[Number] | None
 
 PLACEHOLDERS = ("size", "seed", "step", "seed_name")
@@ -185,7 +185,11 @@ class CheckpointEntry(Options):
         values = {"size": size, "seed": seed, "step": step, "seed_name": seed_name}
         if self.folder is not None:
             return CheckpointSpec(Path(self.folder.format(**values)), None, "", size, seed, step)
-        return CheckpointSpec(None, self.hub.format(**values), self.revision.format(**values), size, seed, step)
+        hub, revision = self.hub.format(**values), self.revision.format(**values)
+        for rule, name in ((HUB_ID, hub), (REVISION, revision)):
+            if not re.fullmatch(rule, name):
+                raise ValueError(f"{RULES[rule]}, found {name!r}")
+        return CheckpointSpec(None, hub, revision, size, seed, step)
 
 
 def _matching_folders(pattern: str, given: dict[str, str]) -> Iterator[tuple[Path, dict[str, str]]]:

@@ -85,7 +85,7 @@ def _labels(path: Path) -> pl.DataFrame:
     """The different params, data, seed, task of a file, as text."""
     if not is_whole_parquet(path):
         raise InputError(f"{path}: found no whole parquet file; download it again")
-    scan = pl.scan_parquet(path)
+    scan = pl.scan_parquet(path, glob=False)
     schema = scan.collect_schema()
     missing = [name for name in COLUMNS if name not in schema]
     if missing:
@@ -166,7 +166,7 @@ def _task_spellings(there: Sequence[str], tasks: Iterable[str], where: str) -> l
 
 def _read(path: Path, runs: pl.DataFrame, tasks: Sequence[str], metrics: Sequence[str]) -> pl.DataFrame:
     """corpus, size, seed, step, task and one column for each metric, of the wanted rows of a file."""
-    scan = pl.scan_parquet(path)
+    scan = pl.scan_parquet(path, glob=False)
     figures = _figures(path, scan, metrics)
     wanted = [pl.col(name).is_in(runs[name].unique().to_list()) for name in ("params", "data")]
     scan = _plain_types(scan).filter(*wanted, pl.col("task").is_in(tasks)).rename({"seed": "spelled_seed"})

@@ -188,7 +188,7 @@ def resolve(source: Source, options: HubOptions) -> Snapshot:
     unknown = [file.name for file in snapshot.files if file.size is None or file.digest is None]
     if unknown:
         raise InputError(
-            f"{source}: {_endpoint()} gives no size or hash for {unknown[:5]}, so that they cannot be checked; "
+            f"{source}: {_shown_endpoint()} gives no size or hash for {unknown[:5]}, so that they cannot be checked; "
             "set HF_ENDPOINT to a mirror that does"
         )
     return snapshot
@@ -464,7 +464,7 @@ def _explained(fault: Exception, source: Source) -> str:
         RevisionNotFoundError,
     )
 
-    endpoint = _endpoint()
+    endpoint = _shown_endpoint()
     if isinstance(fault, GatedRepoError):
         return (
             "the repository is gated; accept the conditions on the page of the repository with the account of "
@@ -517,6 +517,11 @@ def _endpoint() -> str:
     from huggingface_hub import constants
 
     return os.environ.get("HF_ENDPOINT", constants.ENDPOINT).rstrip("/")
+
+
+def _shown_endpoint() -> str:
+    """Without the password of a mirror that has one in its address."""
+    return re.sub(r"//[^/]*@", "//", _endpoint())
 
 
 def _cache_folder() -> Path:

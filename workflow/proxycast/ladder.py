@@ -9,7 +9,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from proxycast.files import HubId, Revision
-from proxycast.options import Options, SafeName
+from proxycast.options import InputPath, Options, SafeName
 
 Seed = Annotated[int, Field(ge=0)]
 
@@ -36,7 +36,7 @@ class Tokenizer(Options):
 
     hub: HubId | None = Field(None, description="model repository of the hub that holds tokenizer.json")
     revision: Revision = Field("main", description="hub: branch, tag or commit")
-    folder: str | None = Field(None, description="folder with tokenizer.json and tokenizer_config.json")
+    folder: InputPath | None = Field(None, description="folder with tokenizer.json and tokenizer_config.json")
 
     @model_validator(mode="after")
     def _one_origin(self) -> "Tokenizer":

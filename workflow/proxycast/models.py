@@ -1,6 +1,5 @@
 """Released models that a study chooses among: one small file each in config/models/<suite>/."""
 
-from pathlib import Path
 from typing import Self
 
 from pydantic import Field, model_validator
@@ -8,7 +7,7 @@ from pydantic import Field, model_validator
 from proxycast.corpora import CheckpointEntry, Corpus
 from proxycast.engines import ModelOptions
 from proxycast.files import HubId, Revision
-from proxycast.options import Options, SafeName
+from proxycast.options import InputPath, Options, SafeName
 
 
 class ReleasedModel(Options):
@@ -18,7 +17,7 @@ class ReleasedModel(Options):
     description: str = Field("", description="what the model is and why it is in the suite, in a sentence or two")
     family: SafeName = Field(description="base models that it was made from; a family is held out as a whole")
     recipe: SafeName | None = Field(None, description="kind of post-training")
-    folder: Path | None = Field(None, description="folder with config.json, *.safetensors and a tokenizer")
+    folder: InputPath | None = Field(None, description="folder with config.json, *.safetensors and a tokenizer")
     hub: HubId | None = Field(None, description="model repository of the hub, as in 'Qwen/Qwen3-0.6B'")
     revision: Revision = Field("main", description="hub: branch, tag or commit; what it was is recorded as a commit")
     parameters: int | None = Field(
@@ -43,7 +42,8 @@ class ReleasedModel(Options):
 
     def as_corpus(self) -> Corpus:
         """The model as the only checkpoint of a corpus of its name: what was trained on it is what it is."""
-        size = f"{self.parameters / 1e9:.3g}B" if self.parameters else "released"
+        billions = float(f"{(self.parameters or 0) / 1e9:.3g}")
+        size = f"{billions:g}B" if billions else "released"  # never '1e+03B', which is no name
         keys = {"hub": self.hub, "folder": self.folder and str(self.folder), "revision": self.revision}
         keys |= {"size": size, "step": 0, "tokens": self.tokens or 0, "parameters": self.parameters}
         entry = CheckpointEntry(**keys, model=self.model)

@@ -1,12 +1,20 @@
 """What every configuration model and every input check shares: strict models, safe names, one kind of error."""
 
+from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints
+
+LONGEST_NAME = 255  # bytes of a file's name, on all common file systems
 
 
 class InputError(ValueError):
     """Bad input of a user: one message that names the file, the key or row, what was found and what would be right."""
+
+    def __str__(self) -> str:
+        """What was found may hold control characters, which a terminal would obey: they are told, not sent."""
+        text = super().__str__()
+        return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 
 class Options(BaseModel):
@@ -17,3 +25,21 @@ class Options(BaseModel):
 
 # A name that becomes part of a file name or of a Snakemake wildcard: no separators, no leading dot, no spaces.
 SafeName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100)]
+
+
+def _without_braces(value: str | Path) -> str | Path:
+    if {"{", "}"} & set(str(value)):
+        raise ValueError(f"{str(value)!r} has a brace, which Snakemake reads as a wildcard; give it another name")
+    return value
+
+
+def _without_long_names(path: Path) -> Path:
+    if any(len(part.encode()) > LONGEST_NAME for part in path.parts):
+        raise ValueError(f"{str(path)[:40]!r}... has a name of more than {LONGEST_NAME} bytes, which no file can have")
+    return path
+
+
+# A name that figures and the report show.
+ShownName = Annotated[str, StringConstraints(max_length=100), AfterValidator(_without_braces)]
+# A file or folder of the user, which may be the input of a rule.
+InputPath = Annotated[Path, AfterValidator(_without_braces), AfterValidator(_without_long_names)]

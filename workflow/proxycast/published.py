@@ -153,7 +153,7 @@ def _read(path: Path, schema: Mapping[str, pl.DataType]) -> pl.DataFrame:
     """Columns of a .csv, each value there and finite: `InputError` names the row as an editor counts it, from 2."""
     if not path.is_file():
         raise InputError(f"{path}: no such file; it should have the columns {list(schema)}")
-    table = pl.read_csv(path, infer_schema=False)
+    table = pl.read_csv(path, infer_schema=False, glob=False)
     for name in schema:
         if name not in table.columns:
             raise InputError(f"{path}, column {name}: missing; found {table.columns}; there must be {list(schema)}")

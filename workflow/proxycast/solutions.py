@@ -201,7 +201,7 @@ def _parquet_rows(path: Path) -> Iterator[tuple[int, object]]:
     if not is_whole_parquet(path):
         raise InputError(f"{path}: found a truncated file or no parquet at all; copy or write it again")
     try:
-        table = pl.read_parquet(path)
+        table = pl.read_parquet(path, glob=False)
     except (pl.exceptions.PolarsError, OSError) as error:
         raise InputError(f"{path}: cannot be read as parquet ({error}); write it again") from None
     return enumerate(table.iter_rows(named=True), start=1)

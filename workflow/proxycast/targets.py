@@ -195,7 +195,9 @@ def _read_any_table(path: Path) -> tuple[pl.DataFrame, int]:
     if path.suffix == ".parquet" and not is_whole_parquet(path):
         raise InputError(f"{path}: found a truncated file or no parquet at all; copy or write it again")
     try:
-        return (pl.read_csv(path, infer_schema=False), 2) if path.suffix == ".csv" else (pl.read_parquet(path), 1)
+        if path.suffix == ".csv":
+            return pl.read_csv(path, infer_schema=False, glob=False), 2
+        return pl.read_parquet(path, glob=False), 1
     except (pl.exceptions.PolarsError, OSError) as error:
         raise InputError(f"{path}: cannot be read ({error}); write it again") from None
 

@@ -16,6 +16,7 @@ import random
 import re
 from collections.abc import Callable, Sequence
 from functools import cache, partial
+from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -207,9 +208,12 @@ def _used_columns(rows: Rows) -> dict[str, set[str]]:
 
 
 def _scan(path: Path, where: str) -> pl.LazyFrame:
-    json_lines = partial(pl.scan_ndjson, infer_schema_length=None)
-    csv = partial(pl.scan_csv, infer_schema=False)
-    readers = {".parquet": pl.scan_parquet, ".jsonl": json_lines, ".json": json_lines, ".csv": csv}
+    csv, parquet = partial(pl.scan_csv, infer_schema=False, glob=False), partial(pl.scan_parquet, glob=False)
+
+    def json_lines(path: Path) -> pl.LazyFrame:
+        return pl.scan_ndjson(escape(str(path)), infer_schema_length=None)  # it knows no `glob=False`
+
+    readers = {".parquet": parquet, ".jsonl": json_lines, ".json": json_lines, ".csv": csv}
     suffix = Path(path.name.removesuffix(".gz")).suffix
     if suffix not in readers:
         raise InputError(

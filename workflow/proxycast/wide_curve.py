@@ -6,7 +6,7 @@ from pathlib import Path
 import polars as pl
 from pydantic import Field, model_validator
 
-from proxycast.options import InputError, Options, SafeName
+from proxycast.options import InputError, InputPath, Options, SafeName
 
 
 class WideTask(Options):
@@ -20,7 +20,7 @@ class WideTask(Options):
 class WideCurve(Options):
     """One run in a .csv with a row for each step."""
 
-    path: Path = Field(description="the .csv; a relative path starts where snakemake is run")
+    path: InputPath = Field(description="the .csv; a relative path starts where snakemake is run")
     run: SafeName = Field(description="name of the run")
     step: str = Field("step", description="column of the training step")
     tokens_per_step: float = Field(gt=0, description="tokens in a batch")
@@ -91,7 +91,7 @@ def _read(path: Path, columns: dict[str, str]) -> pl.DataFrame:
     if not path.is_file():
         raise InputError(f"{path}: no such file; forecasting.curve.path names a .csv with a row for each step")
     try:
-        table = pl.read_csv(path, infer_schema=False)
+        table = pl.read_csv(path, infer_schema=False, glob=False)
     except (pl.exceptions.PolarsError, OSError) as error:
         raise InputError(f"{path}: cannot be read ({error}); write it again") from None
     for key, name in columns.items():

@@ -24,7 +24,7 @@ from proxycast.engines import Engine, ExtractionOptions, ModelOptions, SamplingO
 from proxycast.engines.model_folder import model_fingerprint
 from proxycast.files import HubId, Revision
 from proxycast.jobs import PROGRESS_SECONDS
-from proxycast.options import InputError, SafeName
+from proxycast.options import InputError, InputPath, SafeName
 from proxycast.solutions import Problem, ScoredSequence, Solution, once_each, tokenize
 from proxycast.tables import fingerprint, table_fingerprint, write_table
 
@@ -56,7 +56,7 @@ WRITTEN_SCHEMA = {
 class Writer(SamplingOptions):
     """A strong model that writes expert solutions: a folder, a model of the hub, or a checkpoint of the study."""
 
-    folder: Path | None = Field(None, description="folder with the writer's weights and tokenizer")
+    folder: InputPath | None = Field(None, description="folder with the writer's weights and tokenizer")
     hub: HubId | None = Field(None, description="model of the hub, as in 'Qwen/Qwen3-Next-80B-A3B-Instruct'")
     revision: Revision = Field("main", description="hub: branch, tag or commit; what it was is recorded as a commit")
     checkpoint: SafeName | None = Field(None, description="name of a checkpoint of this study, for trying things out")
