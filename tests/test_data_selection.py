@@ -3,6 +3,7 @@
 import numpy as np
 import polars as pl
 import pytest
+from polars.testing import assert_frame_equal
 from proxycast.config import GENERIC_TEXT, Budget, Proxy
 from proxycast.data_selection import (
     comparable,
@@ -134,12 +135,12 @@ def test_metrics_are_baselines_where_they_are_complete(predicted, targets):
 
 
 def test_a_scored_checkpoint_must_be_in_the_table(proxies):
-    require_known(CHECKPOINTS, proxies)
+    require_known(CHECKPOINTS, proxies.lazy())
     older = CHECKPOINTS.filter(pl.col("corpus") != "d")
     with pytest.raises(
         InputError, match=r"^checkpoints.parquet lacks d-small-seed\d-step\d, .*remove it and run again"
     ):
-        require_known(older, proxies)
+        require_known(older, proxies.lazy())
 
 
 def test_without_any_measured_metric(proxies, targets):
@@ -230,6 +231,12 @@ def test_truth_is_that_of_the_last_target_checkpoints(targets):
     for row in truth.iter_rows(named=True):
         name = f"{row['corpus']}-large-seed{row['seed']}-step8"
         assert row["value"] == targets.filter(checkpoint=name, task=row["task"], metric="accuracy")["value"].item()
+
+
+def test_a_small_model_that_was_trained_longer_is_not_the_last_target(targets):
+    longer = pl.concat([CHECKPOINTS, pl.DataFrame([checkpoint("a", "proxy", 1, 16)])])
+    expected = truth_by_seed(CHECKPOINTS, targets, "accuracy")
+    assert_frame_equal(truth_by_seed(longer, targets, "accuracy"), expected, check_row_order=False)
 
 
 def test_truth_that_lacks_a_corpus(targets):

@@ -1,16 +1,19 @@
 """Corpus, training run, checkpoint: which models a study looks at, their size and training, where their weights lie."""
 
+import argparse
 import hashlib
 import json
 import math
+import os
 import re
 import shutil
 import sys
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import polars as pl
+from snakemake.target_jobs import TargetSpec, parse_target_jobs_cli_args
 
 from proxycast.compute import training_flops
 from proxycast.config import Budget, Plan, closest
@@ -27,6 +30,9 @@ INPUT_EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "wor
 OUTPUT_HEADS = ("lm_head.weight", "embed_out.weight")
 # A run of the ladder that came so far is finished: restarts cut or added a few steps, early stops three quarters.
 FINISHED = 0.99
+# Wildcards of a job whose value is a corpus, or a training run, which begins with the name of its corpus.
+OWNERS = ("corpus", "job", "run")
+AS_THE_STUDY = ModelOptions()
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +87,12 @@ def plan_checkpoints(plan: Plan) -> list[Checkpoint]:
 
 
 def checkpoints_table(checkpoints: list[Checkpoint], commits: Mapping[str, str]) -> pl.DataFrame:
-    """One row a checkpoint: the first fields of `Checkpoint`, and the commit that its revision was, by its name."""
-    return pl.DataFrame([c.row() | {"commit": commits.get(c.checkpoint, "")} for c in checkpoints])
+    """One row a checkpoint: the first fields of `Checkpoint`, and the commit that its revision was, by its name.
+
+    FLOPs are floating-point numbers: those of a model of 1B are more than 64 bits hold.
+    """
+    rows = [c.row() | {"flops": float(c.flops), "commit": commits.get(c.checkpoint, "")} for c in checkpoints]
+    return pl.DataFrame(rows, infer_schema_length=None)
 
 
 def checkpoints_fingerprint(checkpoints: list[Checkpoint]) -> str:
@@ -93,13 +103,17 @@ def checkpoints_fingerprint(checkpoints: list[Checkpoint]) -> str:
     return digest.hexdigest()[:16]
 
 
-def checkpoints_of_jobs(plan: Plan, jobs: Collection[Mapping[str, str]]) -> list[Checkpoint]:
-    """What jobs with these wildcards need of `plan_checkpoints`: all, or only those of the corpora that name the jobs.
+def checkpoints_of_command(plan: Plan, arguments: Sequence[str]) -> list[Checkpoint]:
+    """What the jobs in a command line of Snakemake's own (`--target-jobs`) need of `plan_checkpoints`, without checks.
 
-    Each job starts a Snakemake of its own, on a cluster two, which would plan tens of thousands of checkpoints for the
-    few that it scores. Where the names of two corpora begin alike, both are planned.
+    Each job starts a Snakemake for itself, on a cluster two, which would plan tens of thousands of checkpoints for the
+    few that it scores. A job that is named by a corpus or a training run needs those of its corpus; where the names of
+    two corpora begin alike, it gets both.
     """
-    names = [next((job[key] for key in ("corpus", "job", "run") if key in job), None) for job in jobs]
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--target-jobs", nargs="+")
+    jobs = parse_target_jobs_cli_args(parser.parse_known_args(arguments)[0].target_jobs) or [TargetSpec("all", {})]
+    names = [next((job.wildcards_dict[key] for key in OWNERS if key in job.wildcards_dict), None) for job in jobs]
     if None in names:
         return plan_checkpoints(plan)
     owners = [c for c in plan.corpora if any(f"{name}-".startswith(f"{c.name}-") for name in names)]
@@ -137,19 +151,20 @@ def runs(checkpoints: list[Checkpoint]) -> dict[str, list[Checkpoint]]:
 def extraction_options(plan: Plan, checkpoints: list[Checkpoint]) -> list[ExtractionOptions]:
     """How each checkpoint is run: the study's options, then what its corpus and what its own entry set over them."""
     corpora = {corpus.name: corpus for corpus in plan.corpora}
-    found: dict[tuple[str, ModelOptions], ExtractionOptions] = {}  # most checkpoints share one
+    found: dict[tuple[str, int], ExtractionOptions] = {}  # by identity: models share one object, and hashing it is slow
     for c in checkpoints:
-        if (c.corpus, c.model) not in found:
-            found[c.corpus, c.model] = plan.study.extraction.over(corpora[c.corpus].model, c.model)
-    return [found[c.corpus, c.model] for c in checkpoints]
+        if (c.corpus, id(c.model)) not in found:
+            found[c.corpus, id(c.model)] = plan.study.extraction.over(corpora[c.corpus].model, c.model)
+    return [found[c.corpus, id(c.model)] for c in checkpoints]
 
 
 def distinct_options(plan: Plan, checkpoints: list[Checkpoint]) -> tuple[list[ExtractionOptions], list[int]]:
     """The different `extraction_options` of checkpoints, and for each checkpoint the place of its own among them."""
     options = extraction_options(plan, checkpoints)
-    distinct = list(dict.fromkeys(options))
-    places = {chosen: place for place, chosen in enumerate(distinct)}
-    return distinct, [places[chosen] for chosen in options]
+    objects = {id(chosen): chosen for chosen in options}
+    distinct = list(dict.fromkeys(objects.values()))
+    places = {key: distinct.index(chosen) for key, chosen in objects.items()}
+    return distinct, [places[id(chosen)] for chosen in options]
 
 
 def job_options(plan: Plan, corpus: str, checkpoints: Collection[tuple]) -> list[ExtractionOptions]:
@@ -164,6 +179,8 @@ def job_options(plan: Plan, corpus: str, checkpoints: Collection[tuple]) -> list
 
 def weight_inputs(plan: Plan, checkpoints: list[Checkpoint]) -> list[str]:
     """What a scoring job waits for: manifests of models trained here, converted or downloaded runs, given weights."""
+    if plan.study.replay:
+        return []
     corpora = {corpus.name: corpus for corpus in plan.corpora}
     inputs = {}  # an ordered set
     for checkpoint in checkpoints:
@@ -188,7 +205,7 @@ def _of_corpus(plan: Plan, corpus: Corpus) -> Iterator[Checkpoint]:
         for number, entry in enumerate(corpus.checkpoints):
             try:
                 yield from _of_entry(plan, corpus, entry)
-            except ValueError as error:
+            except (ValueError, OSError) as error:
                 where = f"{plan.corpus_files[corpus.name]}: checkpoints[{number}]"
                 raise InputError(f"{where}: {error}") from None
     elif plan.study.miniature:
@@ -389,7 +406,7 @@ def _checkpoint(
         revision=spec.revision if spec else "",
         folder=folder if source != "" else "",
         convert_from=convert_from,
-        model=entry.model if entry else ModelOptions(),
+        model=entry.model if entry else AS_THE_STUDY,
     )
 
 
@@ -539,15 +556,17 @@ def remove_broken(results: Path) -> list[Path]:
     A job whose checkpoint or table is broken loses its manifest with it; when it runs again it keeps the whole ones.
     A hidden file is one that a running job is writing just now.
     """
-    tables = (path for path in results.rglob("*.parquet") if not path.name.startswith("."))
-    broken = [path for path in tables if not is_whole_parquet(path)]
-    for path in broken:
-        path.unlink()
-        path.with_name(MANIFEST).unlink(missing_ok=True)
-    for manifest in [*results.glob(f"token_stats/*/{MANIFEST}"), *results.glob(f"targets/*/{MANIFEST}")]:
-        if not all(part.exists() for part in manifest_parts(manifest)):
+    broken = []
+    for folder, _, files in os.walk(results):  # faster than rglob: there can be tens of thousands of tables
+        tables = [f"{folder}/{name}" for name in files if name.endswith(".parquet") and not name.startswith(".")]
+        truncated = [Path(table) for table in tables if not is_whole_parquet(table)]
+        for path in truncated:
+            path.unlink()
+        broken += truncated
+        manifest = Path(folder, MANIFEST)
+        if MANIFEST in files and (truncated or _lacks_parts(manifest, files)):
             manifest.unlink()
-            broken.append(manifest)
+            broken += [] if truncated else [manifest]
     for manifest in [*results.glob("suite/trained/*.json"), *results.glob("text/trained/*.json")]:
         models = manifest.parent.with_name("models")
         folders = [models / folder for folder in json.loads(manifest.read_text())]
@@ -558,6 +577,12 @@ def remove_broken(results: Path) -> list[Path]:
             manifest.unlink()
         broken += damaged
     return broken
+
+
+def _lacks_parts(manifest: Path, files: list[str]) -> bool:
+    """Whether tables that a scoring job's manifest names are not among the `files` beside it."""
+    is_of_scoring = manifest.parts[-3] in ("token_stats", "targets")
+    return is_of_scoring and not {part.name for part in manifest_parts(manifest)}.issubset(files)
 
 
 def _has_whole_weights(folder: Path) -> bool:

@@ -1,7 +1,7 @@
 """Data selection: every proxy and baseline of the small models as a prediction of the target's ranking of corpora."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import polars as pl
@@ -43,9 +43,33 @@ def predictions(
     return small.select("checkpoint", *_RUN).join(scores, on="checkpoint", maintain_order="right")
 
 
-def require_known(checkpoints: pl.DataFrame, proxies: pl.DataFrame) -> None:
+def predictions_by_size(
+    checkpoints: pl.DataFrame, proxies: pl.LazyFrame, targets: pl.DataFrame, tasks: Sequence[str]
+) -> Iterator[pl.DataFrame]:
+    """`predictions` of one size of the small models after the other: those of a large study would fill the memory.
+
+    Until its turn comes, a row of the proxies is four small numbers and its value.
+    """
+    small, target = comparable(checkpoints), checkpoints.filter(role="target")
+    names = {
+        "checkpoint": small["checkpoint"],  # others, such as those of a target, become null
+        "task": [*tasks, GENERIC_TEXT],
+        "statistic": [*STATISTICS, *BASELINES],
+        "weighting": [*WEIGHTINGS, "none"],
+    }
+    coded = [pl.col(name).cast(pl.Enum(known), strict=name != "checkpoint") for name, known in names.items()]
+    judged = proxies.select(*coded, "value").drop_nulls("checkpoint").collect(engine="streaming")
+    for size in small["size"].unique(maintain_order=True):
+        of_size = small.filter(size=size)
+        names_of_size = of_size.select(pl.col("checkpoint").cast(judged.schema["checkpoint"]))
+        found = judged.join(names_of_size, on="checkpoint", how="semi", maintain_order="left")
+        yield predictions(pl.concat([target, of_size]), found.cast(dict.fromkeys(names, pl.String)), targets, tasks)
+
+
+def require_known(checkpoints: pl.DataFrame, proxies: pl.LazyFrame) -> None:
     """`InputError` for a scored checkpoint that the table of checkpoints lacks: it would be left out in silence."""
-    for row in proxies.join(checkpoints, on="checkpoint", how="anti").iter_rows(named=True):
+    scored = proxies.select("checkpoint").unique().collect(engine="streaming")
+    for row in scored.join(checkpoints, on="checkpoint", how="anti").sort("checkpoint").iter_rows(named=True):
         raise InputError(
             f"checkpoints.parquet lacks {row['checkpoint']}, which has been scored: it is older than the study (as "
             "where results/ was copied without .snakemake/); remove it and run again"
@@ -111,7 +135,8 @@ def _as_baseline(scores: pl.DataFrame) -> pl.DataFrame:
 
 def truth_by_seed(checkpoints: pl.DataFrame, targets: pl.DataFrame, metric: str) -> pl.DataFrame:
     """corpus, seed, task, value of the target size's last checkpoints. `InputError` names what a corpus lacks."""
-    last = checkpoints.filter(pl.col("role") == "target", pl.col("step") == pl.col("step").max().over("corpus", "seed"))
+    # First the target's, then the last: a smaller model may have been trained for more steps.
+    last = checkpoints.filter(role="target").filter(pl.col("step") == pl.col("step").max().over("corpus", "seed"))
     found = last.join(targets.filter(metric=metric), on="checkpoint")
     if found.is_empty():
         known = sorted(targets["metric"].unique())

@@ -10,6 +10,7 @@ Shapes: R rows (predictions), n corpora, P = n (n - 1) / 2 pairs, B bootstrap re
 """
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from itertools import combinations
 from typing import Annotated, NamedTuple
 
@@ -73,10 +74,7 @@ def bootstrap_decision_accuracy(predicted: Array, truth: Array, weights: Array) 
     A pair of different corpora i, j occurs w_i w_j times; a corpus drawn twice forms no pair with itself. NaN where a
     sample has no pair that the truth orders.
     """
-    x, y = _pair_signs(predicted), _pair_signs(truth)
-    agreement = np.where(y == 0, 0, (1 + x * y) / 2)  # (R, P)
-    pair_weights = _pair_weights(weights).T  # (P, B)
-    return _divide(agreement @ pair_weights, np.abs(y) @ pair_weights)
+    return _ResampledTruth(truth, weights).decision_accuracy(predicted)
 
 
 def bootstrap_spearman(predicted: Array, truth: Array, weights: Array) -> Array:
@@ -85,11 +83,39 @@ def bootstrap_spearman(predicted: Array, truth: Array, weights: Array) -> Array:
     Equal to `scipy.stats.spearmanr` of the drawn values, each repeated as often as it was drawn. NaN where a sample
     holds one value only of either.
     """
-    i, j = _pairs(len(truth))
-    truth_ranks = weights @ np.sign(truth - truth[:, None]) / 2  # (B, n), less the mean rank
-    pair_weights = _pair_weights(weights) * (truth_ranks[:, i] - truth_ranks[:, j])  # (B, P)
-    covariance = _pair_signs(predicted) @ pair_weights.T / 2  # (R, B)
-    return _divide(covariance, np.sqrt(_rank_variance(predicted, weights) * _rank_variance(truth[None], weights)))
+    return _ResampledTruth(truth, weights).spearman(predicted)
+
+
+class _ResampledTruth:
+    """A truth in the samples of a bootstrap, with all that is the same for every prediction that it judges."""
+
+    def __init__(self, truth: Array, weights: Array):
+        self.truth, self.weights = truth, weights
+        self.signs, self.pair_weights = _pair_signs(truth), _pair_weights(weights).T  # (P,) or (R, P); (P, B)
+
+    def decision_accuracy(self, predicted: Array) -> Array:
+        agreement = np.where(self.signs == 0, 0, (1 + _pair_signs(predicted) * self.signs) / 2)  # (R, P)
+        return _divide(agreement @ self.pair_weights, self._ordered)
+
+    def spearman(self, predicted: Array) -> Array:
+        covariance = _pair_signs(predicted) @ self._rank_differences / 2  # (R, B)
+        return _divide(covariance, np.sqrt(_rank_variance(predicted, self.weights) * self._rank_variance))
+
+    @cached_property
+    def _ordered(self) -> Array:
+        """How many pairs of each sample the truth orders -> (B,) or (R, B)."""
+        return np.abs(self.signs) @ self.pair_weights
+
+    @cached_property
+    def _rank_differences(self) -> Array:
+        """Differences of the true ranks of every pair, as often as it occurs -> (P, B)."""
+        i, j = _pairs(len(self.truth))
+        ranks = self.weights @ np.sign(self.truth - self.truth[:, None]) / 2  # (B, n), less the mean rank
+        return self.pair_weights * (ranks[:, i] - ranks[:, j]).T
+
+    @cached_property
+    def _rank_variance(self) -> Array:
+        return _rank_variance(self.truth[None], self.weights)
 
 
 def _rank_variance(values: Array, weights: Array) -> Array:
@@ -212,6 +238,8 @@ def decision_accuracy_table(
     task_truth = dense(truth, "value", "true value", [tasks, corpora])
     task_truth = np.concatenate([task_truth.mean(0, keepdims=True), task_truth])  # (1 + T, n)
     weights = bootstrap_weights(len(corpora), options.bootstrap_replicates, options.seed)
+    # Means that are equal but for the order of their sums are ties.
+    truths = [_ResampledTruth(np.round(values, DECIMALS), weights) for values in task_truth]
     parts = []
     for (size, step), cell in predictions.group_by("size", "step", maintain_order=True):
         statistics = cell.select("statistic", "weighting", "kind", "depends_on_candidate").unique(maintain_order=True)
@@ -230,7 +258,7 @@ def decision_accuracy_table(
             corpora=pl.lit(len(corpora), pl.Int64),
         )
         for t, task in enumerate(["all", *tasks["task"]]):
-            judged = _judge(scores[:, :, t], task_truth[t], weights, statistics, options.confidence)
+            judged = _judge(scores[:, :, t], truths[t], statistics, options.confidence)
             parts.append(labels.with_columns(*judged, task=pl.lit(task)))
     return pl.concat(parts).select(DECISION_ACCURACY_COLUMNS)
 
@@ -243,26 +271,23 @@ DECISION_ACCURACY_COLUMNS = [
 ]
 
 
-def _judge(scores: Array, truth: Array, weights: Array, statistics: pl.DataFrame, confidence: float) -> list[pl.Series]:
-    """The figures of `scores` (S, K, n) against `truth` (n,): for each statistic K seeds, then "mean" and "single"."""
+def _judge(scores: Array, truth: _ResampledTruth, statistics: pl.DataFrame, confidence: float) -> list[pl.Series]:
+    """The figures of `scores` (S, K, n): for each statistic K seeds, then "mean" and "single"."""
     scores = np.concatenate([scores, scores.mean(1, keepdims=True)], axis=1)
-    # Means that are equal but for the order of their sums are ties.
-    scores, truth = np.round(scores, DECIMALS), np.round(truth, DECIMALS)
-    rows, shape = scores.reshape(-1, len(truth)), scores.shape[:2]
+    scores = np.round(scores, DECIMALS)
+    rows, shape = scores.reshape(-1, scores.shape[-1]), scores.shape[:2]
 
     def with_single(figures: Array) -> Array:
         figures = figures.reshape(*shape, *figures.shape[1:])
         return np.concatenate([figures, figures[:, :-1].mean(1, keepdims=True)], axis=1)
 
-    accuracy = with_single(decision_accuracy(rows, truth))  # (S, K + 2)
-    samples = with_single(bootstrap_decision_accuracy(rows, truth, weights))  # (S, K + 2, B)
+    accuracy = with_single(decision_accuracy(rows, truth.truth))  # (S, K + 2)
+    samples = with_single(truth.decision_accuracy(rows))  # (S, K + 2, B)
     figures = {"decision_accuracy": accuracy}
     figures["low"], figures["high"] = interval(samples, confidence)
-    figures["spearman"] = with_single(spearman(rows, truth))
-    figures["spearman_low"], figures["spearman_high"] = interval(
-        with_single(bootstrap_spearman(rows, truth, weights)), confidence
-    )
-    figures["kendall"] = with_single(kendall(rows, truth))
+    figures["spearman"] = with_single(spearman(rows, truth.truth))
+    figures["spearman_low"], figures["spearman_high"] = interval(with_single(truth.spearman(rows)), confidence)
+    figures["kendall"] = with_single(kendall(rows, truth.truth))
     baselines = np.flatnonzero(statistics["kind"] == "baseline")
     best_names = np.full(accuracy.shape, None)
     figures["difference"] = figures["difference_low"] = figures["difference_high"] = np.full(accuracy.shape, np.nan)

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -56,12 +56,14 @@ def _plain(value: object) -> object:
 
 def write_table(table: pl.DataFrame | pl.LazyFrame, path: Path, made_from: str, csv: bool = False) -> None:
     """Write `table` as parquet (zstd), the fingerprint `made_from` in its metadata; with `csv` a .csv beside it."""
-    table = table.lazy().collect()
     with atomic(path) as temporary:
-        table.write_parquet(temporary, compression="zstd", metadata={FINGERPRINT: made_from})
+        if isinstance(table, pl.LazyFrame):
+            table.sink_parquet(temporary, compression="zstd", metadata={FINGERPRINT: made_from})
+        else:
+            table.write_parquet(temporary, compression="zstd", metadata={FINGERPRINT: made_from})
     if csv:
         with atomic(path.with_suffix(".csv")) as temporary:
-            table.write_csv(temporary)
+            table.lazy().collect().write_csv(temporary)
 
 
 def table_fingerprint(path: Path) -> str | None:
@@ -71,14 +73,14 @@ def table_fingerprint(path: Path) -> str | None:
     return pl.read_parquet_metadata(path).get(FINGERPRINT)
 
 
-def is_whole_parquet(path: Path) -> bool:
+def is_whole_parquet(path: Path | str) -> bool:
     """Whether `path` starts and ends as a parquet file does. A file cut anywhere lacks the footer, written last."""
     try:
-        with path.open("rb") as file:
+        with open(path, "rb", buffering=0) as file:
             head = file.read(4)
-            file.seek(-8, os.SEEK_END)
-            footer_length, tail = int.from_bytes(file.read(4), "little"), file.read(4)
-            return head == tail == PARQUET_MAGIC and footer_length + 12 <= file.tell()
+            end = file.seek(-8, os.SEEK_END) + 8
+            footer = file.read(8)
+            return head == footer[4:] == PARQUET_MAGIC and int.from_bytes(footer[:4], "little") + 12 <= end
     except OSError:
         return False
 
@@ -86,3 +88,17 @@ def is_whole_parquet(path: Path) -> bool:
 def manifest_parts(manifest: Path) -> list[Path]:
     """The tables that a manifest ({name: fingerprint}) names, in its order: <name>.parquet beside it."""
     return [manifest.with_name(f"{name}.parquet") for name in json.loads(manifest.read_text())]
+
+
+def of_size(paths: Sequence[Path], most_bytes: int) -> list[list[Path]]:
+    """The files in order, in lists of at most so many bytes together, or of one file that is larger."""
+    lists: list[list[Path]] = []
+    room = 0
+    for path in paths:
+        size = path.stat().st_size
+        if not lists or size > room:
+            lists.append([])
+            room = most_bytes
+        lists[-1].append(path)
+        room -= size
+    return lists

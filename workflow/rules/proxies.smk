@@ -9,6 +9,15 @@ POOLED = [name.split("/") for name in STUDY.forecasting.proxies if "/" in name] 
 KEPT = [proxy.model_dump() for proxy in STUDY.highlighted] + [{"statistic": s, "weighting": w} for s, w in POOLED]
 
 
+def kept_checkpoints(wildcards):
+    """Whose values of single solutions are kept; None: of all. A data selection ranks with them at its budgets."""
+    if not PLAN.selects_data:
+        return None
+    budgets = {(budget.size, budget.step) for budget in STUDY.budgets}
+    found = [c for job in JOBS_OF[wildcards.corpus] for c in JOBS[job]]
+    return [c.checkpoint for c in found if (c.size, c.step) in budgets]
+
+
 rule solution_proxies:
     input:
         token_stats=lambda wildcards: expand(rules.score.output.token_stats, job=JOBS_OF[wildcards.corpus]),
@@ -23,11 +32,12 @@ rule solution_proxies:
     benchmark:
         f"{RESULTS}/benchmarks/solution_proxies/{{corpus}}.tsv"
     resources:
-        mem_mb=4000,
+        mem_mb=grown(4000),
     params:
         proxies=STUDY.proxies.model_dump(),
         tails=(STUDY.extraction.tail_tokens, STUDY.extraction.tail_bytes),
         kept=KEPT,
+        kept_checkpoints=kept_checkpoints,
         model_selection=STUDY.model_selection.model_dump() if STUDY.model_selection else {},
         seed=STUDY.selection.seed if STUDY.model_selection else None,
     script:
@@ -42,6 +52,6 @@ rule join_proxies:
     log:
         f"{RESULTS}/logs/join_proxies.log",
     resources:
-        mem_mb=2000,
+        mem_mb=grown(2000),
     script:
         "../scripts/join_proxies.py"

@@ -14,7 +14,7 @@ rule checkpoints:
         f"{RESULTS}/logs/checkpoints.log",
     params:
         # The script plans again: tens of thousands of rows are too many to stand in the plan of a job.
-        checkpoints=checkpoints_fingerprint(CHECKPOINTS),
+        checkpoints=lambda wildcards: checkpoints_fingerprint(CHECKPOINTS),
     script:
         "../scripts/write_checkpoints.py"
 
@@ -39,7 +39,7 @@ rule build_suite:
     benchmark:
         f"{RESULTS}/benchmarks/build_suite.tsv"
     resources:
-        mem_mb=3000,
+        mem_mb=grown(3000),
     params:
         suite=(STUDY.miniature.settings_of_pool() if STUDY.miniature else {}),
         families=FAMILIES,
@@ -64,7 +64,7 @@ rule train_corpus:
         f"{RESULTS}/benchmarks/train_corpus/{{corpus}}.tsv"
     threads: 1
     resources:
-        mem_mb=1500,
+        mem_mb=grown(1500),
     params:
         suite=STUDY.miniature.model_dump() if STUDY.miniature else {},
         models=f"{RESULTS}/suite/models",

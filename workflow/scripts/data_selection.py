@@ -6,7 +6,7 @@ import polars as pl
 from proxycast.compute import compute_to_reach_table, pareto_table
 from proxycast.config import Budget, Proxy, Target
 from proxycast.data_selection import (
-    predictions,
+    predictions_by_size,
     require_differences,
     require_known,
     solution_scores,
@@ -32,7 +32,7 @@ with job(snakemake.log[0]):
     target, options = Target(**study["target"]), SelectionOptions(**study["selection"])
     checkpoints, targets = pl.read_parquet(inputs.checkpoints), pl.read_parquet(inputs.targets)
     # All models share a tokenizer: a tail in tokens is the same span of text for all of them.
-    proxies = pl.read_parquet(inputs.proxies).filter(tail="tokens") if inputs.get("proxies") else NO_PROXIES
+    proxies = pl.scan_parquet(inputs.proxies).filter(tail="tokens") if inputs.get("proxies") else NO_PROXIES.lazy()
     require_known(checkpoints, proxies)
     target_flops = checkpoints.filter(role="target")["flops"].max()
     truths = {
@@ -41,13 +41,16 @@ with job(snakemake.log[0]):
     }
     require_differences(truths[target.metric], target.metric)
 
-    predicted = predictions(checkpoints, proxies, targets, tasks)
-    decision_accuracy = pl.concat(
-        decision_accuracy_table(
-            predicted, truth.group_by("corpus", "task").agg(pl.col("value").mean()), target_flops, options
-        ).select(pl.lit(metric).alias("truth"), pl.all())
-        for metric, truth in truths.items()
-    )
+    budgets = [Budget(**budget) for budget in study["budgets"]]
+    at = pl.DataFrame({"size": [budget.size for budget in budgets], "step": [budget.step for budget in budgets]})
+    means = {metric: truth.group_by("corpus", "task").agg(pl.col("value").mean()) for metric, truth in truths.items()}
+    judged, at_budgets = {metric: [] for metric in truths}, []
+    for predicted in predictions_by_size(checkpoints, proxies, targets, tasks):
+        for metric, truth in means.items():
+            table = decision_accuracy_table(predicted, truth, target_flops, options)
+            judged[metric].append(table.select(pl.lit(metric).alias("truth"), pl.all()))
+        at_budgets.append(predicted.join(at, ["size", "step"], "semi"))
+    decision_accuracy = pl.concat(table for tables in judged.values() for table in tables)
     if inputs.get("curve"):  # judged by those who published it
         curve = pl.read_parquet(inputs.curve).select(pl.lit(target.metric).alias("truth"), pl.all())
         decision_accuracy = pl.concat([decision_accuracy, curve.cast(dict(decision_accuracy.schema))])
@@ -59,12 +62,10 @@ with job(snakemake.log[0]):
         else NO_PROXIES.lazy()
     )
     # Scores of single solutions are many: the ranking is made at the study's budgets only.
-    budgets = [Budget(**budget) for budget in study["budgets"]]
-    at = pl.DataFrame({"size": [budget.size for budget in budgets], "step": [budget.step for budget in budgets]})
     needed = checkpoints.filter(role="target").vstack(
         checkpoints.filter(role="proxy").join(at, ["size", "step"], "semi")
     )
-    scores = solution_scores(needed, of_solutions, predicted.join(at, ["size", "step"], "semi"), highlighted)
+    scores = solution_scores(needed, of_solutions, pl.concat(at_budgets), highlighted)
     parameters = dict(checkpoints.select("size", "parameters").iter_rows())
     parts = [part for path in inputs.get("token_stats", []) for part in manifest_parts(Path(path))]
     scored_tokens = tokens_read(pl.scan_parquet(parts)) if parts else 0

@@ -9,8 +9,12 @@ from proxycast.model_selection import ModelSelectionOptions
 from proxycast.proxies import ProxyOptions, baseline_statistics, rbridge, solution_proxies, tails, task_proxies
 from proxycast.solutions import GENERIC_TEXT, read_solutions
 from proxycast.subsets import memberships, subset_proxies
-from proxycast.tables import fingerprint, manifest_parts, table_fingerprint, write_table
+from proxycast.tables import fingerprint, manifest_parts, of_size, table_fingerprint, write_table
 from tqdm import tqdm
+
+# A few checkpoints at a time: 80 proxies of each solution are many, and are kept only as means over a task. A short
+# solution takes a hundred times as much memory as its tokens on the disk.
+BATCH_BYTES = 8_000_000
 
 with job(snakemake.log[0]):
     params, output, experts = snakemake.params, snakemake.output, list(snakemake.input.experts)
@@ -22,23 +26,28 @@ with job(snakemake.log[0]):
         solutions = {Path(path).stem: read_solutions(Path(path)) for path in snakemake.input.solutions}
         solutions.pop(GENERIC_TEXT, None)
         members = memberships(solutions, chosen.numbers, chosen.draws, params.seed)
+    is_kept = pl.lit(True) if params.kept_checkpoints is None else pl.col("checkpoint").is_in(params.kept_checkpoints)
     of_tasks, of_solutions, of_subsets = [], [], []
-    for manifest in tqdm(manifests, unit="run", mininterval=PROGRESS_SECONDS, file=sys.stderr):
-        # One run at a time: 80 proxies of each solution are many, and are kept only as means over a task.
-        found = manifest_parts(manifest)
-        for tail, token_stats in tails(pl.scan_parquet(found), *params.tails).items() if found else ():
+    batches = [batch for manifest in manifests for batch in of_size(manifest_parts(manifest), BATCH_BYTES)]
+    for batch in tqdm(batches, mininterval=PROGRESS_SECONDS, file=sys.stderr):
+        for tail, token_stats in tails(pl.scan_parquet(batch), *params.tails).items():
             expert = token_stats.filter(pl.col("task") != GENERIC_TEXT)
             proxies = solution_proxies(expert, options).collect().lazy()
             tables = pl.collect_all([task_proxies(proxies), baseline_statistics(token_stats)])
             tables += [rbridge(expert, pl.scan_parquet(experts)).collect()] if experts else []
             named = pl.lit(tail).alias("tail")
             of_tasks += [table.with_columns(named) for table in tables]
-            highlighted = proxies.join(kept, on=["statistic", "weighting"], how="semi")
+            highlighted = proxies.filter(is_kept).join(kept, on=["statistic", "weighting"], how="semi")
             of_solutions.append(highlighted.with_columns(named).collect())
             if members is not None and tail == "tokens":
                 of_subsets.append(subset_proxies(expert, members, options).with_columns(named))
     made_from = fingerprint(
-        manifests, list(map(table_fingerprint, map(Path, experts))), options, params.kept, params.tails
+        manifests,
+        list(map(table_fingerprint, map(Path, experts))),
+        options,
+        params.kept,
+        params.tails,
+        params.kept_checkpoints,
     )
     write_table(pl.concat(of_tasks), Path(output.proxies), made_from)
     write_table(pl.concat(of_solutions), Path(output.of_solutions), made_from)
