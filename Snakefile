@@ -1,7 +1,10 @@
 # The map: configuration, rules by phase, targets. A study is chosen by --configfile; config/config.yaml is the default.
+import gc
+import sys
+
 from proxycast.checkpoints import (
     checkpoints_fingerprint,
-    checkpoints_of_jobs,
+    checkpoints_of_command,
     distinct_options,
     plan_checkpoints,
     remove_broken,
@@ -14,11 +17,16 @@ from proxycast.checks import check_inputs
 from proxycast.config import load_plan
 from proxycast.disk import disk_plan
 from proxycast.options import InputError
+from proxycast.resources import ModelJobs, grown, read_site, require_site_kept, visible_gpus
 from proxycast.solutions import GENERIC_TEXT
 from snakemake.exceptions import WorkflowError
 from snakemake.utils import min_version
 
 min_version("9.27")
+
+# A plan is a million objects that stay; to look through them for garbage again and again takes a tenth of the time.
+gc.freeze()
+gc.set_threshold(50_000, 20, 100)
 
 # Only without --configfile: Snakemake would merge a given study into the default one, key by key.
 if not workflow.overwrite_configfiles:
@@ -27,6 +35,9 @@ if not workflow.overwrite_configfiles:
 
 
 try:
+    SITE = read_site(config.pop("site", None))
+    if SITE is None and workflow.is_main_process:
+        require_site_kept(sys.argv[1:])
     PLAN = load_plan(config, where=str((workflow.overwrite_configfiles or workflow.configfiles)[-1]))
     if workflow.is_main_process:
         CHECKPOINTS = plan_checkpoints(PLAN)
@@ -36,7 +47,9 @@ try:
         for line in disk_plan(PLAN, CHECKPOINTS):
             logger.info(line)
     else:
-        CHECKPOINTS = checkpoints_of_jobs(PLAN, [job.wildcards for job in workflow.dag_settings.target_jobs])
+        CHECKPOINTS = checkpoints_of_command(PLAN, sys.argv[1:])
+    MODEL_JOBS = ModelJobs(PLAN, CHECKPOINTS, SITE, correct=workflow.is_main_process)
+    MODEL_JOBS.check()
 except InputError as error:
     raise WorkflowError(str(error)) from None
 
@@ -47,6 +60,10 @@ RUNS = runs(SCORED)
 JOBS = scoring_jobs(PLAN, CHECKPOINTS)
 TRAINED = [corpus.name for corpus in PLAN.corpora if STUDY.miniature and not corpus.checkpoints]
 SOLUTIONS = [f"{RESULTS}/solutions/{name}.jsonl" for name in PLAN.solution_names]
+
+# Jobs of one machine take turns at its GPUs, unless the command line says --resources gpu=<n>.
+if SITE is None and visible_gpus() and "gpu" not in workflow.global_resources:
+    workflow.register_resource("gpu", len(visible_gpus()))
 
 
 # Names as config allows them. A list of all would be part of every pattern, and make planning slow.
@@ -70,6 +87,7 @@ include: "workflow/rules/targets.smk"
 include: "workflow/rules/select.smk"
 include: "workflow/rules/forecast.smk"
 include: "workflow/rules/report.smk"
+include: "workflow/rules/end.smk"
 
 
 localrules:

@@ -19,7 +19,7 @@ if STUDY.forecasting:
         benchmark:
             f"{RESULTS}/benchmarks/forecasting.tsv"
         resources:
-            mem_mb=4000,
+            mem_mb=grown(4000),
         params:
             study=STUDY.model_dump(mode="json", include={"target", "forecasting"}),
             tasks=PLAN.task_names,

@@ -2,6 +2,8 @@
 # sets, the ladder's tokenizer. And the conversion of checkpoints that lie in folders.
 
 DOWNLOADED = {run: remote for run, found in RUNS.items() if (remote := [c for c in found if c.revision])}
+if STUDY.replay:
+    DOWNLOADED = {}
 CONVERTED = {run: [c for c in found if c.convert_from and not c.revision] for run, found in RUNS.items()}
 HUB_DATA = [name for name, files in PLAN.file_sets().items() if files.hub]
 # A corpus of text needs the tokenizer, and so may checkpoints whose folders have none.
@@ -53,7 +55,7 @@ rule convert_run:
     priority: 1  # what is at hand is scored before more is downloaded
     resources:
         # Weights are mapped, not held.
-        mem_mb=4000,
+        mem_mb=grown(4000),
     params:
         steps=lambda wildcards: [c.step for c in CONVERTED[wildcards.run]],
     script:

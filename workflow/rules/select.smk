@@ -36,7 +36,7 @@ if PLAN.selects_data:
         benchmark:
             f"{RESULTS}/benchmarks/data_selection.tsv"
         resources:
-            mem_mb=4000,
+            mem_mb=grown(4000),
         params:
             study=STUDY.model_dump(mode="json", include={"target", "selection", "highlighted", "budgets"}),
             tasks=PLAN.task_names,
@@ -62,7 +62,7 @@ if STUDY.model_selection:
             f"{RESULTS}/benchmarks/model_selection.tsv"
         threads: 2
         resources:
-            mem_mb=4000,
+            mem_mb=grown(4000),
         params:
             study=STUDY.model_dump(mode="json", include={"target", "selection", "model_selection"}),
             tasks=PLAN.task_names,

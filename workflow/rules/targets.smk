@@ -21,7 +21,7 @@ elif STUDY.target.evaluations:
 
     rule read_evaluations:
         input:
-            evaluations=data_set("evaluations"),
+            evaluations=lambda wildcards: data_set("evaluations"),
         output:
             targets=f"{RESULTS}/targets.parquet",
         log:
@@ -29,7 +29,7 @@ elif STUDY.target.evaluations:
         benchmark:
             f"{RESULTS}/benchmarks/read_evaluations.tsv"
         resources:
-            mem_mb=4000,
+            mem_mb=grown(4000),
         params:
             corpora={name: corpus for name, corpus in PLAN.published_names.items() if corpus in JUDGED},
             sizes=sorted({checkpoint.size for checkpoint in CHECKPOINTS if checkpoint.corpus in JUDGED}),
@@ -68,9 +68,9 @@ if PLAN.harness_tasks:
         benchmark:
             f"{RESULTS}/benchmarks/evaluate_harness/{{job}}.tsv"
         priority: 2  # before new downloads
-        threads: 1
+        threads: MODEL_JOBS.threads("evaluate_harness")
         resources:
-            mem_mb=memory_of_models,
+            **MODEL_JOBS.resources("evaluate_harness"),
         params:
             checkpoints=lambda wildcards: [(c.checkpoint, c.folder, c.role) for c in JOBS[wildcards.job]],
             extraction=lambda wildcards: [options.that_change_results() for options in OPTIONS_OF[wildcards.job][0]],

@@ -22,7 +22,7 @@ rule tokenize_text:
     benchmark:
         f"{RESULTS}/benchmarks/tokenize_text/{{corpus}}.tsv"
     resources:
-        mem_mb=2000,
+        mem_mb=grown(2000),
     params:
         text=lambda wildcards: TEXTS[wildcards.corpus].model_dump(mode="json"),
         tokens=lambda wildcards: max(c.tokens for c in SCORED if c.corpus == wildcards.corpus),
@@ -44,9 +44,9 @@ rule train_run:
         f"{RESULTS}/logs/train_run/{{run}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/train_run/{{run}}.tsv"
-    threads: 1
+    threads: MODEL_JOBS.threads("train_run")
     resources:
-        mem_mb=8000,
+        **MODEL_JOBS.resources("train_run"),
     params:
         text=lambda wildcards: TEXTS[RUNS[wildcards.run][0].corpus].model_dump(mode="json"),
         size=lambda wildcards: RUNS[wildcards.run][0].size,

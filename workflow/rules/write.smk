@@ -83,9 +83,9 @@ rule write_solutions:
         f"{RESULTS}/benchmarks/write_solutions/{{writer}}.tsv"
     wildcard_constraints:
         writer="|".join(WRITERS) or "none",
-    threads: 1
+    threads: MODEL_JOBS.threads("write_solutions")
     resources:
-        mem_mb=lambda wildcards: 1000 * WRITERS[wildcards.writer].memory_gb,
+        **MODEL_JOBS.resources("write_solutions"),
     params:
         writer=lambda wildcards: WRITERS[wildcards.writer].model_dump(mode="json", exclude={"memory_gb", "model"}),
         folder=lambda wildcards: writer_folder(wildcards.writer),

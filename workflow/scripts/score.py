@@ -9,13 +9,15 @@ from proxycast.config import Target, Task, load_plan
 from proxycast.engines import engines_for
 from proxycast.extraction import extract
 from proxycast.jobs import job
+from proxycast.resources import asked_gpus, own_gpus, with_gpus
 from proxycast.solutions import read_problems, read_solutions
 from proxycast.tables import write_json
 from proxycast.targets import EXACT_MATCH, evaluate_checkpoints
 
 
 def score(snakemake) -> None:
-    torch.set_num_threads(snakemake.threads)
+    # Beside a GPU; without one, one thread: more would add up in another order.
+    torch.set_num_threads(snakemake.threads if torch.cuda.is_available() else 1)
     params, output = snakemake.params, snakemake.output
     target, tasks = Target(**params.target), [Task(**task) for task in params.tasks]
     solutions = {Path(path).stem: read_solutions(Path(path)) for path in snakemake.input.solutions}
@@ -27,7 +29,8 @@ def score(snakemake) -> None:
 
     require_vocabulary([folder for _, folder in checkpoints], params.vocabulary)
     token_stats, targets = {}, {}
-    all_options = job_options(load_plan(snakemake.config, where="the study"), params.corpus, params.checkpoints)
+    wanted = job_options(load_plan(snakemake.config, where="the study"), params.corpus, params.checkpoints)
+    all_options = [with_gpus(options, snakemake.resources) for options in wanted]
     for engine, options, group in engines_for(checkpoints, all_options):
         reading = [(name, folder) for name, folder in group if name in read]
         token_stats |= extract(engine, reading, solutions, options, Path(output.token_stats).parent) if reading else {}
@@ -44,5 +47,5 @@ def score(snakemake) -> None:
 
 
 if __name__ == "__main__":  # vLLM's processes import this file again
-    with job(snakemake.log[0]):
+    with job(snakemake.log[0]), own_gpus(asked_gpus(snakemake.resources)):
         score(snakemake)

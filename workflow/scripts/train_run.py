@@ -5,14 +5,16 @@ from pathlib import Path
 import torch
 from proxycast.jobs import job
 from proxycast.ladder import Ladder
+from proxycast.resources import asked_gpus, own_gpus
 from proxycast.tables import fingerprint, write_json
 from proxycast.text.corpus import source_folders
 from proxycast.text.mixture import Text
 from proxycast.text.pretraining import pretrain
 from proxycast.text.shards import TokenStream
 
-with job(snakemake.log[0]):
-    torch.set_num_threads(snakemake.threads)
+with job(snakemake.log[0]), own_gpus(asked_gpus(snakemake.resources)):
+    # Beside a GPU; without one, one thread: more would add up in another order.
+    torch.set_num_threads(snakemake.threads if torch.cuda.is_available() else 1)
     params, manifest, output = snakemake.params, Path(snakemake.input.text), Path(snakemake.output[0])
     ladder, text = Ladder(**params.ladder), Text(**params.text)
     shape = ladder.sizes[params.size]

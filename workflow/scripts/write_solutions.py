@@ -6,17 +6,20 @@ import polars as pl
 import torch
 from proxycast.config import load_plan
 from proxycast.jobs import job
+from proxycast.resources import asked_gpus, own_gpus, with_gpus
 from proxycast.solutions import read_problems, write_solutions
 from proxycast.tables import write_json, write_table
 from proxycast.writers import load_writer, settings, write_task
 
 
 def write(snakemake) -> None:
-    torch.set_num_threads(snakemake.threads)
+    # Beside a GPU; without one, one thread: more would add up in another order.
+    torch.set_num_threads(snakemake.threads if torch.cuda.is_available() else 1)
     params, output = snakemake.params, snakemake.output
     study, name = load_plan(snakemake.config, where="the study").study, snakemake.wildcards.writer
     writer, parts = study.writers[name], Path(params.parts)
-    loaded = load_writer(name, writer, study.extraction.over(writer.model), Path(params.folder))
+    options = with_gpus(study.extraction.over(writer.model), snakemake.resources)
+    loaded = load_writer(name, writer, options, Path(params.folder))
     tokens, tasks = [], []
     for problems, solutions in zip(map(Path, snakemake.input.problems), map(Path, output.solutions), strict=True):
         task = problems.stem
@@ -30,5 +33,5 @@ def write(snakemake) -> None:
 
 
 if __name__ == "__main__":  # vLLM's processes import this file again
-    with job(snakemake.log[0]):
+    with job(snakemake.log[0]), own_gpus(asked_gpus(snakemake.resources)):
         write(snakemake)

@@ -1,0 +1,304 @@
+"""What is seen of a study from its files and logs, and what Snakemake tells when it ends."""
+
+import fcntl
+import os
+import subprocess
+import sys
+from contextlib import contextmanager
+from datetime import datetime, timedelta
+from pathlib import Path
+from types import SimpleNamespace
+
+import polars as pl
+import pytest
+from proxycast import progress
+from proxycast.checkpoints import plan_checkpoints
+from proxycast.config import load_plan, read_yaml
+from proxycast.jobs import attempts, attempts_file
+from proxycast.progress import Watch, screen
+from proxycast.slurm_states import slurm_states
+from proxycast.summary import Logged, end_of, logged_jobs, told, used
+from rich.console import Console
+
+ROOT = Path(__file__).parents[1]
+SMOKE = ROOT / "config/smoke.yaml"
+NOW = datetime(2026, 11, 22, 21, 5, 33)
+RESULTS = Path("results/smoke")
+
+
+@pytest.fixture
+def plan(tmp_path, monkeypatch):
+    """The smoke study in an empty folder, where there is no Slurm: 5 corpora of 4 proxies and 2 targets each."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config").symlink_to(ROOT / "config")
+    (tmp_path / "bin").mkdir()
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    return load_plan(read_yaml(SMOKE), "config/smoke.yaml")
+
+
+def log_of(rule: str, name: str, said: str, started: datetime, ended: str = "", slurm_job: str = "") -> Path:
+    path = RESULTS / "logs" / rule / f"{name}.log"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    slurm = f", Slurm job {slurm_job}" if slurm_job else ""
+    with attempts_file(path).open("a") as file:
+        file.write(f"=== started {started.isoformat()} on node7, process 12{slurm}\n{said}\n{ended}\n")
+    return path
+
+
+@contextmanager
+def locked(log: Path):
+    with attempts_file(log).open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def write_table(path: Path, rows: int, age: float) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pl.DataFrame({"token": range(rows)}).write_parquet(path)
+    os.utime(path, (NOW.timestamp() - age,) * 2)
+
+
+def slurm(command: str, says: str) -> None:
+    """A command of Slurm that tells of jobs, and writes down what it was asked."""
+    path = Path("bin") / command
+    path.write_text(f"#!/bin/sh\necho \"$@\" >> asked\n/bin/cat <<'END'\n{says}\nEND\n")
+    path.chmod(0o755)
+
+
+def look(watch: Watch):
+    return watch.look(NOW.timestamp())
+
+
+def phases(state) -> dict[str, tuple[int, int]]:
+    return {phase.name: (phase.done, phase.total) for phase in state.phases}
+
+
+def text_of(renderable, width: int = 120, height: int = 24) -> str:
+    console = Console(width=width, height=height, force_terminal=False, color_system=None)
+    with console.capture() as capture:
+        console.print(renderable)
+    return capture.get()
+
+
+def test_nothing_is_there_at_first(plan):
+    state = look(Watch(plan))
+    assert phases(state) == {"weights": (0, 30), "token statistics": (0, 20), "targets": (0, 30), "proxies": (0, 5)}
+    assert (state.running, state.failed, state.tokens_per_second) == ([], [], None)
+    assert {phase.share for phase in state.phases} == {0} and {phase.seconds_left for phase in state.phases} == {None}
+    assert "no job runs" in text_of(screen("smoke", state, NOW))
+
+
+def test_files_are_counted_by_phase(plan):
+    parameters = {c.checkpoint: c.parameters for c in plan_checkpoints(plan)}
+    (RESULTS / "suite/models/base-30k-seed0/step20").mkdir(parents=True)
+    (RESULTS / "suite/models/base-30k-seed0/.step40.partial").mkdir()
+    write_table(RESULTS / "token_stats/core/core-30k-seed0-step20.parquet", 10, age=5000)
+    write_table(RESULTS / "token_stats/core/.core-30k-seed0-step40.0a.parquet", 10, age=1)
+    write_table(RESULTS / "token_stats/core/gone-30k-seed0-step40.parquet", 10, age=1)
+    (RESULTS / "token_stats/core/manifest.json").write_text("{}")
+    write_table(RESULTS / "targets/core/core-30k-seed0-step20.parquet", 10, age=5000)
+    write_table(RESULTS / "targets/core/core-43k-seed0-step60.parquet", 10, age=5000)
+    write_table(RESULTS / "proxies/web_edu.parquet", 10, age=5000)
+    watch = Watch(plan)
+    state = look(watch)
+    # The weights of a checkpoint that has been scored were there, wherever they are now.
+    assert phases(state) == {"weights": (2, 30), "token statistics": (1, 20), "targets": (2, 30), "proxies": (1, 5)}
+    small, large = parameters["core-30k-seed0-step20"], parameters["core-43k-seed0-step60"]
+    assert large > small
+    shares = {phase.name: phase.share for phase in state.phases}
+    assert shares["targets"] == pytest.approx((small + large) / (20 * small + 10 * large))
+    assert shares["token statistics"] == pytest.approx(1 / 20)
+
+    write_table(RESULTS / "token_stats/base/base-30k-seed1-step40.parquet", 10, age=0)
+    (RESULTS / "targets/core/core-43k-seed0-step60.parquet").unlink()
+    assert phases(look(watch)) == phases(look(Watch(plan)))
+    assert phases(look(watch))["targets"] == (1, 30) and phases(look(watch))["token statistics"] == (2, 20)
+
+
+def test_the_rate_is_that_of_the_running_jobs(plan):
+    names = [f"core-30k-seed{seed}-step{step}" for seed in (0, 1) for step in (20, 40)]
+    for name, age in zip(names, (5000, 90, 50, 10)):
+        write_table(RESULTS / f"token_stats/core/{name}.parquet", 3000 if age == 5000 else 1000, age)
+    log_of(
+        "score", "base", "", NOW - timedelta(seconds=5000), f"=== done {(NOW - timedelta(seconds=4000)).isoformat()}"
+    )
+    write_table(RESULTS / "token_stats/core/.core-30k-seed1-step40.0a.parquet", 9999, age=1)  # being written
+    log = log_of("score", "core", "", NOW - timedelta(seconds=100))
+    watch = Watch(plan)
+    assert look(watch).tokens_per_second is None  # nobody works on it any more
+    with locked(log):
+        state = look(watch)
+    assert state.tokens_per_second == pytest.approx(3000 / 100)
+    left = {phase.name: phase.seconds_left for phase in state.phases}
+    assert left["token statistics"] == pytest.approx(16 / 3 * 100)  # 16 of one size are left
+    assert left["proxies"] is None and left["weights"] is None
+    assert "4 of 20  16 left, about 0:08:53" in " ".join(text_of(screen("smoke", state, NOW)).split("   "))
+
+
+def test_a_long_running_job_is_timed_by_the_window(plan, monkeypatch):
+    monkeypatch.setattr(progress, "COUNTED_TABLES", 2)
+    for name, age, rows in (("20", 800, 1), ("40", 80, 50), ("60", 8, 70)):
+        write_table(RESULTS / f"token_stats/core/core-30k-seed0-step{name}.parquet", rows, age)
+    with locked(log_of("score", "core", "", NOW - timedelta(seconds=90000))):
+        rate = look(Watch(plan)).tokens_per_second
+    assert rate == pytest.approx(60 * 3 / progress.WINDOW_SECONDS)  # the newest two tell what a table holds
+
+
+def test_running_failed_and_killed_jobs_are_told_apart(plan):
+    log_of("train_corpus", "core", "", NOW, f"=== done {NOW.isoformat()}")
+    log_of("score", "core", "error: first try", NOW, f"=== failed {NOW.isoformat()}")
+    running = log_of(
+        "score", "core", "\rcore-30k-seed0-step20:  3/12\rcore-30k-seed0-step40:  7/12", NOW, slurm_job="4"
+    )
+    log_of(
+        "score", "base", "12:00:01 reading\nerror: base: \x1b[31mNaN\x1b[0m\x07", NOW, f"=== failed {NOW.isoformat()}"
+    )
+    log_of("score", "web_edu", "12:00:01 reading", NOW, slurm_job="77")
+    log_of("join_proxies", "x", "", NOW)
+    with locked(running):
+        state = look(Watch(plan))
+    assert [job.label for job in state.running] == ["score core"]
+    assert {job.label: job.why for job in state.failed} == {
+        "score base": "error: base: \x1b[31mNaN\x1b[0m\x07",
+        "score web_edu": "killed (no reason known)",
+        "join_proxies x": "killed (no reason known)",
+    }
+    shown = text_of(screen("smoke", state, NOW + timedelta(seconds=65)))
+    assert "for 0:01:05" in shown and "core-30k-seed0-step40:  7/12" in shown and "Slurm job 4" in shown
+    assert "score base: error: base: NaN\n  results/smoke/logs/score/base.log\n    12:00:01 reading\n" in shown
+    assert "first try" not in shown and "train_corpus" not in shown and "\x1b" not in shown
+
+
+def test_slurm_knows_why_a_job_was_killed(plan):
+    for number, name in enumerate(["base", "core", "core_wiki_10", "web_crawl", "web_edu"], start=70):
+        log_of("score", name, "reading", NOW, slurm_job=str(number))
+    slurm("squeue", "70|OUT_OF_MEMORY\n71|RUNNING\n72|PENDING")
+    slurm("sacct", "73|CANCELLED by 1000\n74|")
+    watch = Watch(plan)
+    for _ in range(2):
+        state = look(watch)
+        assert [job.name for job in state.running] == ["core"]
+        assert {job.name: job.why for job in state.failed} == {
+            "base": "killed (OUT_OF_MEMORY)",
+            "web_crawl": "killed (CANCELLED)",
+            "web_edu": "killed (no reason known)",
+        }
+    asked = [line.split()[-1] for line in Path("asked").read_text().splitlines()]
+    assert asked == ["70,71,72,73,74", "73,74", "71,72,74", "74"]  # what is known to have ended is not asked again
+
+
+def test_slurm_that_does_not_answer_is_no_error(plan, monkeypatch):
+    assert slurm_states({"5"}) == {}
+    slurm("squeue", "slurm_load_jobs error: Unable to contact slurm controller")
+    assert slurm_states({"5"}) == {}
+    monkeypatch.setattr("proxycast.slurm_states.ANSWER_SECONDS", 0.1)
+    Path("bin/squeue").write_text("#!/bin/sh\nexec /bin/sleep 5\n")
+    assert slurm_states({"5"}) == {}
+
+
+def test_logs_of_finished_jobs_are_read_once(plan, monkeypatch):
+    read = []
+    monkeypatch.setattr(progress, "attempts", lambda log, real=progress.attempts: read.append(log.stem) or real(log))
+    log_of("score", "core", "", NOW, f"=== done {NOW.isoformat()}")
+    log_of("score", "base", "", NOW)
+    watch = Watch(plan)
+    look(watch)
+    look(watch)
+    assert sorted(read) == ["base", "base", "core"]
+    log_of("score", "core", "error: no", NOW, f"=== failed {NOW.isoformat()}")
+    assert "score core" in [job.label for job in look(watch).failed]
+
+
+def test_the_screen_fits_the_terminal(plan):
+    for number in range(40):
+        log_of("score", f"f{number}", "\n".join(["said"] * 30) + "\nerror: no", NOW, f"=== failed {NOW.isoformat()}")
+    logs = [log_of("train_run", f"r{number}", "", NOW) for number in range(30)]
+    files = [attempts_file(log).open("a") for log in logs]
+    for file in files:
+        fcntl.flock(file, fcntl.LOCK_EX)
+    state = look(Watch(plan))
+    for file in files:
+        file.close()
+    shown = text_of(screen("smoke", state, NOW, height=50), height=50)
+    assert len(shown.splitlines()) <= 50
+    assert "30 jobs run, 20 not shown" in shown and "40 jobs failed" in shown and " more, such as score f" in shown
+    assert text_of(screen("smoke", state, NOW)).count("error: no\n  results") == 40
+
+
+def test_once_prints_and_writes_nothing(plan):
+    failed = log_of("score", "base", "error: base: no room", NOW, f"=== failed {NOW.isoformat()}")
+    write_table(RESULTS / "token_stats/core/core-30k-seed0-step20.parquet", 10, age=1)
+
+    def files() -> dict[str, tuple[int, int]]:
+        return {str(path): (path.stat().st_mtime_ns, path.stat().st_size) for path in Path().rglob("*")}
+
+    before = files()
+    command = [sys.executable, "-m", "proxycast.progress", "config/smoke.yaml", "--once"]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert files() == before
+    assert "1 of 20" in said and f"score base: error: base: no room\n  {failed}" in said
+    missing = subprocess.run([*command[:-2], "config/none.yaml", "--once"], capture_output=True, text=True)
+    assert missing.returncode == 1 and missing.stderr.endswith("error: config/none.yaml: no such file\n")
+
+
+# What Snakemake tells when it ends.
+
+
+def test_the_time_of_every_attempt_counts(plan):
+    """Three attempts of one job, one of them before this run; a killed one counts to the last time in its log."""
+    first = datetime(2026, 11, 21, 23, 0)
+    log = log_of("score", "core", "error: no", first, f"=== failed {(first + timedelta(hours=1)).isoformat()}")
+    second = datetime(2026, 11, 22, 23, 30)
+    log_of(
+        "score", "core", "23:40:00 reading\n  0%|  \n00:30:00 token_stats of x written\n00:31:02-half a line", second
+    )
+    third = datetime(2026, 11, 23, 2, 0)
+    log_of("score", "core", "", third, f"=== done {(third + timedelta(hours=2)).isoformat()}")
+    other = log_of("join_proxies", "x", "", third, f"=== done {(third + timedelta(hours=3)).isoformat()}")
+    benchmarks = [Path("score.tsv"), Path("join.tsv"), Path("old.tsv")]
+    for path, peak in zip(benchmarks, ("1234.5", "-", "99999")):
+        path.write_text(f"s\th:m:s\tmax_rss\n5\t0:00:05\t{peak}\n")
+    os.utime("old.tsv", (first.timestamp(),) * 2)
+    jobs = [
+        Logged("score", "job=core", log, 2, benchmarks[0]),
+        Logged("join_proxies", "", other, 0, benchmarks[1]),
+        Logged("train_run", "run=a", Path("never.log"), 8, benchmarks[2]),
+    ]
+    since = datetime(2026, 11, 22, 23, 0)
+    for path in benchmarks[:2]:
+        os.utime(path, (since.timestamp() + 5,) * 2)
+    lines = used(jobs, since)
+    assert lines[:2] == ["score: 1 jobs, 3:00:00", "join_proxies: 1 jobs, 3:00:00"]
+    assert "in all 2 jobs" in lines[2]
+    assert "6:00:00 of jobs and 6.00 GPU-hours, with earlier runs 8.00 GPU-hours" in lines[2]
+    assert lines[3:] == ["largest host memory: 1,234 MB, score job=core"]
+
+
+def test_gpus_are_read_from_either_dialect():
+    def job(**resources):
+        rule, wildcards = SimpleNamespace(name="score"), {"job": "core"}
+        return SimpleNamespace(rule=rule, wildcards_dict=wildcards, log=["a.log"], resources=resources, benchmark=None)
+
+    jobs = [job(gres="gpu:h100:2"), job(gpu=4), job(mem_mb=5), SimpleNamespace(log=[])]
+    assert [(found.rule, found.name, found.gpus) for found in logged_jobs(jobs)] == [
+        ("score", "job=core", gpus) for gpus in (2, 4, 0)
+    ]
+
+
+def test_a_killed_attempt_that_said_nothing_took_no_time(plan):
+    (attempt,) = attempts(log_of("score", "core", "nothing with a time", NOW))
+    assert attempt.state == "killed" and end_of(attempt) == NOW
+
+
+def test_failures_name_job_reason_and_log(plan):
+    slurm("squeue", "70|TIMEOUT")
+    before = NOW - timedelta(hours=1)
+    bad = log_of("score", "base", "\n".join(map(str, range(30))) + "\nerror: NaN", NOW, f"=== failed {NOW.isoformat()}")
+    killed = log_of("score", "core", "reading", NOW, slurm_job="70")
+    old = log_of("score", "web_edu", "error: of yesterday", before, f"=== failed {before.isoformat()}")
+    failed = [Logged("score", f"job={log.stem}", log, 0, None) for log in (bad, killed, old)]
+    text = "\n".join(told([*failed, Logged("score", "job=new", Path("new.log"), 0, None)], NOW, RESULTS))
+    assert text.splitlines()[:3] == ["score job=base: error: NaN", f"  log: {bad}", "    21"]
+    assert f"score job=core: killed (TIMEOUT)\n  log: {killed}\n    reading\n" in text
+    assert "score job=web_edu: ended before its script began" in text and "yesterday" not in text
+    assert text.endswith("score job=new: ended before its script began; what Snakemake said of it stands above")

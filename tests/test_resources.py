@@ -1,0 +1,369 @@
+"""What jobs ask for: against sums by hand, and against the sbatch lines that Slurm's plugin makes of it."""
+
+import fcntl
+import os
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from proxycast.checkpoints import plan_checkpoints
+from proxycast.config import Plan, Study
+from proxycast.corpora import Corpus
+from proxycast.engines import ExtractionOptions, ModelOptions
+from proxycast.models import ReleasedModel
+from proxycast.options import InputError
+from proxycast.resources import (
+    ModelJobs,
+    Site,
+    asked_gpus,
+    assumed_model,
+    gpu_memory_bytes,
+    gpus_for,
+    grown,
+    own_gpus,
+    read_benchmark,
+    read_site,
+    require_site_kept,
+    visible_gpus,
+    with_gpus,
+)
+from snakemake_executor_plugin_slurm.submit_string import get_submit_command
+from snakemake_executor_plugin_slurm.utils import set_gres_string
+
+PROFILE = Path(__file__).parents[1] / "slurm/config.yaml"
+H100 = Site(gpu_request="gres", gpu_memory_gb=80, gpu_teraflops=1000)
+SEVENTY = {"parameters": 70_000_000_000, "dtype": "bfloat16", "engine": "vllm", "max_model_len": 4096}
+
+
+@pytest.fixture(autouse=True)
+def in_empty_folder(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+
+
+def model_jobs(site=None, parameters=1_000_000_000, steps=(1,), corpora="a", tail=1000, correct=True, **extraction):
+    """Jobs of one model of the hub each, and of one text: the generic one."""
+    checkpoint = {"hub": "me/model", "size": "x", "tokens_per_step": 1, "parameters": parameters}
+    entries = [{**checkpoint, "revision": f"{{step}}{name}", "step": list(steps)} for name in corpora]
+    plan = Plan(
+        study=Study(study="mine", target={}, extraction={"tail_tokens": tail, **extraction}),
+        corpora=[Corpus(name=name, checkpoints=[entry]) for name, entry in zip(corpora, entries)],
+        tasks=[],
+        corpus_files={name: Path(f"{name}.yaml") for name in corpora},
+        ladder=None,
+        where="study.yaml",
+    )
+    return ModelJobs(plan, plan_checkpoints(plan), site, correct)
+
+
+def asked(jobs: ModelJobs, attempt: int = 1, rule: str = "score") -> dict:
+    """The resources of the first job, as Snakemake computes them."""
+    wildcards = [next(iter(jobs.jobs))]
+    values = {}
+    for name, value in jobs.resources(rule).items():
+        arguments = {"attempt": attempt} if callable(value) and "attempt" in value.__code__.co_varnames else {}
+        values[name] = value(wildcards, **arguments) if callable(value) else value
+    return values
+
+
+def test_a_tiny_model_on_a_cpu():
+    """N = 12 L d^2 with L = d/128: d = 128 for a model of one block."""
+    jobs = model_jobs(parameters=12 * 128**2)
+    weights = 4 * (12 * 128**2 + 160_000 * 128)
+    batch = 34 * 2 * 128 * 2048
+    assert asked(jobs) == {"mem_mb": -(-(2_000_000_000 + weights + batch) // 1_000_000), "runtime": 30}
+    assert jobs.needs("score", "a-x-seed0").threads == 1
+    # The text is not there: 1000 of 1000 tokens, 2 N FLOPs each, at 1e10 a second; 20 s to start; weights read twice.
+    seconds = 20 + 2 * 12 * 128**2 * 1_000_000 / 1e10 + 2 * weights / 0.3e9
+    assert jobs.needs("score", "a-x-seed0").seconds == pytest.approx(seconds)
+
+
+def test_a_billion_parameters_in_vllm_take_one_gpu():
+    jobs = model_jobs(H100, 12 * 2048**3 // 128, steps=(1, 2, 3), dtype="bfloat16", engine="vllm", max_model_len=4096)
+    n = 12 * 2048**3 // 128
+    weights = 2 * (n + 160_000 * 2048)
+    cache = 2 * 2 * 16 * 2048 / 4 * 4096
+    batch = 34 * 2048 * 16384 + 2 * 4 * 160_000 * 16384
+    needs = jobs.needs("score", "a-x-seed0")
+    assert (needs.gpus, needs.threads) == (1, 4)
+    assert needs.gpu_memory_gb == pytest.approx((1e9 + weights + cache + batch) / 1e9)
+    assert asked(jobs)["mem_mb"] == -(-(8_000_000_000 + weights) // 1_000_000)
+    seconds = 180 + 3 * (2 * n * 1e6 / (1e15 * 0.3) + 2 * weights / 0.3e9)
+    assert needs.seconds == pytest.approx(seconds)
+    assert asked(jobs)["gres"] == "gpu:1"
+
+
+def test_seventy_billion_parameters_take_four_gpus_of_80_gb_two_of_140_and_none_of_20():
+    """d = 9073: 143 GB of weights; whole on each GPU 1 GB, 5 GB of activations and 21 GB of logits."""
+    n, d = 70_000_000_000, 9073
+    whole = 1e9 + 34 * d * 16384 + 8 * 160_000 * 16384
+    shared = 2 * (n + 160_000 * d) + 2 * 2 * 71 * d / 4 * 4096
+    for memory, gpus in ((80, 4), (140, 2), (2 * 200, 1)):
+        room = 0.9 * memory * 1e9
+        assert shared / gpus + whole <= room
+        assert gpus == 1 or 2 * shared / gpus + whole > room
+        site = H100.model_copy(update={"gpu_memory_gb": memory})
+        needs = model_jobs(site, **SEVENTY).needs("score", "a-x-seed0")
+        assert (needs.gpus, needs.memory_mb) == (gpus, pytest.approx(8000 + 4000 * (gpus - 1) + 142_903, abs=1))
+    with pytest.raises(
+        InputError, match=r"study.yaml: a-x-seed0-step1: .* more than 8 GPUs of 20 GB .*tensor_parallel"
+    ):
+        model_jobs(H100.model_copy(update={"gpu_memory_gb": 20}), **SEVENTY).check()
+
+
+def test_the_studys_own_number_of_gpus_counts():
+    assert model_jobs(H100, tensor_parallel_size=3, **SEVENTY).needs("score", "a-x-seed0").gpus == 3
+    assert model_jobs(H100, tensor_parallel_size=1, **SEVENTY).needs("score", "a-x-seed0").gpus == 1
+    assert model_jobs(H100, pipeline_parallel_size=2, **SEVENTY).needs("score", "a-x-seed0").gpus == 4
+    assert model_jobs(H100, **SEVENTY | {"engine": "transformers"}).needs("score", "a-x-seed0").gpus == 1
+
+
+@pytest.mark.parametrize("site", [None, Site()])
+def test_without_gpus_none_is_asked_for(site):
+    assert set(asked(model_jobs(site))) == {"mem_mb", "runtime"}
+
+
+def test_on_a_cpu_none_is_asked_for():
+    assert set(asked(model_jobs(H100, device="cpu"))) == {"mem_mb", "runtime"}
+
+
+def test_a_replay_runs_no_model():
+    jobs = model_jobs(H100, **SEVENTY)
+    jobs.plan.study = jobs.plan.study.model_copy(update={"replay": Path("recorded.parquet")})
+    assert asked(jobs) == {"mem_mb": 2000, "runtime": 30}
+
+
+def test_one_machine_gives_its_gpus(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    assert asked(model_jobs())["gpu"] == 1
+    assert asked(model_jobs(engine="vllm", tensor_parallel_size=4))["gpu"] == 2  # there are no more
+
+
+def test_solutions_that_are_there_are_counted():
+    folder = Path("results/mine/solutions")
+    folder.mkdir(parents=True)
+    (folder / "generic_text.jsonl").write_text(("x" * 299 + "\n") * 7)
+    jobs = model_jobs(tail=40)
+    assert (jobs.tokens_read, jobs.texts["generic_text"].known) == (700, True)
+    assert jobs.scored_tokens("a-x-seed0") == 7 * 40
+
+
+class Job(SimpleNamespace):
+    """As much of Snakemake's job as the Slurm plugin looks at."""
+
+    def is_group(self):
+        return False
+
+
+class Resources(dict):
+    __getattr__ = dict.__getitem__
+
+
+def sbatch(resources: dict, threads: int) -> str:
+    job = Job(resources=Resources(resources), threads=threads)
+    names = {"run_uuid": "id", "slurm_logfile": "log", "comment_str": "rule", "workdir": "."}
+    params = names | {"account": "", "partition": f"-p {resources.get('slurm_partition')}"}
+    return get_submit_command(job, params) + set_gres_string(job)
+
+
+@pytest.mark.parametrize(
+    "keys, found, other",
+    [
+        ({"gpu_request": "gres"}, " --gres=gpu:4", "--gpus"),
+        ({"gpu_request": "gres", "gpu_model": "h100"}, " --gres=gpu:h100:4", "--gpus"),
+        ({"gpu_request": "gpus"}, " --gpus=4", "--gres"),
+        ({"gpu_request": "gpus", "gpu_model": "h100"}, " --gpus=h100:4", "--gres"),
+    ],
+)
+def test_both_dialects_reach_sbatch(keys, found, other):
+    site = read_site({"gpu_memory_gb": 80, "gpu_jobs": {"slurm_partition": "big", "qos": "long"}, **keys})
+    jobs = model_jobs(site, **SEVENTY)
+    resources = asked(jobs)
+    line = sbatch(resources, jobs.threads("score")(["a-x-seed0"])) + " "
+    assert f"{found} " in line and other not in line
+    assert f"-t {resources['runtime']} " in line and f"--mem {resources['mem_mb']} " in line
+    assert "-p big " in line and "--qos=long " in line and "--cpus-per-task=16 " in line
+    assert asked_gpus(resources) == 4
+
+
+def test_a_job_without_gpus_asks_sbatch_for_none():
+    line = sbatch(asked(model_jobs(Site())), 1)
+    assert "--gres" not in line and "--gpus" not in line and "--ntasks=1 --cpus-per-task=1" in line
+
+
+def test_the_engine_uses_what_was_asked_for():
+    options = ExtractionOptions(engine="vllm", pipeline_parallel_size=2)
+    assert with_gpus(options, {"gpu": 8}).tensor_parallel_size == 4
+    assert with_gpus(options, {"gres": "gpu:h100:8"}).tensor_parallel_size == 4
+    assert with_gpus(options, {"mem_mb": 1000}) == options
+    own = ExtractionOptions(engine="vllm").over(ModelOptions(tensor_parallel_size=1))
+    assert with_gpus(own, {"gpu": 8}).tensor_parallel_size == 1
+
+
+def test_a_retry_gets_twice_as_much_up_to_what_there_is():
+    site = H100.model_copy(update={"most_memory_gb": 500, "longest_hours": 1.5})
+    jobs = model_jobs(site, **SEVENTY)
+    first, second, third = (asked(jobs, attempt) for attempt in (1, 2, 3))
+    assert (second["mem_mb"], third["mem_mb"]) == (pytest.approx(2 * first["mem_mb"], abs=1), 500_000)
+    assert (second["runtime"], third["runtime"]) == (min(90, 2 * first["runtime"]), 90)
+    assert first["gres"] == third["gres"]
+    assert [grown(3000)(None, attempt) for attempt in (1, 2, 3)] == [3000, 6000, 12000]
+
+
+sizes = st.integers(10_000, 200_000_000_000)
+engines = st.sampled_from(["transformers", "vllm", "auto"])
+
+
+@given(sizes, sizes, engines, st.sampled_from(["float32", "bfloat16"]), st.sampled_from([None, H100]))
+def test_larger_models_and_later_attempts_never_get_less(one, other, engine, dtype, site):
+    small, large = sorted((one, other))
+    found = []
+    for parameters in (small, large):
+        site = site and site.model_copy(update={"gpus_per_node": 1024, "longest_hours": 1e9})
+        jobs = model_jobs(site, parameters, engine=engine, dtype=dtype, correct=False)
+        found += [jobs.needs("score", "a-x-seed0").gpus, asked(jobs, 1), asked(jobs, 2)]
+    few, one, two, many, *larger = found
+    assert few <= many
+    for key in ("mem_mb", "runtime"):
+        assert one[key] <= two[key] and one[key] <= larger[0][key] <= larger[1][key]
+
+
+@given(sizes, st.integers(2, 1 << 17))
+def test_gpus_are_the_fewest_powers_of_two(parameters, context):
+    site = H100.model_copy(update={"gpus_per_node": 1 << 20})
+    options = ExtractionOptions(engine="vllm", dtype="bfloat16", max_model_len=context)
+    gpus = gpus_for(assumed_model(parameters), options, site, "")
+    room = 80e9 * options.gpu_memory_fraction
+    assert gpus & (gpus - 1) == 0
+    assert gpu_memory_bytes(assumed_model(parameters), options, gpus) <= room
+    assert gpus == 1 or gpu_memory_bytes(assumed_model(parameters), options, gpus // 2) > room
+
+
+def benchmark(name: str, seconds: object, memory: object) -> None:
+    folder = Path("results/mine/benchmarks/score")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.tsv").write_text(f"s\th:m:s\tmax_rss\tmax_vms\n{seconds}\t0:00:01\t{memory}\t-\n")
+
+
+def test_earlier_jobs_correct_memory_and_time():
+    corpora, size = "abcde", 10_000_000
+    plain = model_jobs(None, size, corpora=corpora)
+    needs, minutes = plain.needs("score", "a-x-seed0"), plain.minutes("score", "a-x-seed0")
+    for name, factor in zip("abc", (2, 3, 40)):
+        benchmark(f"{name}-x-seed0", factor / 2 * needs.seconds, factor * needs.memory_mb)
+    benchmark("d-x-seed0", "-", "-")  # too short to be measured
+    benchmark("gone-x-seed0", 1e9, 1e9)
+    jobs = model_jobs(None, size, corpora=corpora)
+    assert jobs.factors("score") == pytest.approx((1.5 * 3, 1.5))
+    assert jobs.memory_mb("score", "e-x-seed0") == pytest.approx(4.5 * needs.memory_mb, abs=1)
+    assert jobs.minutes("score", "e-x-seed0") == pytest.approx(1.5 * minutes, abs=2)
+    assert jobs.hours("score", "e-x-seed0") == pytest.approx(1.5 * needs.seconds / 3600)
+    assert model_jobs(None, size, corpora=corpora, correct=False).factors("score") == (1, 1)
+
+
+def test_two_earlier_jobs_are_too_few():
+    for name in "ab":
+        benchmark(f"{name}-x-seed0", 1e6, 1e6)
+    assert model_jobs(corpora="abc").factors("score") == (1, 1)
+
+
+def test_no_correction_goes_below_what_an_engine_takes_itself():
+    for name in "abc":
+        benchmark(f"{name}-x-seed0", 1, 1)
+    assert asked(model_jobs(corpora="abc")) == {"mem_mb": 2000, "runtime": 30}
+    gpu = model_jobs(H100, corpora="abc", engine="vllm")
+    assert (gpu.memory_mb("score", "a-x-seed0"), gpu.minutes("score", "a-x-seed0")) == (8000, 30)
+
+
+def test_memory_that_a_models_file_gives_is_not_corrected():
+    jobs = model_jobs(corpora="abc")
+    models = [ReleasedModel(name=name, family="f", hub="me/model", parameters=5, memory_gb=7) for name in "abc"]
+    for name in "abc":
+        benchmark(f"{name}-x-seed0", 100, 60_000)
+    jobs.plan.models.extend(models)
+    assert asked(jobs)["mem_mb"] == 7000 and asked(jobs, 2)["mem_mb"] == 14_000
+
+
+@pytest.mark.parametrize(
+    "text", ["", "s\tmax_rss\n", "s\tmax_rss\n1\tNA\n", "s\tmax_vms\n1\t2\n", "s\tmax_rss\n0\t5\n"]
+)
+def test_a_benchmark_that_tells_nothing_is_passed_over(text):
+    Path("x.tsv").write_text(text)
+    assert read_benchmark(Path("x.tsv")) is None
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ({"gpu_request": "slots", "gpu_memory_gb": 8}, "config.site.gpu_request: .*'gres' or 'gpus', found 'slots'"),
+        ({"gpu_request": "gres"}, "config.site: gpu_memory_gb: missing"),
+        ({"gpu_memory": 80}, "config.site.gpu_memory: unknown key; did you mean 'gpu_memory_gb'"),
+        ({"gpu_model": "a b; rm"}, "config.site.gpu_model: .* found 'a b; rm'"),
+        ("gres", "config.site: .* found 'gres'"),
+    ],
+)
+def test_a_bad_site_block_is_told_by_file_and_key(values, message):
+    with pytest.raises(InputError, match=f"^slurm/config.yaml: {message}"):
+        read_site(values)
+
+
+def test_the_profile_that_is_shipped_is_a_site():
+    profile = yaml.safe_load(PROFILE.read_text())
+    site = read_site(profile["config"]["site"])
+    assert (site.gpu_request, site.gpu_jobs) == ("gres", {"slurm_partition": "gpu"})
+    assert read_site(None) is None
+
+
+def test_jobs_of_one_machine_take_different_gpus(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,GPU-7")
+    with own_gpus(2):
+        assert visible_gpus() == ("0", "1")
+        os.environ["CUDA_VISIBLE_DEVICES"] = "0,1,GPU-7"  # as another process would see it
+        with own_gpus(1):
+            assert visible_gpus() == ("GPU-7",)
+    assert visible_gpus() == ("0", "1", "GPU-7")
+
+
+def test_a_job_waits_until_a_gpu_is_free(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
+    order = []
+
+    def second():
+        with own_gpus(2):
+            order.append("second")
+
+    with own_gpus(2):
+        os.environ["CUDA_VISIBLE_DEVICES"] = "0,1,2"
+        other = threading.Thread(target=second, daemon=True)
+        other.start()
+        other.join(0.3)
+        with Path(f"proxycast-{os.getuid()}-gpu-2.lock").open() as third:
+            fcntl.flock(third, fcntl.LOCK_EX | fcntl.LOCK_NB)  # who waits holds nothing
+        order.append("first")
+    other.join(10)
+    assert order == ["first", "second"]
+
+
+def test_who_sees_only_its_own_gpus_waits_for_nobody(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    with own_gpus(1), own_gpus(1):
+        assert visible_gpus() == ("0",)
+
+
+@pytest.mark.parametrize("option", ["--config", "-C"])
+def test_a_site_that_the_command_line_displaces_is_an_error(tmp_path, monkeypatch, option):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "slurm").mkdir()
+    profile = tmp_path / "slurm/config.yaml"
+    profile.write_text("config: {site: {gpus_per_node: 4}}")
+    require_site_kept(["--profile", "slurm", "--configfile", "study.yaml"])
+    require_site_kept([option, "published=here", "--cores", "2"])
+    with pytest.raises(InputError, match="slurm/config.yaml: config.site: --config .* takes its place"):
+        require_site_kept(["--profile", "slurm", option, "published=here", "--cores", "2"])
+    profile.write_text("jobs: 3")
+    require_site_kept(["--profile", "slurm", option, "published=here"])

@@ -1,0 +1,200 @@
+"""What a study will take, told before it runs: jobs, GPU-hours, CPU-hours and disk, rule by rule and in all.
+
+    python -m proxycast.plan config/data_selection.yaml --profile slurm
+
+Which jobs remain, and what they ask for, Snakemake says itself (`snakemake -n`, once more with --forceall for all there
+are). How long each runs and what it leaves on the disk is what `proxycast.resources` expects.
+"""
+
+import argparse
+import re
+import subprocess
+import sys
+import textwrap
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from proxycast.checkpoints import plan_checkpoints
+from proxycast.config import load_plan, read_yaml
+from proxycast.disk import BYTES_PER_SCORED_TOKEN, GB, downloaded_bytes
+from proxycast.options import InputError
+from proxycast.resources import (
+    ASSUMED_TEXTS,
+    ASSUMED_VOCABULARY,
+    MODEL_RULES,
+    UTILISATION,
+    ModelJobs,
+    asked_gpus,
+    read_site,
+)
+
+COLUMNS = 100
+MANY_CORES = "1024"  # with fewer Snakemake would cut the threads of a job to them
+HOURS_OF_OTHERS = 1 / 60  # a job that runs no model, as long as none of its rule has run
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job that Snakemake would run."""
+
+    rule: str
+    name: str = ""  # value of its wildcard
+    threads: int = 1
+    resources: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Phase:
+    """The jobs of a rule, or of all."""
+
+    rule: str
+    to_do: int
+    done: int
+    gpu_hours: float = 0
+    cpu_hours: float = 0
+    kept_gb: float = 0
+    at_a_time_gb: float = 0
+
+
+def remaining_jobs(output: str) -> list[Job]:
+    """The jobs in what `snakemake -n` prints."""
+    found = []
+    for rule, block in re.findall(r"^(?:local)?rule (\w+):\n((?:    .*\n)*)", output, re.MULTILINE):
+        values = dict(re.findall(r"^    (wildcards|threads|resources): (.*)$", block, re.MULTILINE))
+        resources = dict(pair.split("=", 1) for pair in values.get("resources", "").split(", ") if "=" in pair)
+        name = values.get("wildcards", "").partition("=")[2]
+        found.append(Job(rule, name, int(values.get("threads", 1)), resources))
+    return found
+
+
+def job_stats(output: str) -> Counter[str]:
+    """Rule -> jobs, from the table that `snakemake -n` prints; empty where there is nothing to do."""
+    table = re.search(r"^Job stats:\njob +count\n[- ]+\n((?:\w+ +\d+\n)+)", output, re.MULTILINE)
+    counts = Counter({rule: int(count) for rule, count in re.findall(r"(\w+) +(\d+)", table[1] if table else "")})
+    del counts["total"]
+    return counts
+
+
+def phases(model_jobs: ModelJobs, remaining: Sequence[Job], every: Counter[str]) -> list[Phase]:
+    """One row a rule, in Snakemake's order, and one for all."""
+    by_rule: dict[str, list[Job]] = {rule: [] for rule in every}
+    for job in remaining:
+        by_rule.setdefault(job.rule, []).append(job)
+    found = []
+    for rule, jobs in by_rule.items():
+        hours = [hours_of(model_jobs, job) for job in jobs]
+        found.append(
+            Phase(
+                rule,
+                len(jobs),
+                max(0, every[rule] - len(jobs)),
+                sum(asked_gpus(job.resources) * hour for job, hour in zip(jobs, hours)),
+                sum(job.threads * hour for job, hour in zip(jobs, hours)),
+                *disk_of(model_jobs, rule, jobs),
+            )
+        )
+    numbers = ("to_do", "done", "gpu_hours", "cpu_hours", "kept_gb", "at_a_time_gb")
+    return [*found, Phase("in all", **{key: sum(getattr(phase, key) for phase in found) for key in numbers})]
+
+
+def hours_of(model_jobs: ModelJobs, job: Job) -> float:
+    """What the formulas expect, or for other rules the median of those that have run."""
+    if job.rule in MODEL_RULES:
+        return model_jobs.hours(job.rule, job.name)
+    return model_jobs.hours_of_others(job.rule) or HOURS_OF_OTHERS
+
+
+def disk_of(model_jobs: ModelJobs, rule: str, jobs: Sequence[Job]) -> tuple[float, float]:
+    """GB that the jobs of a rule leave, and GB that they need at a time and give back."""
+    if rule == "score":
+        return sum(model_jobs.scored_tokens(job.name) for job in jobs) * BYTES_PER_SCORED_TOKEN / GB, 0
+    if rule in ("train_run", "train_corpus"):
+        return sum(model_jobs.trained_bytes(job.name) for job in jobs) / GB, 0
+    if rule == "download_run" and jobs:
+        total, _, at_a_time = downloaded_bytes(model_jobs.plan, model_jobs.checkpoints)
+        return (total / GB, 0) if model_jobs.plan.study.hub.keep else (0, at_a_time / GB)
+    return 0, 0
+
+
+def table(rows: Sequence[Phase]) -> list[str]:
+    """The rows as lines of equal width."""
+    lines = [f"{'':24}{'to do':>8}{'done':>8}{'GPU-hours':>12}{'CPU-hours':>12}{'GB kept':>11}{'GB at a time':>14}"]
+    for row in rows:
+        hours = f"{row.gpu_hours:>12,.1f}{row.cpu_hours:>12,.1f}"
+        disk = f"{row.kept_gb:>11,.1f}{row.at_a_time_gb:>14,.1f}"
+        lines.append(f"{row.rule:24}{row.to_do:>8,}{row.done:>8,}{hours}{disk}")
+    return [*lines[:-1], "-" * len(lines[0]), lines[-1]]
+
+
+def assumptions(model_jobs: ModelJobs) -> list[str]:
+    """What stands behind the numbers."""
+    plan, site = model_jobs.plan, model_jobs.site
+    lines = []
+    if not plan.runs_models:
+        return ["No model is run; a job whose rule has not run yet counts a minute."]
+    unknown = [name for name, texts in model_jobs.texts.items() if not texts.known]
+    if unknown:
+        tail = plan.study.extraction.tail_tokens
+        lines.append(
+            f"{len(unknown)} of {len(model_jobs.texts)} solutions files are not there yet: each solution counts as "
+            f"{tail} tokens (tail_tokens, the most that are scored), a task as its `sample` or {ASSUMED_TEXTS} of them."
+        )
+    if site.gpu_request:
+        lines.append(
+            f"GPUs of {site.gpu_memory_gb:g} GB, {UTILISATION:.0%} of {site.gpu_teraflops:g} TFLOPS in bfloat16, a "
+            "sixteenth of it in float32; 2 N FLOPs a token."
+        )
+    else:
+        lines.append("No GPU is asked for; --profile slurm says which there are (config.site).")
+    lines.append(
+        f"A model that is not there yet has {ASSUMED_VOCABULARY:,} tokens and a usual shape; a job that runs none "
+        "counts a minute until one of its rule has run."
+    )
+    for rule in MODEL_RULES:
+        memory, time = model_jobs.factors(rule)
+        if (memory, time) != (1, 1):
+            lines.append(f"{rule}: corrected by earlier jobs, memory asked for x {memory:.2f}, time x {time:.2f}.")
+    return lines
+
+
+def dry_run(study: Path, profile: str | None, *arguments: str) -> str:
+    """What `snakemake -n` prints; `InputError` with its error if it cannot plan."""
+    command = [sys.executable, "-m", "snakemake", "-n", "--nocolor", "--cores", MANY_CORES, "--configfile", str(study)]
+    command += ["--profile", profile] if profile else []
+    finished = subprocess.run([*command, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if finished.returncode:
+        raise InputError(finished.stdout.strip())
+    return finished.stdout
+
+
+def site_of(profile: str | None) -> object:
+    """The site block of a profile in this folder."""
+    if profile is None:
+        return None
+    found = read_yaml(Path(profile) / "config.yaml")
+    return (found.get("config") or {}).get("site")
+
+
+def main(study: Path, profile: str | None) -> None:
+    plan = load_plan(read_yaml(study), str(study))
+    model_jobs = ModelJobs(plan, plan_checkpoints(plan), read_site(site_of(profile)))
+    with ThreadPoolExecutor() as pool:
+        every = pool.submit(dry_run, study, profile, "--forceall", "--quiet", "rules")
+        remaining = remaining_jobs(dry_run(study, profile))
+    rows = phases(model_jobs, remaining, job_stats(every.result()))
+    print(f"{plan.study.study}: {rows[-1].to_do:,} jobs to do, {rows[-1].done:,} done", *table(rows), "", sep="\n")
+    print(*(textwrap.fill(line, COLUMNS) for line in assumptions(model_jobs)), sep="\n")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(prog="python -m proxycast.plan", description=__doc__.splitlines()[0])
+    parser.add_argument("study", type=Path, help="the study's file, as in config/data_selection.yaml")
+    parser.add_argument("--profile", help="folder of the profile that the study will run with, as in slurm")
+    arguments = parser.parse_args()
+    try:
+        main(arguments.study, arguments.profile)
+    except InputError as error:
+        sys.exit(f"error: {error}")

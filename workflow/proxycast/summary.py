@@ -1,0 +1,134 @@
+"""What Snakemake tells when it ends: what the run took, or which jobs failed and why."""
+
+import csv
+import re
+from collections import Counter
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from proxycast.config import Plan
+from proxycast.jobs import Attempt, attempts
+from proxycast.progress import job_of
+from proxycast.resources import asked_gpus
+from proxycast.slurm_states import slurm_states
+
+if TYPE_CHECKING:
+    from snakemake.workflow import Workflow
+
+TIME_OF_LINE = re.compile(r"(\d\d):(\d\d):(\d\d) ")  # as `jobs.job` begins each record
+
+
+class Logged(NamedTuple):
+    """A job of Snakemake's plan that has a log."""
+
+    rule: str
+    name: str  # its wildcards
+    log: Path
+    gpus: int
+    benchmark: Path | None
+
+
+def logged_jobs(jobs) -> list[Logged]:
+    """Those of Snakemake's `jobs` that have a log; all have but the rule `all`."""
+    return [
+        Logged(
+            job.rule.name,
+            ", ".join(f"{key}={value}" for key, value in job.wildcards_dict.items()),
+            Path(job.log[0]),
+            asked_gpus(job.resources),
+            Path(job.benchmark) if job.benchmark else None,
+        )
+        for job in jobs
+        if job.log
+    ]
+
+
+def summary(workflow: "Workflow", plan: Plan) -> list[str]:
+    """Lines on a run that has succeeded, for `onsuccess`."""
+    since = workflow.start_time.replace(microsecond=0)  # as the logs have it
+    jobs = logged_jobs(workflow.dag.jobs)
+    return [
+        *used(jobs, since),
+        f"results: {plan.results}",
+        f"report: snakemake --configfile {plan.where} --report {plan.results}/report.html",
+    ]
+
+
+def used(jobs: list[Logged], since: datetime) -> list[str]:
+    """What jobs took, by rule and in all: attempts that began at `since` or later, and all that the logs tell of."""
+    seconds, finished, gpu_seconds, gpu_seconds_ever = Counter(), Counter(), 0.0, 0.0
+    for job in jobs:
+        for attempt in attempts(job.log):
+            took = (end_of(attempt) - attempt.started).total_seconds()
+            gpu_seconds_ever += took * job.gpus
+            if attempt.started >= since:
+                gpu_seconds += took * job.gpus
+                seconds[job.rule] += took
+                finished[job.rule] += attempt.state == "done"
+    lines = [f"{rule}: {finished[rule]} jobs, {_duration(took)}" for rule, took in seconds.most_common()]
+    lines.append(
+        f"in all {finished.total()} jobs in {_duration((datetime.now() - since).total_seconds())}: "
+        f"{_duration(seconds.total())} of jobs and {gpu_seconds / 3600:.2f} GPU-hours, with earlier runs "
+        f"{gpu_seconds_ever / 3600:.2f} GPU-hours (the time of every attempt in the logs, failed and killed ones too, "
+        "times the GPUs that the job asks for)"
+    )
+    if peak := max(_peaks(jobs, since), default=None):
+        lines.append(f"largest host memory: {peak[0]:,.0f} MB, {peak[1]}")
+    return lines
+
+
+def _duration(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))
+
+
+def end_of(attempt: Attempt) -> datetime:
+    """When an attempt ended; of a killed one the last time that its log bears, as nobody wrote down its end."""
+    if attempt.ended:
+        return attempt.ended
+    end = attempt.started
+    for line in attempt.lines:
+        if found := TIME_OF_LINE.match(line):
+            hour, minute, second = map(int, found.groups())
+            then = end.replace(hour=hour, minute=minute, second=second)
+            end = then if then >= end else then + timedelta(days=1)
+    return end
+
+
+def _peaks(jobs: list[Logged], since: datetime) -> Iterator[tuple[float, str]]:
+    """(MB, job) of each job of this run that Snakemake measured."""
+    for job in jobs:
+        if job.benchmark and job.benchmark.exists() and job.benchmark.stat().st_mtime >= since.timestamp():
+            with job.benchmark.open(newline="") as file:
+                row = next(csv.DictReader(file, delimiter="\t"), {})
+            if re.fullmatch(r"[\d.]+", row.get("max_rss") or ""):  # a dash for a job too short to be measured
+                yield float(row["max_rss"]), f"{job.rule} {job.name}".rstrip()
+
+
+def failures(workflow: "Workflow", plan: Plan) -> list[str]:
+    """Lines on each job that this run gave up, for `onerror`."""
+    since = workflow.start_time.replace(microsecond=0)
+    failed = sorted(logged_jobs(workflow.scheduler.failed))
+    waiting = len(list(workflow.dag.needrun_jobs())) - len(failed)
+    return [
+        *told(failed, since, plan.results),
+        f"{len(failed)} jobs failed; {waiting} others were not run or not ended",
+    ]
+
+
+def told(failed: list[Logged], since: datetime, results: Path) -> list[str]:
+    """Each failed job, why it failed, its log and the log's last lines."""
+    last = {job.log: next(iter(attempts(job.log)[-1:]), None) for job in failed}
+    begun = {log: attempt for log, attempt in last.items() if attempt and attempt.started >= since}
+    states = slurm_states({a.slurm_job for a in begun.values() if a.slurm_job and a.state != "failed"})
+    lines = []
+    for job in failed:
+        title = f"{job.rule} {job.name}".rstrip()
+        if job.log not in begun:
+            lines.append(f"{title}: ended before its script began; what Snakemake said of it stands above")
+            continue
+        found = job_of(job.log, begun[job.log], states, results)
+        lines.append(f"{title}: {found.why}\n  log: {job.log}")
+        lines += [f"    {line}" for line in found.last_lines()]
+    return lines
