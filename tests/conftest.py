@@ -1,9 +1,11 @@
 """Tiny tokenizers and models that several test modules share, and how tests of components are left out.
 
-A test that needs a package which proxycast itself does not is marked with the package's name. Without the package it is
-skipped; with `--require-components`, as in CI, it fails.
+A test that needs a package which proxycast itself does not is marked with the package's name; one that needs the local
+Slurm of components/slurm-local.sh with `slurm`. Without the component it is skipped; with `--require-components`, as in
+CI, it fails.
 """
 
+import subprocess
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -24,7 +26,9 @@ from transformers import (
 settings.register_profile("no deadline", deadline=None)  # a test's time says nothing on a shared machine
 settings.load_profile("no deadline")
 
-COMPONENTS = ("vllm", "lm_eval", "triton", "olmo")
+PACKAGES = ("vllm", "lm_eval", "triton", "olmo")
+COMPONENTS = (*PACKAGES, "slurm")
+SLURM_CONF = Path("/etc/slurm/slurm.conf")
 
 
 def pytest_addoption(parser):
@@ -32,8 +36,9 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    for name in COMPONENTS:
+    for name in PACKAGES:
         config.addinivalue_line("markers", f"{name}: needs the package {name}")
+    config.addinivalue_line("markers", "slurm: breaks the Slurm of components/slurm-local.sh; only with -n 0")
     config.addinivalue_line("markers", "gpu: needs a GPU")
     config.addinivalue_line("markers", "slow: takes too long for the suite; only with --require-components")
     config.addinivalue_line("markers", "interpreter: needs Triton's interpreter; test_token_stats.py runs it")
@@ -44,13 +49,22 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.path.name != "test_workflow.py")
 
 
+def is_there(component: str) -> bool:
+    if component != "slurm":
+        return find_spec(component) is not None
+    # Never a cluster that others use.
+    is_ours = SLURM_CONF.exists() and "written by slurm-local.sh" in SLURM_CONF.read_text()
+    return is_ours and subprocess.run(["sinfo"], capture_output=True).returncode == 0
+
+
 def pytest_runtest_setup(item):
-    missing = [name for name in COMPONENTS if item.get_closest_marker(name) and find_spec(name) is None]
+    missing = [name for name in COMPONENTS if item.get_closest_marker(name) and not is_there(name)]
     if missing and item.config.getoption("--require-components"):
-        pytest.fail(f"not installed: {', '.join(missing)}", pytrace=False)
+        pytest.fail(f"missing: {', '.join(missing)}", pytrace=False)
     if missing:
-        pytest.skip(f"not installed: {', '.join(missing)} (.ci/run installs it)")
-    if item.get_closest_marker("slow") and not item.config.getoption("--require-components"):
+        pytest.skip(f"missing: {', '.join(missing)} (.ci/run installs it)")
+    is_slow = item.get_closest_marker("slow") or item.get_closest_marker("slurm")
+    if is_slow and not item.config.getoption("--require-components"):
         pytest.skip("takes too long for the suite (.ci/run runs it)")
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
         pytest.skip("no GPU")
