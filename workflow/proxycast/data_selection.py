@@ -8,7 +8,7 @@ import polars as pl
 
 from proxycast.config import GENERIC_TEXT, Budget, Proxy
 from proxycast.options import InputError
-from proxycast.proxies import BASELINES, STATISTICS, WEIGHTINGS
+from proxycast.proxies import BASELINE_SIGNS, STATISTICS, WEIGHTINGS
 from proxycast.ranking import DECIMALS, decision_accuracy, noise_ceiling, reliability, spearman_brown
 
 log = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ def predictions_by_size(
     names = {
         "checkpoint": small["checkpoint"],  # others, such as those of a target, become null
         "task": [*tasks, GENERIC_TEXT],
-        "statistic": [*STATISTICS, *BASELINES],
+        "statistic": [*STATISTICS, *BASELINE_SIGNS],
         "weighting": [*WEIGHTINGS, "none"],
     }
     coded = [pl.col(name).cast(pl.Enum(known), strict=name != "checkpoint") for name, known in names.items()]
@@ -101,9 +101,9 @@ def _scores_of_proxies(proxies: pl.DataFrame) -> pl.DataFrame:
 
 
 def _scores_of_ratios(proxies: pl.DataFrame) -> pl.DataFrame:
-    signs = {name: baseline.sign for name, baseline in BASELINES.items()}
     ratios = proxies.filter(pl.col("weighting") == "none")
-    return _as_baseline(ratios.with_columns(score=pl.col("value") * pl.col("statistic").replace_strict(signs)))
+    signs = pl.col("statistic").replace_strict(BASELINE_SIGNS)
+    return _as_baseline(ratios.with_columns(score=pl.col("value") * signs))
 
 
 def _generic_cross_entropy(proxies: pl.DataFrame) -> pl.DataFrame:

@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from proxycast.jobs import PROGRESS_SECONDS
 from proxycast.options import InputError, Options
-from proxycast.proxies import BASELINES, STATISTICS, WEIGHTINGS
+from proxycast.proxies import BASELINE_SIGNS, STATISTICS, WEIGHTINGS
 from proxycast.ranking import (
     DECIMALS,
     SelectionOptions,
@@ -57,7 +57,6 @@ TIED = "all models tie in the truth"
 ORDERS_NOTHING = "orders nothing, counts 0"
 ONE_TASK = "one training task: settings are the middle of their grids"
 NOTHING_TO_LEARN = "all training models tie in every training task"
-SIGNS = {name: baseline.sign for name, baseline in BASELINES.items()} | {"rbridge": -1}
 # Of a study whose subsets hold proxies only: what stands for the expert's cross-entropy among them.
 FIXED_PROXY = ("cross_entropy", "uniform")
 
@@ -240,7 +239,7 @@ def _baselines(
             texts[_GENERIC[statistic]] = [GENERIC_TEXT] * len(tasks)
         for name, read in texts.items():
             values = [[own.get((model, text)) for model in models["checkpoint"]] for text in read]
-            found[Method(name, "baseline", tail)] = SIGNS[statistic] * np.array(values, float)
+            found[Method(name, "baseline", tail)] = BASELINE_SIGNS[statistic] * np.array(values, float)
     for name, column in (("parameters", "parameters"), ("training_compute", "flops")):
         values = models[column].cast(pl.Float64).fill_null(0).replace(0, np.nan).to_numpy()
         found[Method(name, "baseline", "")] = np.tile(values, (len(tasks), 1))

@@ -111,6 +111,7 @@ BASELINES: dict[str, Baseline] = {
     "bits_per_byte": Baseline(_nll / math.log(2), pl.col("bytes"), "sum of nll / ln 2 / bytes", -1),
 }
 RBRIDGE = "rbridge"  # a baseline of its own form, see `solution_rbridge`; lower is better
+BASELINE_SIGNS = {name: baseline.sign for name, baseline in BASELINES.items()} | {RBRIDGE: -1}
 
 _RANK = {
     "mean": 1 + pl.col("n_greater") + (pl.col("n_equal") - 1) / 2,
