@@ -134,8 +134,8 @@ def write_study(project: Path) -> None:
 class Snakemake:
     """`snakemake --profile slurm` on the study of `project`, in a process group of its own; what it says in a file."""
 
-    def __init__(self, project: Path, *arguments: str):
-        command = [sys.executable, "-m", "snakemake", str(PROXIES), "--profile", "slurm", "--configfile", STUDY]
+    def __init__(self, project: Path, *arguments: str, target: str = str(PROXIES)):
+        command = [sys.executable, "-m", "snakemake", target, "--profile", "slurm", "--configfile", STUDY]
         # The cluster is ours: no need to ask it seldom. Its nodes have more cores than the machine.
         command += ["--slurm-init-seconds-before-status-checks", "2", "--set-threads", "score=1"]
         number = len(list(project.glob("snakemake*.log")))
@@ -175,9 +175,9 @@ class Snakemake:
 
 
 @contextmanager
-def snakemake(project: Path, *arguments: str):
+def snakemake(project: Path, *arguments: str, target: str = str(PROXIES)):
     """A running `Snakemake`; neither it nor its jobs outlive the block."""
-    run = Snakemake(project, *arguments)
+    run = Snakemake(project, *arguments, target=target)
     try:
         yield run
     finally:
