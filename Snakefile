@@ -18,7 +18,7 @@ from proxycast.config import load_plan
 from proxycast.disk import disk_plan
 from proxycast.options import InputError
 from proxycast.resources import ModelJobs, grown, read_site, require_site_kept, visible_gpus
-from proxycast.slurm_states import remember_min_job_age
+from proxycast.slurm_plugin import repair
 from proxycast.solutions import GENERIC_TEXT
 from snakemake.exceptions import WorkflowError
 from snakemake.utils import min_version
@@ -41,7 +41,7 @@ try:
         require_site_kept(sys.argv[1:])
     PLAN = load_plan(config, where=str((workflow.overwrite_configfiles or workflow.configfiles)[-1]))
     if workflow.is_main_process:
-        remember_min_job_age()
+        repair()
         CHECKPOINTS = plan_checkpoints(PLAN)
         for path in remove_broken(PLAN.results):
             logger.warning(f"{path} was truncated or lacked a part, and is made again.")

@@ -16,7 +16,7 @@ from proxycast.checkpoints import plan_checkpoints
 from proxycast.config import load_plan, read_yaml
 from proxycast.jobs import attempts, attempts_file
 from proxycast.progress import Watch, screen
-from proxycast.slurm_states import remember_min_job_age, slurm_states
+from proxycast.slurm_states import slurm_states
 from proxycast.summary import Logged, end_of, logged_jobs, told, used
 from rich.console import Console
 
@@ -302,13 +302,3 @@ def test_failures_name_job_reason_and_log(plan):
     assert f"score job=core: killed (TIMEOUT)\n  log: {killed}\n    reading\n" in text
     assert "score job=web_edu: ended before its script began" in text and "yesterday" not in text
     assert text.endswith("score job=new: ended before its script began; what Snakemake said of it stands above")
-
-
-def test_the_plugin_keeps_what_slurmctld_said_while_it_is_away(monkeypatch):
-    """`None` is no answer; the plugin would turn from squeue to sacct, which need not run."""
-    import snakemake_executor_plugin_slurm as plugin
-
-    answers = iter([None, 300, None, None, 60, None])
-    monkeypatch.setattr(plugin, "get_min_job_age", lambda: next(answers))
-    remember_min_job_age()
-    assert [plugin.get_min_job_age() for _ in range(6)] == [None, 300, 300, 300, 60, 60]

@@ -1,8 +1,7 @@
-"""What Slurm says of jobs: why one was killed, or that it still runs; and how Snakemake's plugin asks it."""
+"""What Slurm says of jobs: why one was killed, or that it still runs."""
 
 import shutil
 import subprocess
-import sys
 from collections.abc import Collection
 
 ANSWER_SECONDS = 20.0  # a controller that is down or overrun must not hold up whoever looks
@@ -31,22 +30,3 @@ def _ask(command: list[str]) -> dict[str, str]:
         return {}
     rows = (line.strip().partition("|") for line in answer.splitlines() if "|" in line)
     return {job: state.split()[0] for job, _, state in rows if state.strip()}  # "CANCELLED by 1000"
-
-
-def remember_min_job_age() -> None:
-    """Let Snakemake's Slurm plugin (2.8.0) keep what slurmctld last said of MinJobAge while slurmctld is away.
-
-    Before each look at its jobs the plugin asks how long Slurm remembers a job that has ended. Without an answer it
-    takes sacct in place of squeue, whether accounting runs or not, and goes on asking it for all of its attempts:
-    Snakemake would wait for ever, also when slurmctld is back.
-    """
-    plugin = sys.modules.get("snakemake_executor_plugin_slurm")  # Snakemake imports every executor that is installed
-    if plugin is None:
-        return
-    ask, known = plugin.get_min_job_age, []
-
-    def remembered() -> int | None:
-        known.extend(age for age in [ask()] if age is not None)
-        return known[-1] if known else None
-
-    plugin.get_min_job_age = remembered
