@@ -245,17 +245,18 @@ def solution_scores(
     signs = {name: statistic.sign for name, statistic in STATISTICS.items()}
     names = pl.LazyFrame([proxy.model_dump() for proxy in wanted])
     judged, proxy = comparable(checkpoints), checkpoints.filter(role="proxy")
-    candidates = proxy.join(checkpoints.filter(role="target"), on="corpus", how="anti")
-    candidates = candidates.join(judged, on=["size", "step"], how="semi")
+    candidates = proxy.join(checkpoints.filter(role="target"), on="corpus", how="anti", maintain_order="left")
+    candidates = candidates.join(judged, on=["size", "step"], how="semi", maintain_order="left")
     small = pl.concat([judged, candidates]).lazy().select("checkpoint", *SOLUTION_KEYS)
     columns = [*SOLUTION_KEYS, "task", "solution", "statistic", "weighting", "score"]
     of_solutions = (
-        proxies.join(names, on=["statistic", "weighting"], how="semi")
-        .join(small, on="checkpoint")
+        proxies.join(names, on=["statistic", "weighting"], how="semi", maintain_order="left")
+        .join(small, on="checkpoint", maintain_order="left")
         .with_columns(score=pl.col("value") * pl.col("statistic").replace_strict(signs, return_dtype=pl.Float64))
         .select(columns)
     )
-    of_tasks = predicted.lazy().filter(weighting="none").join(names, on=["statistic", "weighting"], how="semi")
+    of_tasks = predicted.lazy().filter(weighting="none")
+    of_tasks = of_tasks.join(names, on=["statistic", "weighting"], how="semi", maintain_order="left")
     return pl.concat([of_solutions, of_tasks.with_columns(solution=pl.lit("")).select(columns)]).collect()
 
 
