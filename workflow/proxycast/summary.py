@@ -1,6 +1,5 @@
 """What Snakemake tells when it ends: what the run took, or which jobs failed and why."""
 
-import csv
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from proxycast.config import Plan
 from proxycast.jobs import Attempt, attempts
 from proxycast.progress import job_of
-from proxycast.resources import asked_gpus
+from proxycast.resources import asked_gpus, read_benchmark
 from proxycast.slurm_states import slurm_states
 
 if TYPE_CHECKING:
@@ -100,10 +99,8 @@ def _peaks(jobs: list[Logged], since: datetime) -> Iterator[tuple[float, str]]:
     """(MB, job) of each job of this run that Snakemake measured."""
     for job in jobs:
         if job.benchmark and job.benchmark.exists() and job.benchmark.stat().st_mtime >= since.timestamp():
-            with job.benchmark.open(newline="") as file:
-                row = next(csv.DictReader(file, delimiter="\t"), {})
-            if re.fullmatch(r"[\d.]+", row.get("max_rss") or ""):  # a dash for a job too short to be measured
-                yield float(row["max_rss"]), f"{job.rule} {job.name}".rstrip()
+            if measured := read_benchmark(job.benchmark):
+                yield measured["max_rss"], f"{job.rule} {job.name}".rstrip()
 
 
 def failures(workflow: "Workflow", plan: Plan) -> list[str]:
