@@ -11,6 +11,7 @@ scoring jobs replay token statistics (key `replay`). Time and memory of each pha
 import argparse
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -228,7 +229,7 @@ def write_recorded(tokens: pl.DataFrame, path: Path) -> None:
     )
 
 
-def cluster(shares: list[str], keep: Path | None, profile: list[str]) -> list[str]:
+def cluster(shares: list[str], keep: Path | None, arguments: list[str]) -> list[str]:
     lines = [
         "| corpora | phase | jobs | seconds each | processor seconds | peak MB of one |",
         "|---|---|---|---|---|---|",
@@ -237,7 +238,7 @@ def cluster(shares: list[str], keep: Path | None, profile: list[str]) -> list[st
         project = Path(tempfile.mkdtemp(dir=keep)) / "project"
         write_project(project, CORPORA[share], None)
         started = time.monotonic()
-        command = [sys.executable, "-m", "snakemake", *profile, "--configfile", "config/scale.yaml"]
+        command = [sys.executable, "-m", "snakemake", *arguments, "--configfile", "config/scale.yaml"]
         environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
         process = subprocess.Popen(command, cwd=project, env=environment)
         _, status, usage = os.wait4(process.pid, 0)
@@ -274,12 +275,14 @@ def main() -> None:
     parser.add_argument("what", choices=["joins", "cluster"])
     parser.add_argument("--shares", nargs="+", default=list(SHARES), choices=SHARES)
     parser.add_argument("--keep", type=Path, help="keep the tables in this folder")
-    parser.add_argument("--profile", nargs="+", default=["--profile", "slurm"], help="how snakemake runs the study")
+    parser.add_argument(
+        "--snakemake", type=shlex.split, default="--profile slurm", help="the options that it is run with: %(default)s"
+    )
     options = parser.parse_args()
     keep = options.keep and options.keep.absolute()
     print(
         "\n".join(
-            joins(options.shares, keep) if options.what == "joins" else cluster(options.shares, keep, options.profile)
+            joins(options.shares, keep) if options.what == "joins" else cluster(options.shares, keep, options.snakemake)
         )
     )
 

@@ -86,6 +86,11 @@ def states(project: Path, job: str = JOBS[0]) -> list[str]:
     return [attempt.state for attempt in attempts(log_of(project, job))]
 
 
+def consoles(project: Path) -> str:
+    """What Slurm's own logs say of all jobs that did not succeed, and of those that run."""
+    return "".join(path.read_text(errors="replace") for path in project.glob(".snakemake/slurm_logs/**/*.log"))
+
+
 def test_a_cancelled_job(project, undisturbed):
     with snakemake(project) as run:
         before = run.wait_for_checkpoints(2)
@@ -124,8 +129,7 @@ def test_out_of_memory(project, undisturbed):
         run.wait_for(lambda: "Trying to restart" in run.said, "second attempt")
         before = parts(project)
         assert run.finish() == 0
-    said = "".join(path.read_text(errors="replace") for path in project.glob(".snakemake/slurm_logs/**/*.log"))
-    assert "Exceeded job memory limit" in said
+    assert "Exceeded job memory limit" in consoles(project)
     assert states(project)[-1] == "done" and set(states(project)[:-1]) <= {"killed"}
     check(project, undisturbed, before)
 
@@ -153,24 +157,33 @@ def kill_job(number: str) -> None:
                     member.kill()
 
 
-@pytest.mark.parametrize("dies", ["the whole node", "slurmd alone"])
-def test_a_dead_node(project, undisturbed, dies):
-    """The job is begun again elsewhere. If its first process lives on, the second waits for it, and finds all done."""
+def test_a_dead_node(project, undisturbed):
+    """With all that ran on it; the job is begun again elsewhere."""
+    with snakemake(project) as run:
+        before = run.wait_for_checkpoints(2)
+        job = score_job(project)
+        os.kill(daemon(f"slurmd-{job.node}"), signal.SIGKILL)
+        kill_job(job.number)
+        run.wait_for(lambda: score_job(project) not in (None, job), "second attempt on another node")
+        assert run.finish() == 0
+    assert states(project) == ["killed", "done"]
+    check(project, undisturbed, before)
+
+
+def test_a_node_given_up_whose_processes_live(project, undisturbed):
+    """The job is begun again elsewhere, waits for its first process, which is slow here, and finds all done."""
     with snakemake(project) as run:
         before = run.wait_for_checkpoints(2)
         job, worker = score_job(project), last_attempt(project).process
-        os.kill(daemon(f"slurmd-{job.node}"), signal.SIGKILL)
-        if dies == "the whole node":
-            kill_job(job.number)
-        else:
-            os.kill(worker, signal.SIGSTOP)  # until the node is given up
+        os.kill(worker, signal.SIGSTOP)
         try:
-            run.wait_for(lambda: score_job(project) not in (None, job), "second attempt on another node")
+            os.kill(daemon(f"slurmd-{job.node}"), signal.SIGKILL)
+            run.wait_for(lambda: "this job runs already" in consoles(project), "second attempt that waits")
+            assert score_job(project).node != job.node
         finally:
-            if dies == "slurmd alone":
-                os.kill(worker, signal.SIGCONT)
+            os.kill(worker, signal.SIGCONT)
         assert run.finish() == 0
-    assert states(project) == (["killed", "done"] if dies == "the whole node" else ["done", "done"])
+    assert states(project) == ["done", "done"]
     check(project, undisturbed, before)
 
 
@@ -180,10 +193,13 @@ def test_snakemake_killed(project, undisturbed):
         before = first.wait_for_checkpoints(2)
         job = score_job(project)
         first.kill()
+        os.kill(last_attempt(project).process, signal.SIGSTOP)  # slow, and still there when the second one comes
         assert job in slurm_jobs(project)
         unlock(project)
         with snakemake(project) as second:
+            second.wait_for(lambda: job in slurm_jobs(project, "CANCELLED"), "cancelled forerunner")
             assert second.finish() == 0
+    assert states(project) == ["killed", "done"]
     assert len({attempt.slurm_job for attempt in attempts(log_of(project))}) == 2
     check(project, undisturbed, before)
 
