@@ -162,6 +162,7 @@ def test_predictions_are_what_the_ranking_takes(predicted, targets):
     agree = [(scores[i] > scores[j]) == (true[i] > true[j]) for i in range(4) for j in range(i)]
     found = table.filter(**cell, seed="1", task="sums")["decision_accuracy"].item()
     assert found == pytest.approx(np.mean(agree))
+    assert table.equals(decision_accuracy_table(predicted, truth, 1e6, SelectionOptions(bootstrap_replicates=100), 3))
 
 
 def test_measurements_alone_are_predictions(targets):

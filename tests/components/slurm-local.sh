@@ -14,8 +14,8 @@
 set -euo pipefail
 
 NODES=4
-CPUS=4          # of each node, whatever the machine has
-MEMORY_MB=16000 # likewise
+CPUS=${SLURM_CPUS:-4} # of each node, whatever the machine has
+MEMORY_MB=16000 # of each, likewise
 GPUS=2          # fake ones, of each node
 ACCOUNTING=${SLURM_ACCOUNTING:-0}
 

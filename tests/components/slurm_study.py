@@ -136,8 +136,8 @@ class Snakemake:
 
     def __init__(self, project: Path, *arguments: str, target: str = str(PROXIES)):
         command = [sys.executable, "-m", "snakemake", target, "--profile", "slurm", "--configfile", STUDY]
-        # The cluster is ours, and may be asked as soon as a short job can have ended: in vain, and the plugin asks 10 s later
-        # the next time. Its nodes have more cores than the machine.
+        # Short jobs end within 7 s; the plugin, if it asks earlier and in vain, waits 10 s longer the next time.
+        # The nodes have more cores than the machine.
         command += ["--slurm-init-seconds-before-status-checks", "7", "--set-threads", "score=1"]
         number = len(list(project.glob("snakemake*.log")))
         self.project, self.log = project, project / f"snakemake{number}.log"

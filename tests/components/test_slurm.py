@@ -26,6 +26,7 @@ from slurm_study import (
     times_written,
     write_study,
 )
+from test_secrets import SECRETS, holders
 
 pytestmark = pytest.mark.slurm
 
@@ -43,11 +44,11 @@ class Run(NamedTuple):
     seconds: float
 
 
-def run(project: Path, *arguments: str) -> Run:
+def run(project: Path, *arguments: str, **environment: str) -> Run:
     """`snakemake <arguments>`, from the environment that the tests run in."""
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     started = time.monotonic()
-    subprocess.run(["snakemake", *arguments], cwd=project, env=os.environ | {"PATH": path}, check=True)
+    subprocess.run(["snakemake", *arguments], cwd=project, env=os.environ | {"PATH": path} | environment, check=True)
     return Run(project, time.monotonic() - started)
 
 
@@ -61,7 +62,7 @@ def on_one_machine(tmp_path_factory):
 def on_slurm(tmp_path_factory):
     cluster("up")
     project = copy_project(tmp_path_factory.mktemp("slurm"))
-    return run(project, "--profile", "slurm", "--configfile", SMOKE)
+    return run(project, "--profile", "slurm", "--configfile", SMOKE, **SECRETS)
 
 
 def files(project: Path, *suffixes: str) -> list[Path]:
@@ -77,6 +78,16 @@ def test_the_smoke_study_ran_on_slurm(on_slurm):
     assert set(jobs) == {*LEVELS, "join_targets"}
     assert jobs.count("train_corpus") == jobs.count("score") == jobs.count("solution_proxies") == 5
     assert not slurm_jobs(on_slurm.project, "FAILED,CANCELLED,TIMEOUT,OUT_OF_MEMORY,NODE_FAIL")
+
+
+def test_no_secret_is_in_a_script_that_slurm_was_given(on_slurm):
+    scripts = [
+        slurm("scontrol", "write", "batch_script", job.number, "-") for job in slurm_jobs(on_slurm.project, "COMPLETED")
+    ]
+    assert len(scripts) > 15 and all("snakemake" in script for script in scripts)
+    for secret in SECRETS.values():
+        assert not any(secret in script for script in scripts)
+        assert holders(on_slurm.project, secret) == []
 
 
 def test_the_results_are_those_of_one_machine(on_slurm, on_one_machine):

@@ -10,7 +10,8 @@ Shapes: R rows (predictions), n corpora, P = n (n - 1) / 2 pairs, B bootstrap re
 """
 
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property, partial
 from itertools import combinations
 from typing import Annotated, NamedTuple
 
@@ -18,6 +19,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import ArrayLike, NDArray
 from pydantic import Field
+from threadpoolctl import threadpool_limits
 
 from proxycast.options import InputError, Options
 
@@ -218,7 +220,7 @@ def noise_ceiling(reliability: float) -> NoiseCeiling:
 
 
 def decision_accuracy_table(
-    predictions: pl.DataFrame, truth: pl.DataFrame, target_flops: float, options: SelectionOptions
+    predictions: pl.DataFrame, truth: pl.DataFrame, target_flops: float, options: SelectionOptions, threads: int = 1
 ) -> pl.DataFrame:
     """Judge every prediction of every size, step, seed and task against the truth, with intervals over the corpora.
 
@@ -232,7 +234,7 @@ def decision_accuracy_table(
     and the figures are averaged: what one may expect of a single run. The best baseline is the one of highest decision
     accuracy in the same task, size, step and seed; chosen on the data that judge it, it is if anything too good. All
     intervals and differences use the same samples of corpora. An undefined figure (a truth or prediction that is
-    constant) is null.
+    constant) is null. `threads` tasks are judged at a time.
     """
     corpora, tasks = _shared_names(predictions, truth, "corpus"), _shared_names(predictions, truth, "task")
     task_truth = dense(truth, "value", "true value", [tasks, corpora])
@@ -257,9 +259,11 @@ def decision_accuracy_table(
             compute_fraction=pl.lit(flops / target_flops, pl.Float64),
             corpora=pl.lit(len(corpora), pl.Int64),
         )
-        for t, task in enumerate(["all", *tasks["task"]]):
-            judged = _judge(scores[:, :, t], truths[t], statistics, options.confidence)
-            parts.append(labels.with_columns(*judged, task=pl.lit(task)))
+        judge = partial(_judge, statistics=statistics, confidence=options.confidence)
+        with threadpool_limits(1), ThreadPoolExecutor(threads) as pool:
+            judged = pool.map(judge, np.moveaxis(scores, 2, 0), truths)
+            for task, figures in zip(["all", *tasks["task"]], judged):
+                parts.append(labels.with_columns(*figures, task=pl.lit(task)))
     return pl.concat(parts).select(DECISION_ACCURACY_COLUMNS)
 
 

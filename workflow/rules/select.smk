@@ -35,6 +35,7 @@ if PLAN.selects_data:
             f"{RESULTS}/logs/data_selection.log",
         benchmark:
             f"{RESULTS}/benchmarks/data_selection.tsv"
+        threads: 4
         resources:
             mem_mb=grown(4000),
         params:

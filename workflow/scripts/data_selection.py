@@ -47,7 +47,7 @@ with job(snakemake.log[0]):
     judged, at_budgets = {metric: [] for metric in truths}, []
     for predicted in predictions_by_size(checkpoints, proxies, targets, tasks):
         for metric, truth in means.items():
-            table = decision_accuracy_table(predicted, truth, target_flops, options)
+            table = decision_accuracy_table(predicted, truth, target_flops, options, snakemake.threads)
             judged[metric].append(table.select(pl.lit(metric).alias("truth"), pl.all()))
         at_budgets.append(predicted.join(at, ["size", "step"], "semi"))
     decision_accuracy = pl.concat(table for tables in judged.values() for table in tables)
