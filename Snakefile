@@ -36,9 +36,9 @@ if not workflow.overwrite_configfiles:
 
 
 try:
-    SITE = read_site(config.pop("site", None))
-    if SITE is None and workflow.is_main_process:
+    if workflow.is_main_process:
         require_site_kept(sys.argv[1:])
+    SITE = read_site(config.pop("site", None))
     PLAN = load_plan(config, where=str((workflow.overwrite_configfiles or workflow.configfiles)[-1]))
     if workflow.is_main_process:
         repair()

@@ -97,6 +97,8 @@ def test_the_command_prints_a_table(project):
     assert [line.split()[1] for line in lines if line.startswith(("score", "train_corpus", "copy_"))] == ["4", "5", "5"]
     assert re.search(r"^in all +26 +0 +0\.1 ", finished.stdout, re.MULTILINE)
     assert "GPUs of 80 GB, 30% of 300 TFLOPS" in finished.stdout
+    score = next(line.split() for line in lines if line.startswith("score"))
+    assert score[-3] == "1" and float(score[-1]) == 0.5  # the least that is asked for
 
 
 def test_what_snakemake_cannot_plan_is_an_error(project, monkeypatch):
@@ -108,7 +110,8 @@ def test_what_snakemake_cannot_plan_is_an_error(project, monkeypatch):
 def test_hours_and_disk_are_sums_over_the_jobs_that_remain(monkeypatch, project):
     jobs = data_selection(monkeypatch, project, Site(gpu_request="gpus", gpu_memory_gb=80))
     names = [name for name, found in jobs.jobs.items() if found[0].size == "90M"][:2]
-    scores = [Job("score", name, 4, {"gpu": "1"}) for name in names]
+    asked = {"gpu": "1", "mem_mb": "4500", "runtime": "90"}, {"gpu": "1", "mem_mb": "3000", "runtime": "<TBD>"}
+    scores = [Job("score", name, 4, resources) for name, resources in zip(names, asked)]
     rows = phases(jobs, [*scores, Job("join_proxies")], Counter(score=3, join_proxies=1, checkpoints=1))
     score, join, checkpoints, total = rows
     hours = sum(jobs.needs("score", name).seconds for name in names) / 3600
@@ -120,6 +123,8 @@ def test_hours_and_disk_are_sums_over_the_jobs_that_remain(monkeypatch, project)
     assert score.kept_gb == pytest.approx(30 * read / 1e9)
     assert (total.to_do, total.done, total.gpu_hours) == (3, 2, score.gpu_hours)
     assert total.cpu_hours == pytest.approx(score.cpu_hours + 1 / 60)
+    assert (score.gpus, score.memory_gb, score.hours) == (total.gpus, total.memory_gb, total.hours) == (1, 4.5, 1.5)
+    assert (join.gpus, join.memory_gb, join.hours) == (0, 0, 0)
     lines = table(rows)
     assert len({len(line) for line in lines}) == 1
 

@@ -305,6 +305,7 @@ def test_a_benchmark_that_tells_nothing_is_passed_over(text):
         ({"gpu_memory": 80}, "config.site.gpu_memory: unknown key; did you mean 'gpu_memory_gb'"),
         ({"gpu_model": "a b; rm"}, "config.site.gpu_model: .* found 'a b; rm'"),
         ("gres", "config.site: .* found 'gres'"),
+        ({"gpu_jobs": {"slurm_acount": "lab"}}, "config.site: gpu_jobs.slurm_acount: .* mean 'slurm_account'"),
     ],
 )
 def test_a_bad_site_block_is_told_by_file_and_key(values, message):
@@ -317,6 +318,28 @@ def test_the_profile_that_is_shipped_is_a_site():
     site = read_site(profile["config"]["site"])
     assert (site.gpu_request, site.gpu_jobs) == ("gres", {"slurm_partition": "gpu"})
     assert read_site(None) is None
+
+
+def test_numbers_of_a_profile_reach_the_site_as_text():
+    site = read_site({"gpu_jobs": {"mem_mb": "64000", "nodes": "1", "qos": "high", "lsf_queue": "gpu"}})
+    assert site.gpu_jobs == {"mem_mb": 64000, "nodes": 1, "qos": "high", "lsf_queue": "gpu"}
+
+
+def test_a_gpu_that_pytorch_cannot_use_is_an_error(tmp_path, monkeypatch):
+    driver = tmp_path / "driver"
+    monkeypatch.setattr("proxycast.resources.GPU_DRIVERS", (str(driver),))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    with own_gpus(1):  # there is no GPU: a cluster for tests may say otherwise
+        pass
+    driver.touch()
+    with own_gpus(0):
+        pass
+    with pytest.raises(InputError, match="this job was given 1 GPUs, and PyTorch .* cannot use them"), own_gpus(1):
+        pass
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    with own_gpus(1):
+        pass
 
 
 def test_jobs_of_one_machine_take_different_gpus(monkeypatch):

@@ -1,4 +1,4 @@
-"""What a study will take, told before it runs: jobs, GPU-hours, CPU-hours and disk, rule by rule and in all.
+"""What a study will take, told before it runs: jobs, GPU-hours, CPU-hours and disk, and what its largest job asks for.
 
     python -m proxycast.plan config/data_selection.yaml --profile slurm
 
@@ -19,7 +19,7 @@ from pathlib import Path
 
 from proxycast.checkpoints import plan_checkpoints
 from proxycast.config import load_plan, read_yaml
-from proxycast.disk import BYTES_PER_SCORED_TOKEN, GB, downloaded_bytes
+from proxycast.disk import BYTES_PER_SCORED_TOKEN, GB, disk_plan, downloaded_bytes
 from proxycast.options import InputError
 from proxycast.resources import (
     ASSUMED_TEXTS,
@@ -57,6 +57,10 @@ class Phase:
     cpu_hours: float = 0
     kept_gb: float = 0
     at_a_time_gb: float = 0
+    # The most that one job asks for.
+    gpus: int = 0
+    memory_gb: float = 0
+    hours: float = 0
 
 
 def remaining_jobs(output: str) -> list[Job]:
@@ -94,10 +98,12 @@ def phases(model_jobs: ModelJobs, remaining: Sequence[Job], every: Counter[str])
                 sum(asked_gpus(job.resources) * hour for job, hour in zip(jobs, hours)),
                 sum(job.threads * hour for job, hour in zip(jobs, hours)),
                 *disk_of(model_jobs, rule, jobs),
+                *map(max, zip((0, 0, 0), *map(asked_for, jobs))),
             )
         )
     numbers = ("to_do", "done", "gpu_hours", "cpu_hours", "kept_gb", "at_a_time_gb")
-    return [*found, Phase("in all", **{key: sum(getattr(phase, key) for phase in found) for key in numbers})]
+    largest = {key: max(getattr(phase, key) for phase in found) for key in ("gpus", "memory_gb", "hours")}
+    return [*found, Phase("in all", **{key: sum(getattr(phase, key) for phase in found) for key in numbers}, **largest)]
 
 
 def hours_of(model_jobs: ModelJobs, job: Job) -> float:
@@ -105,6 +111,16 @@ def hours_of(model_jobs: ModelJobs, job: Job) -> float:
     if job.rule in MODEL_RULES:
         return model_jobs.hours(job.rule, job.name)
     return model_jobs.hours_of_others(job.rule) or HOURS_OF_OTHERS
+
+
+def asked_for(job: Job) -> tuple[int, float, float]:
+    """GPUs, GB of memory and hours that a job asks for; 0 where it says nothing, or nothing before it can start."""
+    megabytes, minutes = (job.resources.get(name, "") for name in ("mem_mb", "runtime"))
+    return (
+        asked_gpus(job.resources),
+        int(megabytes) / 1000 if megabytes.isdigit() else 0,
+        int(minutes) / 60 if minutes.isdigit() else 0,
+    )
 
 
 def disk_of(model_jobs: ModelJobs, rule: str, jobs: Sequence[Job]) -> tuple[float, float]:
@@ -121,11 +137,16 @@ def disk_of(model_jobs: ModelJobs, rule: str, jobs: Sequence[Job]) -> tuple[floa
 
 def table(rows: Sequence[Phase]) -> list[str]:
     """The rows as lines of equal width."""
-    lines = [f"{'':24}{'to do':>8}{'done':>8}{'GPU-hours':>12}{'CPU-hours':>12}{'GB kept':>11}{'GB at a time':>14}"]
+    lines = [
+        f"{'':58}{'GB':>9}{'GB at':>9}{'the most of a job':>19}",
+        f"{'':24}{'to do':>7}{'done':>7}{'GPU-hours':>10}{'CPU-hours':>10}{'kept':>9}{'a time':>9}"
+        f"{'GPUs':>6}{'GB':>6}{'hours':>7}",
+    ]
     for row in rows:
-        hours = f"{row.gpu_hours:>12,.1f}{row.cpu_hours:>12,.1f}"
-        disk = f"{row.kept_gb:>11,.1f}{row.at_a_time_gb:>14,.1f}"
-        lines.append(f"{row.rule:24}{row.to_do:>8,}{row.done:>8,}{hours}{disk}")
+        hours = f"{row.gpu_hours:>10,.1f}{row.cpu_hours:>10,.1f}"
+        disk = f"{row.kept_gb:>9,.1f}{row.at_a_time_gb:>9,.1f}"
+        largest = f"{row.gpus:>6}{row.memory_gb:>6,.0f}{row.hours:>7,.1f}"
+        lines.append(f"{row.rule:24}{row.to_do:>7,}{row.done:>7,}{hours}{disk}{largest}")
     return [*lines[:-1], "-" * len(lines[0]), lines[-1]]
 
 
@@ -153,11 +174,13 @@ def assumptions(model_jobs: ModelJobs) -> list[str]:
         f"A model that is not there yet has {ASSUMED_VOCABULARY:,} tokens and a usual shape; a job that runs none "
         "counts a minute until one of its rule has run."
     )
+    if site.gpu_request:
+        lines.append("Downloads and copies run where Snakemake does; every other job goes to the cluster.")
     for rule in MODEL_RULES:
         memory, time = model_jobs.factors(rule)
         if (memory, time) != (1, 1):
             lines.append(f"{rule}: corrected by earlier jobs, memory asked for x {memory:.2f}, time x {time:.2f}.")
-    return lines
+    return [*lines, *disk_plan(plan, model_jobs.checkpoints)]
 
 
 def dry_run(study: Path, profile: str | None, *arguments: str) -> str:

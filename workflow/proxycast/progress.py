@@ -9,6 +9,7 @@ import argparse
 import math
 import os
 import re
+import shutil
 import sys
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -276,7 +277,7 @@ def _running(jobs: list[Job], now: datetime) -> "RenderableType":
     from rich.text import Text
 
     if not jobs:
-        return Text("no job runs")
+        return Text("no job runs" + ("; those in the queue: squeue --me" if shutil.which("squeue") else ""))
     table = Table.grid(padding=(0, 2))
     for job in jobs[:SHOWN_JOBS]:
         where = job.last.host + (f", Slurm job {job.last.slurm_job}" if job.last.slurm_job else "")

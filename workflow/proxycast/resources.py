@@ -19,7 +19,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -72,7 +72,14 @@ MEMORY_MARGIN, TIME_MARGIN = 1.5, 2.0
 LEAST_MINUTES = 30
 FEWEST_BENCHMARKS = 3
 
+GPU_DRIVERS = ("/dev/nvidiactl", "/dev/kfd")  # there where a GPU of NVIDIA, or of AMD, is
+
 Device = Literal["cpu", "cuda"]
+# What Snakemake's Slurm plugin (2.8) reads of a job.
+SLURM_RESOURCES = frozenset(
+    "clusters constraint cpus_per_gpu cpus_per_task gpu gpu_manufacturer gpu_model gres mem_mb mem_mb_per_cpu nodes "
+    "qos reservation runtime slurm_account slurm_extra slurm_partition tasks tasks_per_gpu tasks_per_node".split()
+)
 MODEL_RULES = ("score", "evaluate_harness", "write_solutions", "train_run")
 
 
@@ -88,16 +95,29 @@ class Site(Options):
     gpu_teraflops: float = Field(
         DEFAULT_TERAFLOPS, gt=0, description="peak of one GPU in bfloat16, dense, by its data sheet. Unit: TFLOPS"
     )
-    gpu_jobs: dict[str, str | int] = Field(
+    # Snakemake hands the numbers of a profile on as text.
+    gpu_jobs: dict[str, Annotated[int | str, Field(union_mode="left_to_right")]] = Field(
         {}, description="further resources of jobs with GPUs: slurm_partition, qos, constraint"
     )
-    most_memory_gb: float | None = Field(None, gt=0, description="memory of the largest node; no job asks for more")
-    longest_hours: float = Field(24, gt=0, description="longest run time that the cluster allows; no job asks for more")
+    most_memory_gb: float | None = Field(
+        None, gt=0, description="memory of the largest node; no job that runs models asks for more"
+    )
+    longest_hours: float = Field(
+        24, gt=0, description="time limit of the partition where models run; no job that runs them asks for more"
+    )
 
     @model_validator(mode="after")
     def _memory_of_gpus(self) -> Self:
         if self.gpu_request and self.gpu_memory_gb is None:
             raise ValueError("gpu_memory_gb: missing; how many GPUs a job needs depends on it; as in gpu_memory_gb: 80")
+        return self
+
+    @model_validator(mode="after")
+    def _mistyped_resources(self) -> Self:
+        """Other executors have resources of their own; Snakemake takes any, and the executor ignores what it lacks."""
+        for name in self.gpu_jobs.keys() - SLURM_RESOURCES:
+            if meant := closest(name, SLURM_RESOURCES):
+                raise ValueError(f"gpu_jobs.{name}: unknown{meant}")
         return self
 
 
@@ -321,6 +341,7 @@ class ModelJobs:
         else:  # Snakemake's name of it, which other executors know too
             found["gpu"] = lambda wildcards: self.needs(rule, wildcards[0]).gpus
             found |= {"gpu_model": self.site.gpu_model} if self.site.gpu_model else {}
+            found["nodes"] = 1  # --gpus alone may be met by several
         return found | self.site.gpu_jobs
 
     def device(self, rule: str) -> Device:
@@ -554,6 +575,7 @@ def own_gpus(count: int) -> Iterator[None]:
     Where a cluster gave the job its GPUs it sees as many as it asked for, and nothing is left to choose.
     """
     if not 0 < count < len(visible_gpus()):
+        _require_usable_gpus(count)
         yield
         return
     with ExitStack() as locks:
@@ -563,10 +585,25 @@ def own_gpus(count: int) -> Iterator[None]:
         before = dict(os.environ)
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(taken)
         try:
+            _require_usable_gpus(count)
             yield
         finally:
             os.environ.pop("CUDA_VISIBLE_DEVICES")
             os.environ |= {key: before[key] for key in ("CUDA_VISIBLE_DEVICES",) if key in before}
+
+
+def _require_usable_gpus(count: int) -> None:
+    """`InputError` where PyTorch cannot use the GPUs that there are, and models would run for days on the CPU."""
+    if not count or not any(map(os.path.exists, GPU_DRIVERS)):
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        raise InputError(
+            f"this job was given {count} GPUs, and PyTorch {torch.__version__} cannot use them: install its CUDA (or "
+            "ROCm) build in the environment that Snakemake is started from, or set device: cpu in the study's section "
+            "extraction"
+        )
 
 
 def _free_gpus(count: int, locks: ExitStack) -> list[str]:
