@@ -8,6 +8,7 @@
 # `up` may be said at any time: it starts again whatever was killed, and resumes nodes that are drained or down.
 # SLURM_ACCOUNTING=1 in front of `up` adds MariaDB and slurmdbd, so that sacct works; a cluster that is up without (or
 # with) them is brought down first.
+# SLURM_CPUS=8 in front of `up` gives each node that many CPUs, where no cluster is up yet.
 #
 # Partitions: cpu (the default), gpu and preemptible, each of all nodes. A job of cpu or gpu that needs the room sends
 # those of preemptible back to the queue. A job that takes more memory than it asked for is killed.
