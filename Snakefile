@@ -1,25 +1,31 @@
 # The map: configuration, rules by phase, targets. A study is chosen by --configfile; config/config.yaml is the default.
 import gc
 import sys
+from pathlib import Path
 
 from proxycast.checkpoints import (
+    broken_results,
     checkpoints_fingerprint,
     checkpoints_of_command,
     distinct_options,
     plan_checkpoints,
-    remove_broken,
+    remove,
     runs,
+    runs_jobs,
     scored_checkpoints,
     scoring_jobs,
     weight_inputs,
+    weight_states,
 )
-from proxycast.checks import check_inputs
-from proxycast.config import load_plan
+from proxycast.checks import check_inputs, require_same_disk
+from proxycast.code_fingerprint import code_fingerprint
+from proxycast.config import FROZEN, frozen, load_plan
 from proxycast.disk import disk_plan
 from proxycast.options import InputError
 from proxycast.resources import ModelJobs, grown, read_site, require_site_kept, visible_gpus
 from proxycast.slurm_plugin import repair
 from proxycast.solutions import GENERIC_TEXT
+from proxycast.tables import fingerprint, input_states, write_json
 from snakemake.exceptions import WorkflowError
 from snakemake.utils import min_version
 
@@ -36,19 +42,35 @@ if not workflow.overwrite_configfiles:
 
 
 try:
+    where = str((workflow.overwrite_configfiles or workflow.configfiles)[-1])
     if workflow.is_main_process:
         require_site_kept(sys.argv[1:])
-    SITE = read_site(config.pop("site", None))
-    PLAN = load_plan(config, where=str((workflow.overwrite_configfiles or workflow.configfiles)[-1]))
-    if workflow.is_main_process:
+        given = dict(config)
+        SITE = read_site(config.pop("site", None))
+        PLAN = load_plan(config, where)
+        RUNS_JOBS = runs_jobs(sys.argv[1:])
         repair()
+        require_same_disk(PLAN.results, Path(f".snakemake/proxycast/{PLAN.study.study}.json"), write=RUNS_JOBS)
         CHECKPOINTS = plan_checkpoints(PLAN)
-        for path in remove_broken(PLAN.results):
+        broken, to_make = broken_results(PLAN.results)
+        for path in broken:
             logger.warning(f"{path} was truncated or lacked a part, and is made again.")
-        check_inputs(PLAN, CHECKPOINTS)
+        if RUNS_JOBS:
+            remove(to_make)
+        check_inputs(PLAN, CHECKPOINTS, record=RUNS_JOBS)
         for line in disk_plan(PLAN, CHECKPOINTS):
             logger.info(line)
+        scripts = Path(workflow.basedir, "workflow/scripts").glob("*.py")
+        CODE = {script.stem: code_fingerprint(script) for script in scripts}
+        # Jobs read the study as it is now, from one file by its content: edits are for the next start.
+        study_of_jobs = PLAN.results / "study" / f"{fingerprint(frozen(given, PLAN, CODE))}.json"
+        if RUNS_JOBS:
+            write_json(frozen(given, PLAN, CODE), study_of_jobs)
+        workflow.config_settings.configfiles = [study_of_jobs.absolute()]
+        config |= frozen(config, PLAN, CODE)
     else:
+        SITE = read_site(config.pop("site", None))
+        PLAN, CODE = load_plan(config, where), config[FROZEN]["code"]
         CHECKPOINTS = checkpoints_of_command(PLAN, sys.argv[1:])
     MODEL_JOBS = ModelJobs(PLAN, CHECKPOINTS, SITE, correct=workflow.is_main_process)
     MODEL_JOBS.check()
@@ -66,6 +88,12 @@ SOLUTIONS = [f"{RESULTS}/solutions/{name}.jsonl" for name in PLAN.solution_names
 # Jobs of one machine take turns at its GPUs, unless the command line says --resources gpu=<n>.
 if SITE is None and visible_gpus() and "gpu" not in workflow.global_resources:
     workflow.register_resource("gpu", len(visible_gpus()))
+
+
+def state_of(paths):
+    """A parameter of rules that read the user's files, which may change while their times do not."""
+    paths = [paths] if isinstance(paths, (str, Path)) else paths
+    return input_states(path for path in map(Path, paths) if PLAN.results not in path.parents)
 
 
 # Names as config allows them. A list of all would be part of every pattern, and make planning slow.
@@ -104,13 +132,33 @@ localrules:
     download_writer,
 
 
+def made_again(wildcards):
+    """A dry run plans what a run makes again, but removes no file."""
+    if workflow.is_main_process and not RUNS_JOBS:
+        workflow.dag.forcefiles.update(map(str, to_make))
+    return []
+
+
 rule all:
     default_target: True
     input:
+        made_again,
+        # Every file that a result rests on, but the weights that are removed when they are scored. Snakemake makes a
+        # missing file again only if it is a target or somebody needs it now; else results made from an older one stand.
         f"{RESULTS}/checkpoints.parquet",
-        # Named one by one: Snakemake makes a missing file again only if it is a target or somebody needs it now.
+        rules.build_suite.output if STUDY.miniature else [],
         expand(rules.train_corpus.output, corpus=TRAINED),
+        expand(rules.download_run.output.record, run=DOWNLOADED),
+        expand(rules.download_data.output, data=HUB_DATA),
+        rules.download_tokenizer.output if PLAN.results in PLAN.tokenizer_folder.parents and TOKENIZER else [],
+        expand(rules.tokenize_text.output, corpus=TEXTS),
         expand(rules.train_run.output, run=TRAINED_RUNS),
+        expand(rules.download_writer.output.record, writer=[name for name in WRITERS if WRITERS[name].hub]),
+        expand(rules.write_solutions.output, writer=WRITERS),
+        PROBLEMS,
+        SOLUTIONS,
         expand(rules.score.output, job=JOBS),
         expand(rules.solution_proxies.output, corpus=SCORED_CORPORA),
+        rules.join_proxies.output if JOBS else [],
+        TARGETS,
         [output for experiment in EXPERIMENTS for output in experiment.output],

@@ -14,14 +14,17 @@ from conftest import tiny_model
 from hypothesis import given
 from hypothesis import strategies as st
 from proxycast.checkpoints import (
+    WITHOUT_JOBS,
     Checkpoint,
+    broken_results,
     checkpoints_fingerprint,
     checkpoints_table,
     count_parameters,
     extraction_options,
     plan_checkpoints,
-    remove_broken,
+    remove,
     runs,
+    runs_jobs,
     scored_checkpoints,
     scoring_jobs,
     weight_inputs,
@@ -32,6 +35,7 @@ from proxycast.ladder import Ladder
 from proxycast.miniature.pretraining import ARCHITECTURES
 from proxycast.options import InputError
 from safetensors.torch import load_file, save_file
+from snakemake.cli import parse_args
 
 CONFIG = Path(__file__).parents[1] / "config"
 PUBLISHED = Path(__file__).parents[2] / "shared" / "published"
@@ -712,6 +716,15 @@ def some_table(path: Path) -> Path:
     return path
 
 
+def remove_broken(results: Path) -> list[Path]:
+    """What a run does with broken files, and a dry run only tells."""
+    there = sorted(results.rglob("*"))
+    broken, to_make = broken_results(results)
+    assert sorted(results.rglob("*")) == there
+    remove(to_make)
+    return broken
+
+
 @given(share=st.floats(0, 1, exclude_max=True))
 def test_truncated_tables_go_and_whole_ones_stay(tmp_path_factory, share):
     results = tmp_path_factory.mktemp("results")
@@ -783,3 +796,39 @@ def test_absent_checkpoint_costs_the_manifest(tmp_path):
     manifest.write_text(json.dumps({"a-step1": "mark"}))
     assert remove_broken(tmp_path) == [tmp_path / "suite" / "models" / "a-step1"]
     assert not manifest.exists()
+
+
+# Snakemake's command line
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "-n",
+        "-np",
+        "--dry-run",
+        "--unlock",
+        "--summary",
+        "--touch",
+        "--report r.html",
+        "--rulegraph",
+        "--list-changes code",
+    ],
+)
+def test_snakemake_runs_no_jobs(arguments):
+    assert not runs_jobs([*arguments.split(), "--cores", "1"])
+
+
+@pytest.mark.parametrize("arguments", ["", "--report r.html --report-after-run", "all --keep-going", "--forceall"])
+def test_snakemake_runs_jobs(arguments):
+    assert runs_jobs([*arguments.split(), "--cores", "1"])
+
+
+def test_a_profile_may_ask_for_a_dry_run(tmp_path):
+    (tmp_path / "config.yaml").write_text("dry-run: true\ncores: 1\n")
+    assert not runs_jobs(["--profile", str(tmp_path)])
+
+
+def test_every_option_without_jobs_is_one_of_snakemakes():
+    known = vars(parse_args(["--cores", "1"])[1])
+    assert set(WITHOUT_JOBS) <= known.keys()

@@ -23,6 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from writing_model import PATTERN, PROBLEMS, train_writer
 
 OPTIONS = ExtractionOptions(device="cpu", batch_tokens=4096)
+CODE = "code"
 PROMPTS = ["Q: what is", "The cat", "The hat sat on", "Q: é"]
 WARM = SamplingOptions(temperature=1.0, top_p=1.0, max_new_tokens=6)
 
@@ -265,7 +266,7 @@ def test_problems_need_answers(engine, tmp_path):
 def test_a_trained_model_writes_and_is_judged(tmp_path):
     folder = train_writer(tmp_path / "model")
     writer = Writer(folder=folder, temperature=1.0, top_p=1, max_new_tokens=24, samples=3, seed=3)
-    loaded = load_writer("tiny", writer, OPTIONS.model_copy(update={"engine": "auto"}), folder)
+    loaded = load_writer("tiny", writer, OPTIONS.model_copy(update={"engine": "auto"}), folder, CODE)
     solutions, tokens, summary = write_task(loaded, "sums", PROBLEMS, PATTERN, tmp_path / "a")
     tries, expected, texts = [], {}, 0
     for attempt in range(3):
@@ -283,7 +284,7 @@ def test_a_trained_model_writes_and_is_judged(tmp_path):
     assert any("é" in s.solution for s in solutions) and (tokens["bytes"] == 0).any()
     assert_own_probabilities(folder, solutions, tokens)
 
-    again = load_writer("tiny", writer, OPTIONS, folder)
+    again = load_writer("tiny", writer, OPTIONS, folder, CODE)
     assert again.mark == loaded.mark
     some = PROBLEMS[5:]
     assert write_task(again, "sums", some, PATTERN, tmp_path / "b")[0] == [
@@ -294,10 +295,11 @@ def test_a_trained_model_writes_and_is_judged(tmp_path):
         **{"writer": "tiny", "temperature": 1.0, "top_p": 1.0, "max_new_tokens": 24, "stop": [], "folder": str(folder)},
         **{"revision": "main", "samples": 3, "seed": 3, "model": 0, "fingerprint": loaded.mark},
     }
+    assert load_writer("tiny", writer, OPTIONS, folder, "other code").mark != loaded.mark
     hotter = writer.model_copy(update={"temperature": 2.0})
-    assert load_writer("tiny", hotter, OPTIONS, folder).mark != loaded.mark
+    assert load_writer("tiny", hotter, OPTIONS, folder, CODE).mark != loaded.mark
     (folder / "generation_config.json").write_text('{"eos_token_id": 5}')
-    assert load_writer("tiny", writer, OPTIONS, folder).mark != loaded.mark
+    assert load_writer("tiny", writer, OPTIONS, folder, CODE).mark != loaded.mark
 
 
 def assert_own_probabilities(folder, solutions, tokens):

@@ -28,7 +28,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def loaded(folder):
     writer = Writer(folder=folder, temperature=1.0, top_p=1.0, max_new_tokens=24, samples=3, seed=3)
-    loaded = load_writer("tiny", writer, OPTIONS, folder)
+    loaded = load_writer("tiny", writer, OPTIONS, folder, "code")
     yield loaded
     loaded.engine.close()
 

@@ -1,14 +1,16 @@
 """Corpus, training run, checkpoint: which models a study looks at, their size and training, where their weights lie."""
 
 import argparse
+import contextlib
 import hashlib
+import io
 import json
 import math
 import os
 import re
 import shutil
 import sys
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +25,7 @@ from proxycast.engines import ExtractionOptions, ModelOptions
 from proxycast.engines.model_folder import safetensors_header, weight_files
 from proxycast.model_selection import FEWEST_MODELS
 from proxycast.options import InputError
-from proxycast.tables import MANIFEST, is_whole_parquet, manifest_parts
+from proxycast.tables import MANIFEST, input_states, is_whole_parquet, manifest_parts
 from proxycast.targets import read_target_table
 
 INPUT_EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight")
@@ -33,6 +35,13 @@ FINISHED = 0.99
 # Wildcards of a job whose value is a corpus, or a training run, which begins with the name of its corpus.
 OWNERS = ("corpus", "job", "run")
 AS_THE_STUDY = ModelOptions()
+# Options of Snakemake's command line with which it runs no job (snakemake.cli.args_to_api).
+WITHOUT_JOBS = (
+    "dryrun touch lint list_target_rules list_rules print_compilation dag rulegraph filegraph d3dag unlock "
+    "cleanup_metadata cleanup_shadow conda_cleanup_envs conda_create_envs_only container_cleanup_images "
+    "list_conda_envs list_changes list_input_changes list_params_changes list_untracked summary detailed_summary "
+    "archive delete_all_output delete_temp_output containerize generate_unit_tests"
+).split()
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +129,19 @@ def checkpoints_of_command(plan: Plan, arguments: Sequence[str]) -> list[Checkpo
     return [checkpoint for corpus in owners for checkpoint in _of_corpus(plan, corpus)]
 
 
+def runs_jobs(arguments: Sequence[str]) -> bool:
+    """Whether Snakemake, called with these arguments and their profile, runs jobs; else it may change no file.
+
+    A Snakefile cannot ask for it: Snakemake reads it before it knows what to do.
+    """
+    from snakemake.cli import parse_args  # slow, and no job needs it
+
+    with contextlib.redirect_stderr(io.StringIO()):  # it tells of the profile a second time
+        given = parse_args(arguments)[1]
+    only_a_report = given.report and not given.report_after_run
+    return not (only_a_report or any(getattr(given, option) for option in WITHOUT_JOBS))
+
+
 def corpus_checkpoints(plan: Plan, name: str) -> list[Checkpoint]:
     """Every checkpoint of one corpus, as `plan_checkpoints` has them, without the checks of all corpora together."""
     return list(_of_corpus(plan, plan.corpus(name)))
@@ -191,6 +213,17 @@ def weight_inputs(plan: Plan, checkpoints: list[Checkpoint]) -> list[str]:
         else:
             inputs |= dict.fromkeys(map(str, weight_files(Path(checkpoint.source))))
     return list(inputs)
+
+
+def weight_states(plan: Plan, checkpoints: list[Checkpoint]) -> str:
+    """A fingerprint that changes when a file in a given model folder does, by what `stat` tells: weights are large.
+
+    A job that it starts reads the weights, and scores only those whose content is another one.
+    """
+    corpora = {corpus.name: corpus for corpus in plan.corpora}
+    given = [c for c in checkpoints if corpora[c.corpus].checkpoints and not c.revision and c.source]
+    folders = dict.fromkeys(Path(c.source) for c in given)
+    return input_states([file for folder in folders for file in folder.iterdir() if file.is_file()], most_bytes=-1)
 
 
 def trained_manifest(plan: Plan, checkpoint: Checkpoint) -> Path:
@@ -550,33 +583,36 @@ def count_parameters(folder: Path) -> int:
     return sum(counted.values())
 
 
-def remove_broken(results: Path) -> list[Path]:
-    """Remove every truncated table and checkpoint below `results`, so that they are made again and not read.
+def broken_results(results: Path) -> tuple[list[Path], list[Path]]:
+    """Every truncated table and checkpoint below `results`, and all files that have to be made again for them.
 
     A job whose checkpoint or table is broken loses its manifest with it; when it runs again it keeps the whole ones.
     A hidden file is one that a running job is writing just now.
     """
-    broken = []
+    broken: list[Path] = []
+    to_make: list[Path] = []
     for folder, _, files in os.walk(results):  # faster than rglob: there can be tens of thousands of tables
         tables = [f"{folder}/{name}" for name in files if name.endswith(".parquet") and not name.startswith(".")]
         truncated = [Path(table) for table in tables if not is_whole_parquet(table)]
-        for path in truncated:
-            path.unlink()
-        broken += truncated
         manifest = Path(folder, MANIFEST)
         if MANIFEST in files and (truncated or _lacks_parts(manifest, files)):
-            manifest.unlink()
+            to_make.append(manifest)
             broken += [] if truncated else [manifest]
+        broken += truncated
+        to_make += truncated
     for manifest in [*results.glob("suite/trained/*.json"), *results.glob("text/trained/*.json")]:
         models = manifest.parent.with_name("models")
         folders = [models / folder for folder in json.loads(manifest.read_text())]
         damaged = [folder for folder in folders if not _has_whole_weights(folder)]
-        for folder in damaged:
-            shutil.rmtree(folder, ignore_errors=True)
-        if damaged:
-            manifest.unlink()
         broken += damaged
-    return broken
+        to_make += [*damaged, manifest] if damaged else []
+    return broken, to_make
+
+
+def remove(paths: Iterable[Path]) -> None:
+    """Files and folders, those that are there."""
+    for path in paths:
+        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def _lacks_parts(manifest: Path, files: list[str]) -> bool:

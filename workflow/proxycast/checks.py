@@ -31,7 +31,7 @@ from proxycast.miniature.suite import CONTEXT
 from proxycast.options import InputError
 from proxycast.published import FILES as PUBLISHED_FILES
 from proxycast.solutions import Problem, Solution, read_problems, read_solutions, tokenize
-from proxycast.tables import fingerprint, table_fingerprint, write_json
+from proxycast.tables import fingerprint, read_table, table_fingerprint, write_json
 from proxycast.targets import (
     CHOICE_LOG_LIKELIHOOD,
     EXACT_MATCH,
@@ -42,11 +42,11 @@ from proxycast.targets import (
 from proxycast.wide_curve import read_wide_curve
 
 
-def check_inputs(plan: Plan, checkpoints: list[Checkpoint]) -> None:
+def check_inputs(plan: Plan, checkpoints: list[Checkpoint], record: bool = True) -> None:
     """Check every input that exists; `InputError` for the first that is bad.
 
-    What was found is written to <results>/checked.json with a fingerprint of the inputs (size and time of files), and
-    the same inputs are not checked again.
+    With `record` what was found is written to <results>/checked.json with a fingerprint of the inputs (size and times
+    of files). The same inputs are not checked again.
     """
     study, suite = plan.study, plan.study.miniature
     if not plan.runs_models:
@@ -66,7 +66,8 @@ def check_inputs(plan: Plan, checkpoints: list[Checkpoint]) -> None:
     # What the study has made depends on the study alone: only the users' files can change by themselves.
     own = [path for path in (*solutions.values(), table) if path and plan.results not in path.parents and path.exists()]
     own += [file for folder in folders for file in sorted(folder.glob("*"))]
-    states = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in own]
+    stats = [(file, file.stat()) for file in own]
+    states = [(str(file), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for file, stat in stats]
     settings = study.target, study.extraction, plan.ladder, list(folders.values()), suite and suite.settings_of_pool()
     mark = fingerprint(*settings, plan.corpora, plan.tasks, suite_is_built, states)
     done = plan.results / "checked.json"
@@ -76,7 +77,7 @@ def check_inputs(plan: Plan, checkpoints: list[Checkpoint]) -> None:
     read = read_problems if study.writers else read_solutions
     if suite_is_built:
         recipes = {plan.corpus_files[corpus.name]: corpus for corpus in plan.corpora}
-        found["documents"] = check_recipes(pl.read_parquet(pool), recipes)
+        found["documents"] = check_recipes(read_table(pool), recipes)
         found["scored_tokens"] = count_scored_tokens(tokenizer, CONTEXT, paths, study.extraction, read=read)
     here = suite_is_built or (plan.ladder and plan.ladder.tokenizer.folder)
     if plan.selects_data:
@@ -88,7 +89,25 @@ def check_inputs(plan: Plan, checkpoints: list[Checkpoint]) -> None:
         check_target_table(table, checkpoints, plan.task_names, metrics, every_step=study.forecasting is not None)
     elif plan.measured_tasks:
         check_measurable(plan.measured_tasks, problems, metrics)
-    write_json(found, done)
+    if record:
+        write_json(found, done)
+
+
+def require_same_disk(results: Path, record: Path, write: bool) -> None:
+    """`InputError` where results are gone and their place lies on another disk than in the last run: a lost mount.
+
+    `record` holds the device of the last run; with `write` it is written anew.
+    """
+    there = next(path for path in (results, *results.parents) if path.exists())
+    device = there.stat().st_dev
+    if not results.exists() and record.exists() and json.loads(record.read_text())["device"] != device:
+        raise InputError(
+            f"{results}: gone, and {there.resolve()} is on another disk than the results were: mount that; to make "
+            f"all of them anew, remove {record}"
+        )
+    if write:
+        results.mkdir(parents=True, exist_ok=True)
+        write_json({"device": results.stat().st_dev}, record)
 
 
 def require_published(plan: Plan) -> None:

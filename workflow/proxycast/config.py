@@ -7,6 +7,7 @@ beside the code that uses them.
 
 import difflib
 import re
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
@@ -33,6 +34,7 @@ from proxycast.wide_curve import WideCurve
 from proxycast.writers import Writer
 
 CONFIG = Path("config")
+FROZEN = "frozen"  # key of a study that holds the files it names as they were when Snakemake started
 YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same, and ten times as fast where it is compiled
 PUBLISHED_TASK = "olmes_10"  # the mean over the ten OLMES tasks: all that is published of small models
 Model = TypeVar("Model", bound=Options)
@@ -226,6 +228,7 @@ class Plan(BaseModel):
     ladder: Ladder | None
     where: str  # the study's file, for errors
     models: list[ReleasedModel] = []
+    files: dict[Path, dict] = {}  # every YAML file that the study reads, and what it held
 
     @cached_property
     def results(self) -> Path:
@@ -333,32 +336,58 @@ class Plan(BaseModel):
 
 
 def load_plan(study: dict, where: str, config: Path = CONFIG) -> Plan:
-    """Check the study's values, its corpora and tasks, and all of them together. `where` names its file in errors."""
+    """Check the study's values, its corpora and tasks, and all of them together. `where` names its file in errors.
+
+    A study that was `frozen` is what it was then, whatever has become of the files.
+    """
+    frozen = study.get(FROZEN)
+    if frozen:
+        study, where = {key: value for key, value in study.items() if key != FROZEN}, frozen["where"]
     checked = _parse(Study, study, where)
-    corpora = _read_suites(Corpus, checked.corpora, config / "corpora", where, "corpora")
-    models = _read_suites(ReleasedModel, checked.models, config / "models", where, "models")
+    files = {Path(file): values for file, values in frozen["files"].items()} if frozen else _read_files(checked, config)
+    corpora = _read_suites(Corpus, checked.corpora, config / "corpora", where, "corpora", files)
+    models = _read_suites(ReleasedModel, checked.models, config / "models", where, "models", files)
     corpora |= {file: model.as_corpus() for file, model in models.items()}
     _require_distinct(corpora)
-    tasks = _read_suites(Task, checked.tasks, config / "tasks", where, "tasks")
+    tasks = _read_suites(Task, checked.tasks, config / "tasks", where, "tasks", files)
     plan = Plan(
         study=checked,
         corpora=list(corpora.values()),
         models=list(models.values()),
         tasks=list(tasks.values()),
         corpus_files={corpus.name: file for file, corpus in corpora.items()},
-        ladder=_read_ladder(checked.ladder, config / "ladders", where) if checked.ladder else None,
+        ladder=_read_ladder(checked.ladder, config / "ladders", where, files) if checked.ladder else None,
         where=where,
+        files=files,
     )
     _check_together(plan, where)
     return plan
 
 
-def _read_ladder(choice: LadderChoice, folder: Path, where: str) -> Ladder:
+def frozen(study: dict, plan: Plan, code: dict[str, str]) -> dict:
+    """The study's values with all that a job reads beside them, so that no later edit reaches a job: JSON values.
+
+    `code`: script -> fingerprint, as the jobs' parameters have it.
+    """
+    files = {str(file): values for file, values in plan.files.items()}
+    return study | {FROZEN: {"where": plan.where, "files": files, "code": code}}
+
+
+def _read_files(study: Study, config: Path) -> dict[Path, dict]:
+    """Every YAML file of the study's suites, and its ladder."""
+    suites = {"corpora": study.corpora, "models": study.models, "tasks": study.tasks}
+    folders = [config / kind / suite for kind, names in suites.items() for suite in names]
+    files = [file for folder in folders for file in folder.glob("*.yaml")]
+    files += [file for file in (config / "ladders").glob("*.yaml") if study.ladder and file.stem == study.ladder.name]
+    return {file: read_yaml(file) for file in sorted(files)}
+
+
+def _read_ladder(choice: LadderChoice, folder: Path, where: str, files: Mapping[Path, dict]) -> Ladder:
     file = folder / f"{choice.name}.yaml"
-    if not file.is_file():
+    if file not in files:
         known = sorted(path.stem for path in folder.glob("*.yaml"))
         raise InputError(f"{where}: ladder.name: no file {file}{closest(choice.name, known)}; there are {known}")
-    ladder = _parse(Ladder, read_yaml(file), str(file))
+    ladder = _parse(Ladder, files[file], str(file))
     for size in choice.sizes if choice.sizes != "all" else []:
         if size not in ladder.sizes:
             known = f"{closest(size, ladder.sizes)}; known are {', '.join(ladder.sizes)}"
@@ -384,15 +413,20 @@ def read_yaml(path: Path) -> dict:
 
 
 def _read_suites(
-    model: type[Model], suites: dict[str, str | list[str]], folder: Path, where: str, key: str
+    model: type[Model],
+    suites: dict[str, str | list[str]],
+    folder: Path,
+    where: str,
+    key: str,
+    files: Mapping[Path, dict],
 ) -> dict[Path, Model]:
     """File -> content for every corpus (or task) that the study uses, in the order of the file names."""
     used: dict[Path, Model] = {}
     for suite, names in suites.items():
-        files = sorted((folder / suite).glob("*.yaml"))
-        if not files:
+        of_suite = {file: values for file, values in files.items() if file.parent == folder / suite}
+        if not of_suite:
             raise InputError(f"{where}: {key}: suite {suite!r} has no files in {folder / suite}")
-        found = {file: _parse(model, read_yaml(file), str(file)) for file in files}
+        found = {file: _parse(model, values, str(file)) for file, values in of_suite.items()}
         available = {item.name for item in found.values()}
         if names != "all":
             if len(set(names)) < len(names):

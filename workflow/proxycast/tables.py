@@ -1,19 +1,29 @@
-"""Files that can be trusted: written whole or not at all, marked with the fingerprint of what they were made from."""
+"""Files that can be trusted: written whole or not at all, marked with the fingerprint of what they were made from.
+
+A table is parquet, and carries a seal: the sha256 of all its other bytes, in front of the footer, where no reader of
+parquet looks. Parquet itself checks nothing: most flipped bits come out as wrong numbers.
+"""
 
 import hashlib
 import json
 import os
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import polars as pl
 from pydantic import BaseModel
 
+from proxycast.options import InputError
+
 FINGERPRINT = "proxycast.fingerprint"
 PARQUET_MAGIC = b"PAR1"
+SEAL = b"proxycast.sha256"
+DIGEST_BYTES = 32
 MANIFEST = "manifest.json"
+HASHED_BYTES = 64_000_000  # an input file up to this size counts by its content, a larger one by what stat tells of it
 
 
 @contextmanager
@@ -50,27 +60,132 @@ def _plain(value: object) -> object:
     if isinstance(value, BaseModel):
         return value.model_dump(mode="json")
     if isinstance(value, Path):
-        return hashlib.sha256(value.read_bytes()).hexdigest()
+        return _digest(value)
     raise TypeError(f"cannot fingerprint a {type(value).__name__}")
 
 
-def write_table(table: pl.DataFrame | pl.LazyFrame, path: Path, made_from: str, csv: bool = False) -> None:
-    """Write `table` as parquet (zstd), the fingerprint `made_from` in its metadata; with `csv` a .csv beside it."""
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def input_states(paths: Iterable[Path | str], most_bytes: int = HASHED_BYTES) -> str:
+    """A fingerprint of what tells whether any of these input files has changed: for the parameters of a job.
+
+    Of a file up to `most_bytes` it is the content. Of a larger one it is size, inode and the times of its last change:
+    `cp -p`, `rsync` and `tar` keep the one of these times that is looked at everywhere (mtime); nobody sets the other
+    (ctime). A copy of such a file on another disk counts as changed; a job that keeps finished parts compares contents
+    then. A file that is absent counts too.
+    """
+    states = []
+    for path in sorted(map(Path, paths)):
+        try:
+            stat = path.stat()
+            by_content = stat.st_size <= most_bytes
+            state = _digest(path) if by_content else (stat.st_size, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns)
+        except FileNotFoundError:
+            state = None
+        states.append((str(path), state))
+    return fingerprint(states)
+
+
+def write_table(
+    table: pl.DataFrame | pl.LazyFrame,
+    path: Path,
+    made_from: str,
+    csv: bool = False,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write `table` as sealed parquet (zstd), the fingerprint `made_from` and further `metadata` in its footer.
+
+    With `csv` a .csv stands beside it.
+    """
+    metadata = {FINGERPRINT: made_from, **(metadata or {})}
     with atomic(path) as temporary:
         if isinstance(table, pl.LazyFrame):
-            table.sink_parquet(temporary, compression="zstd", metadata={FINGERPRINT: made_from})
+            table.sink_parquet(temporary, compression="zstd", metadata=metadata)
         else:
-            table.write_parquet(temporary, compression="zstd", metadata={FINGERPRINT: made_from})
+            table.write_parquet(temporary, compression="zstd", metadata=metadata)
+        _seal(temporary)
     if csv:
         with atomic(path.with_suffix(".csv")) as temporary:
             table.lazy().collect().write_csv(temporary)
 
 
+def read_table(path: Path | str) -> pl.DataFrame:
+    """A table that `write_table` wrote. `InputError` for one that is damaged; see `scan_tables`."""
+    return scan_tables(path).collect()
+
+
+def scan_tables(paths: Path | str | Iterable[Path | str]) -> pl.LazyFrame:
+    """One table that `write_table` wrote, or several, one below the other. `InputError` for one that is damaged."""
+    paths = [Path(path) for path in ([paths] if isinstance(paths, Path | str) else paths)]
+    for path in paths:
+        _require_sealed(path)
+    return pl.scan_parquet(paths, glob=False)
+
+
+def _require_sealed(path: Path) -> None:
+    """Raise `InputError` for a table whose seal is broken. It gets another name: what is missing is made again."""
+    if not is_sealed(path):
+        damaged = path.with_name(f"{path.name}.damaged")
+        os.replace(path, damaged)
+        raise InputError(
+            f"{path}: damaged: its bytes are not those that were written. It is {damaged.name} now; run the same "
+            "command again, which makes the table again, and check the disk"
+        )
+
+
+def table_metadata(path: Path) -> dict[str, str]:
+    """What `write_table` put into the footer; nothing when the file is absent, truncated, damaged or not ours."""
+    return pl.read_parquet_metadata(path) if is_sealed(path) else {}
+
+
 def table_fingerprint(path: Path) -> str | None:
-    """The fingerprint that `path` was written with; None when the file is absent, truncated or not ours."""
+    """The fingerprint that `path` was written with; None when the file is absent, truncated, damaged or not ours."""
+    return table_metadata(path).get(FINGERPRINT)
+
+
+def _seal(path: Path) -> None:
+    """Put the digest of the file in front of its footer. All offsets in a footer count from the start of the file."""
+    with path.open("r+b") as file:
+        start = _footer_start(file)
+        file.seek(start)
+        footer = file.read()
+        digest = _digest_of(file, start, footer)
+        file.seek(start)
+        file.write(SEAL + digest + footer)
+
+
+def is_sealed(path: Path) -> bool:
+    """Whether the file is a table of `write_table` whose every byte is as it was written."""
     if not is_whole_parquet(path):
-        return None
-    return pl.read_parquet_metadata(path).get(FINGERPRINT)
+        return False
+    with path.open("rb") as file:
+        start = _footer_start(file)
+        data = max(0, start - len(SEAL) - DIGEST_BYTES)
+        file.seek(data)
+        seal = file.read(start - data)
+        footer = file.read()
+        return seal == SEAL + _digest_of(file, data, footer)
+
+
+def _footer_start(file: BinaryIO) -> int:
+    """Where the footer of a parquet file begins: before its own length and the magic bytes at the end."""
+    end = file.seek(-8, os.SEEK_END)
+    return end - int.from_bytes(file.read(4), "little")
+
+
+def _digest_of(file: BinaryIO, data: int, footer: bytes) -> bytes:
+    """sha256 of the first `data` bytes of the file and of its footer."""
+    digest = hashlib.sha256()
+    file.seek(0)
+    while data:
+        block = file.read(min(data, 1 << 20))
+        digest.update(block)
+        data -= len(block)
+    digest.update(footer)
+    return digest.digest()
 
 
 def is_whole_parquet(path: Path | str) -> bool:
@@ -88,6 +203,24 @@ def is_whole_parquet(path: Path | str) -> bool:
 def manifest_parts(manifest: Path) -> list[Path]:
     """The tables that a manifest ({name: fingerprint}) names, in its order: <name>.parquet beside it."""
     return [manifest.with_name(f"{name}.parquet") for name in json.loads(manifest.read_text())]
+
+
+def require_parts(manifest: Path) -> list[Path]:
+    """`manifest_parts`, each of which is undamaged and carries the fingerprint that the manifest gives it.
+
+    Raises `InputError` for one that is damaged, or another than the manifest's: two jobs with different settings have
+    written here. Then the manifest is removed, so that its job runs again; it keeps the tables that are right.
+    """
+    parts = manifest_parts(manifest)
+    for part, mark in zip(parts, json.loads(manifest.read_text()).values()):
+        _require_sealed(part)
+        if (found := pl.read_parquet_metadata(part).get(FINGERPRINT)) != mark:
+            manifest.unlink()
+            raise InputError(
+                f"{part}: found the fingerprint {found}, but {mark} in {manifest.name}: it was made from other inputs. "
+                f"{manifest.name} is removed; run the same command again, which makes again what is not right"
+            )
+    return parts
 
 
 def of_size(paths: Sequence[Path], most_bytes: int) -> list[list[Path]]:

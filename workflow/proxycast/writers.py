@@ -26,11 +26,10 @@ from proxycast.files import HubId, Revision
 from proxycast.jobs import PROGRESS_SECONDS
 from proxycast.options import InputError, InputPath, SafeName
 from proxycast.solutions import Problem, ScoredSequence, Solution, once_each, tokenize
-from proxycast.tables import fingerprint, table_fingerprint, write_table
+from proxycast.tables import fingerprint, read_table, table_fingerprint, write_table
 
 log = logging.getLogger(__name__)
 
-REVISION = 1  # to be raised when the same inputs give other texts: parts of an older revision are made again
 CHUNK = 256  # problems whose texts are written together; a job that is killed loses one chunk
 SHOWN = 200  # characters of a text that are kept to show what a writer says where it is never right
 BROKEN = "\ufffd"  # what decoding makes of bytes that are no character
@@ -90,8 +89,10 @@ class LoadedWriter:
     mark: str
 
 
-def load_writer(name: str, writer: Writer, options: ExtractionOptions, folder: Path) -> LoadedWriter:
+def load_writer(name: str, writer: Writer, options: ExtractionOptions, folder: Path, code: str) -> LoadedWriter:
     """Load the writer's model from `folder` with `options`, in which `writer.model` counts already.
+
+    `code`: fingerprint of the code that writes, for parts that are there already.
 
     Raises InputError for a folder that is not whole or that the engine cannot run.
     """
@@ -99,7 +100,7 @@ def load_writer(name: str, writer: Writer, options: ExtractionOptions, folder: P
     engine = make_engine(options)
     engine.check(folder)
     ends = [path for path in [folder / "generation_config.json"] if path.is_file()]
-    made_from = REVISION, model_fingerprint(folder), ends, options.that_change_results(), writer.sampling()
+    made_from = code, model_fingerprint(folder), ends, options.that_change_results(), writer.sampling()
     engine.load(folder)
     return LoadedWriter(name, writer, engine, options, fingerprint(*made_from))
 
@@ -167,7 +168,7 @@ def _written(
         for i in to_do:
             write_table(_write_chunk(loaded, task, chunks[i], re.compile(answer_pattern)), parts[i], marks[i])
             bar.update(len(chunks[i]))
-    return pl.concat([pl.read_parquet(part) for part in parts])
+    return pl.concat(map(read_table, parts))
 
 
 def _write_chunk(loaded: LoadedWriter, task: str, problems: Sequence[Problem], pattern: re.Pattern) -> pl.DataFrame:

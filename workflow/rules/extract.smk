@@ -23,6 +23,8 @@ rule score:
     resources:
         **MODEL_JOBS.resources("score"),
     params:
+        code=CODE["replay" if STUDY.replay else "score"],
+        contents=lambda wildcards: [weight_states(PLAN, JOBS[wildcards.job]), state_of(STUDY.replay or [])],
         checkpoints=lambda wildcards: [(c.checkpoint, c.folder, c.role) for c in JOBS[wildcards.job]],
         vocabulary=PLAN.vocabulary,
         tasks=[task.model_dump(mode="json") for task in PLAN.measured_tasks],

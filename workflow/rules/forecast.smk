@@ -21,6 +21,8 @@ if STUDY.forecasting:
         resources:
             mem_mb=grown(4000),
         params:
+            code=CODE["forecasting"],
+            contents=state_of(PLAN.curve.path if PLAN.curve else []),
             study=STUDY.model_dump(mode="json", include={"target", "forecasting"}),
             tasks=PLAN.task_names,
         script:

@@ -8,6 +8,7 @@ CONVERTED = {run: [c for c in found if c.convert_from and not c.revision] for ru
 HUB_DATA = [name for name, files in PLAN.file_sets().items() if files.hub]
 # A corpus of text needs the tokenizer, and so may checkpoints whose folders have none.
 TOKENIZER = PLAN.tokenizer_folder.as_posix() if PLAN.ladder and PLAN.runs_models else []
+TOKENIZER_FILES = sorted(Path(TOKENIZER).glob("*.json")) if TOKENIZER else []
 
 # So many downloads at a time, unless the command line says --resources hub_downloads=<n>. One that waits for room on the
 # disk holds a core; another must be left for the job that makes room.
@@ -37,6 +38,8 @@ rule download_run:
     resources:
         hub_downloads=1,
     params:
+        code=CODE["download_run"],
+        contents=state_of(TOKENIZER_FILES),
         checkpoints=lambda wildcards: [
             (c.step, c.source, c.revision, c.convert_from) for c in DOWNLOADED[wildcards.run]
         ],
@@ -57,6 +60,8 @@ rule convert_run:
         # Weights are mapped, not held.
         mem_mb=grown(4000),
     params:
+        code=CODE["convert_run"],
+        contents=lambda wildcards: [weight_states(PLAN, CONVERTED[wildcards.run]), state_of(TOKENIZER_FILES)],
         steps=lambda wildcards: [c.step for c in CONVERTED[wildcards.run]],
     script:
         "../scripts/convert_run.py"
@@ -73,6 +78,7 @@ rule download_data:
     resources:
         hub_downloads=1,
     params:
+        code=CODE["download_data"],
         files=lambda wildcards: PLAN.file_sets()[wildcards.data].model_dump(include={"files", "hub", "revision"}),
     script:
         "../scripts/download_data.py"
@@ -87,6 +93,7 @@ rule download_tokenizer:
     resources:
         hub_downloads=1,
     params:
+        code=CODE["download_tokenizer"],
         tokenizer=PLAN.ladder.tokenizer.model_dump() if PLAN.ladder else {},
     script:
         "../scripts/download_tokenizer.py"

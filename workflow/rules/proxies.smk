@@ -34,6 +34,7 @@ rule solution_proxies:
     resources:
         mem_mb=grown(4000),
     params:
+        code=CODE["solution_proxies"],
         proxies=STUDY.proxies.model_dump(),
         tails=(STUDY.extraction.tail_tokens, STUDY.extraction.tail_bytes),
         kept=KEPT,
@@ -53,5 +54,7 @@ rule join_proxies:
         f"{RESULTS}/logs/join_proxies.log",
     resources:
         mem_mb=grown(2000),
+    params:
+        code=CODE["join_proxies"],
     script:
         "../scripts/join_proxies.py"

@@ -33,6 +33,7 @@ if PLAN.selects_data:
         log:
             f"{RESULTS}/logs/data_selection_figures.log",
         params:
+            code=CODE["data_selection_figures"],
             study=STUDY.model_dump(mode="json", include={"target", "selection", "highlighted", "budgets"}),
         script:
             "../scripts/data_selection_figures.py"
@@ -59,6 +60,7 @@ if STUDY.model_selection:
         log:
             f"{RESULTS}/logs/model_selection_figures.log",
         params:
+            code=CODE["model_selection_figures"],
             study=STUDY.model_dump(mode="json", include={"target", "selection", "model_selection"}),
         script:
             "../scripts/model_selection_figures.py"
@@ -79,6 +81,7 @@ if STUDY.forecasting:
         log:
             f"{RESULTS}/logs/forecasting_figures.log",
         params:
+            code=CODE["forecasting_figures"],
             study=STUDY.model_dump(mode="json", include={"target", "forecasting"}),
         script:
             "../scripts/forecasting_figures.py"

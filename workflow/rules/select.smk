@@ -39,6 +39,7 @@ if PLAN.selects_data:
         resources:
             mem_mb=grown(4000),
         params:
+            code=CODE["data_selection"],
             study=STUDY.model_dump(mode="json", include={"target", "selection", "highlighted", "budgets"}),
             tasks=PLAN.task_names,
         script:
@@ -65,6 +66,7 @@ if STUDY.model_selection:
         resources:
             mem_mb=grown(4000),
         params:
+            code=CODE["model_selection"],
             study=STUDY.model_dump(mode="json", include={"target", "selection", "model_selection"}),
             tasks=PLAN.task_names,
         script:

@@ -14,6 +14,9 @@ rule copy_solutions:
         f"{RESULTS}/logs/copy_solutions/{{task}}.log",
     wildcard_constraints:
         task="|".join(name for name in AS_GIVEN if name not in RENDERED) or "none",
+    params:
+        code=CODE["copy_solutions"],
+        contents=lambda wildcards: state_of(PLAN.solutions_source(wildcards.task)),
     script:
         "../scripts/copy_solutions.py"
 
@@ -28,6 +31,8 @@ rule render_solutions:
     wildcard_constraints:
         task="|".join(name for name in AS_GIVEN if name in RENDERED) or "none",
     params:
+        code=CODE["render_solutions"],
+        contents=lambda wildcards: state_of(data_set(f"solutions-{wildcards.task}")),
         rows=lambda wildcards: PLAN.rows(wildcards.task).model_dump(mode="json"),
     script:
         "../scripts/render_solutions.py"

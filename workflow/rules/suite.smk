@@ -13,6 +13,7 @@ rule checkpoints:
     log:
         f"{RESULTS}/logs/checkpoints.log",
     params:
+        code=CODE["write_checkpoints"],
         # The script plans again: tens of thousands of rows are too many to stand in the plan of a job.
         checkpoints=lambda wildcards: checkpoints_fingerprint(CHECKPOINTS),
     script:
@@ -41,6 +42,7 @@ rule build_suite:
     resources:
         mem_mb=grown(3000),
     params:
+        code=CODE["build_suite"],
         suite=(STUDY.miniature.settings_of_pool() if STUDY.miniature else {}),
         families=FAMILIES,
     script:
@@ -49,7 +51,6 @@ rule build_suite:
 
 rule train_corpus:
     input:
-        corpus=lambda wildcards: PLAN.corpus_files[wildcards.corpus],
         pool=rules.build_suite.output.pool,
         tokenizer=rules.build_suite.output.tokenizer,
         tokenizers=rules.build_suite.output.tokenizers,
@@ -66,6 +67,10 @@ rule train_corpus:
     resources:
         mem_mb=grown(1500),
     params:
+        code=CODE["train_corpus"],
+        corpus=lambda wildcards: PLAN.corpus(wildcards.corpus).model_dump(
+            mode="json", include={"name", "recipe", "text", "seeds"}
+        ),
         suite=STUDY.miniature.model_dump() if STUDY.miniature else {},
         models=f"{RESULTS}/suite/models",
         sizes=lambda wildcards: sorted({c.size for c in SCORED if c.corpus == wildcards.corpus}),

@@ -11,6 +11,8 @@ if STUDY.published:
         log:
             f"{RESULTS}/logs/read_published.log",
         params:
+            code=CODE["read_published"],
+            contents=state_of(sorted(STUDY.published.glob("*.csv"))),
             corpora=PLAN.published_names,
             ladder=PLAN.ladder.model_dump(mode="json"),
         script:
@@ -31,6 +33,8 @@ elif STUDY.target.evaluations:
         resources:
             mem_mb=grown(4000),
         params:
+            code=CODE["read_evaluations"],
+            contents=lambda wildcards: state_of(data_set("evaluations")),
             corpora={name: corpus for name, corpus in PLAN.published_names.items() if corpus in JUDGED},
             sizes=sorted({checkpoint.size for checkpoint in CHECKPOINTS if checkpoint.corpus in JUDGED}),
             tasks=PLAN.task_names,
@@ -52,11 +56,15 @@ else:
             targets=f"{RESULTS}/targets.parquet",
         log:
             f"{RESULTS}/logs/join_targets.log",
+        params:
+            code=CODE["join_targets"],
+            contents=state_of(STUDY.target.table or []),
         script:
             "../scripts/join_targets.py"
 
 
 if PLAN.harness_tasks:
+    OWN_TASKS = sorted((STUDY.target.lm_eval.include_path or Path("no folder")).rglob("*.*"))
 
     rule evaluate_harness:
         input:
@@ -72,6 +80,8 @@ if PLAN.harness_tasks:
         resources:
             **MODEL_JOBS.resources("evaluate_harness"),
         params:
+            code=CODE["evaluate_harness"],
+            contents=lambda wildcards: [weight_states(PLAN, JOBS[wildcards.job]), state_of(OWN_TASKS)],
             checkpoints=lambda wildcards: [(c.checkpoint, c.folder, c.role) for c in JOBS[wildcards.job]],
             extraction=lambda wildcards: [options.that_change_results() for options in OPTIONS_OF[wildcards.job][0]],
             options_of=lambda wildcards: OPTIONS_OF[wildcards.job][1],
@@ -82,3 +92,9 @@ if PLAN.harness_tasks:
             corpus=lambda wildcards: JOBS[wildcards.job][0].corpus,
         script:
             "../scripts/evaluate_harness.py"
+
+
+# A curve that others logged holds its own truth.
+TARGETS = [] if PLAN.curve else [f"{RESULTS}/targets.parquet"]
+TARGETS += [f"{RESULTS}/published_curve.parquet"] if STUDY.published else []
+TARGETS += expand(f"{RESULTS}/harness/{{job}}.parquet", job=JOBS if PLAN.harness_tasks else [])

@@ -24,6 +24,8 @@ rule tokenize_text:
     resources:
         mem_mb=grown(2000),
     params:
+        code=CODE["tokenize_text"],
+        contents=lambda wildcards: state_of([*text_files(wildcards), *TOKENIZER_FILES]),
         text=lambda wildcards: TEXTS[wildcards.corpus].model_dump(mode="json"),
         tokens=lambda wildcards: max(c.tokens for c in SCORED if c.corpus == wildcards.corpus),
         downloaded=lambda wildcards: [
@@ -48,6 +50,8 @@ rule train_run:
     resources:
         **MODEL_JOBS.resources("train_run"),
     params:
+        code=CODE["train_run"],
+        contents=state_of(TOKENIZER_FILES),
         text=lambda wildcards: TEXTS[RUNS[wildcards.run][0].corpus].model_dump(mode="json"),
         size=lambda wildcards: RUNS[wildcards.run][0].size,
         seed=lambda wildcards: RUNS[wildcards.run][0].seed,

@@ -24,6 +24,13 @@ def writer_weights(name):
     return f"{RESULTS}/writers/{name}" if WRITERS[name].hub else []
 
 
+def writer_state(name):
+    """Changes with the files of a writer's given folder."""
+    if name in OF_WRITERS:
+        return weight_states(PLAN, [OF_WRITERS[name]])
+    return input_states(WRITERS[name].folder.glob("*") if WRITERS[name].folder else [], most_bytes=-1)
+
+
 rule copy_problems:
     input:
         lambda wildcards: PLAN.solutions_source(wildcards.task),
@@ -33,6 +40,9 @@ rule copy_problems:
         f"{RESULTS}/logs/copy_problems/{{task}}.log",
     wildcard_constraints:
         task="|".join(name for name in WRITTEN_TASKS if name not in RENDERED) or "none",
+    params:
+        code=CODE["copy_problems"],
+        contents=lambda wildcards: state_of(PLAN.solutions_source(wildcards.task)),
     script:
         "../scripts/copy_problems.py"
 
@@ -47,6 +57,8 @@ rule render_problems:
     wildcard_constraints:
         task="|".join(name for name in WRITTEN_TASKS if name in RENDERED) or "none",
     params:
+        code=CODE["render_solutions"],
+        contents=lambda wildcards: state_of(data_set(f"solutions-{wildcards.task}")),
         rows=lambda wildcards: PLAN.rows(wildcards.task).model_dump(mode="json"),
     script:
         "../scripts/render_solutions.py"
@@ -63,6 +75,7 @@ rule download_writer:
     resources:
         hub_downloads=1,
     params:
+        code=CODE["download_run"],
         checkpoints=lambda wildcards: [(0, WRITERS[wildcards.writer].hub, WRITERS[wildcards.writer].revision, None)],
     script:
         "../scripts/download_run.py"
@@ -87,6 +100,8 @@ rule write_solutions:
     resources:
         **MODEL_JOBS.resources("write_solutions"),
     params:
+        code=CODE["write_solutions"],
+        contents=lambda wildcards: writer_state(wildcards.writer),
         writer=lambda wildcards: WRITERS[wildcards.writer].model_dump(mode="json", exclude={"memory_gb", "model"}),
         folder=lambda wildcards: writer_folder(wildcards.writer),
         extraction=lambda wildcards: WRITTEN_OPTIONS[wildcards.writer].that_change_results(),
@@ -106,5 +121,7 @@ rule join_solutions:
         f"{RESULTS}/logs/join_solutions/{{task}}.log",
     wildcard_constraints:
         task="|".join(WRITTEN_TASKS) or "none",
+    params:
+        code=CODE["join_solutions"],
     script:
         "../scripts/join_solutions.py"

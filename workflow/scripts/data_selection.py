@@ -18,7 +18,7 @@ from proxycast.data_selection import (
 from proxycast.jobs import job
 from proxycast.ranking import SelectionOptions, decision_accuracy_table, ranking_table
 from proxycast.solutions import read_problems
-from proxycast.tables import fingerprint, manifest_parts, table_fingerprint, write_table
+from proxycast.tables import fingerprint, read_table, require_parts, scan_tables, table_fingerprint, write_table
 from proxycast.targets import MULTIPLE_CHOICE_ACCURACY, chance_accuracy
 
 # Of a study that judges published measurements and runs no model.
@@ -30,9 +30,9 @@ NO_PROXIES = pl.DataFrame(
 with job(snakemake.log[0]):
     study, tasks, inputs = snakemake.params.study, snakemake.params.tasks, snakemake.input
     target, options = Target(**study["target"]), SelectionOptions(**study["selection"])
-    checkpoints, targets = pl.read_parquet(inputs.checkpoints), pl.read_parquet(inputs.targets)
+    checkpoints, targets = read_table(inputs.checkpoints), read_table(inputs.targets)
     # All models share a tokenizer: a tail in tokens is the same span of text for all of them.
-    proxies = pl.scan_parquet(inputs.proxies).filter(tail="tokens") if inputs.get("proxies") else NO_PROXIES.lazy()
+    proxies = scan_tables(inputs.proxies).filter(tail="tokens") if inputs.get("proxies") else NO_PROXIES.lazy()
     require_known(checkpoints, proxies)
     target_flops = checkpoints.filter(role="target")["flops"].max()
     truths = {
@@ -52,12 +52,12 @@ with job(snakemake.log[0]):
         at_budgets.append(predicted.join(at, ["size", "step"], "semi"))
     decision_accuracy = pl.concat(table for tables in judged.values() for table in tables)
     if inputs.get("curve"):  # judged by those who published it
-        curve = pl.read_parquet(inputs.curve).select(pl.lit(target.metric).alias("truth"), pl.all())
+        curve = read_table(inputs.curve).select(pl.lit(target.metric).alias("truth"), pl.all())
         decision_accuracy = pl.concat([decision_accuracy, curve.cast(dict(decision_accuracy.schema))])
     problems = {Path(path).stem: read_problems(Path(path)) for path in inputs.get("problems", [])}
     highlighted = [Proxy(**proxy) for proxy in study["highlighted"]]
     of_solutions = (
-        pl.scan_parquet(inputs.solution_proxies).filter(tail="tokens")
+        scan_tables(inputs.solution_proxies).filter(tail="tokens")
         if inputs.get("solution_proxies")
         else NO_PROXIES.lazy()
     )
@@ -67,7 +67,7 @@ with job(snakemake.log[0]):
     )
     scores = solution_scores(needed, of_solutions, pl.concat(at_budgets), highlighted)
     parameters = dict(checkpoints.select("size", "parameters").iter_rows())
-    parts = [part for path in inputs.get("token_stats", []) for part in manifest_parts(Path(path))]
+    parts = [part for path in inputs.get("token_stats", []) for part in require_parts(Path(path))]
     scored_tokens = tokens_read(pl.scan_parquet(parts)) if parts else 0
     against_target = decision_accuracy.filter(truth=target.metric)
     pareto = pareto_table(against_target, parameters, scored_tokens)

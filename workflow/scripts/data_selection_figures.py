@@ -2,24 +2,22 @@
 
 from pathlib import Path
 
-import polars as pl
 from proxycast.config import Budget, Target
 from proxycast.jobs import job
 from proxycast.plots import data_selection as plots
 from proxycast.plots.style import save
 from proxycast.ranking import SelectionOptions
+from proxycast.tables import read_table
 
 with job(snakemake.log[0]):
     study, inputs = snakemake.params.study, snakemake.input
     target, options = Target(**study["target"]), SelectionOptions(**study["selection"])
     highlighted = [(proxy["statistic"], proxy["weighting"]) for proxy in study["highlighted"]]
-    decision_accuracy = pl.read_parquet(inputs.decision_accuracy).filter(truth=target.metric, task="all")
-    ranking = pl.read_parquet(inputs.ranking)
-    ceiling = pl.read_parquet(inputs.truth).filter(metric=target.metric)["ceiling_decision_accuracy"].item()
+    decision_accuracy = read_table(inputs.decision_accuracy).filter(truth=target.metric, task="all")
+    ranking = read_table(inputs.ranking)
+    ceiling = read_table(inputs.truth).filter(metric=target.metric)["ceiling_decision_accuracy"].item()
     figures = {
-        "pareto_frontier": plots.pareto_frontier(
-            pl.read_parquet(inputs.pareto), ceiling, options.thresholds, highlighted
-        ),
+        "pareto_frontier": plots.pareto_frontier(read_table(inputs.pareto), ceiling, options.thresholds, highlighted),
         "decision_accuracy_over_training": plots.decision_accuracy_over_training(
             decision_accuracy, ceiling, highlighted, plots.LINED_BASELINES
         ),

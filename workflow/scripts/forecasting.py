@@ -2,10 +2,9 @@
 
 from pathlib import Path
 
-import polars as pl
 from proxycast.forecasting import ForecastingOptions, forecast
 from proxycast.jobs import job
-from proxycast.tables import fingerprint, table_fingerprint, write_table
+from proxycast.tables import fingerprint, read_table, scan_tables, table_fingerprint, write_table
 from proxycast.wide_curve import read_wide_curve
 
 with job(snakemake.log[0]):
@@ -16,10 +15,10 @@ with job(snakemake.log[0]):
         read = read_wide_curve(options.curve.model_copy(update={"path": Path(inputs.curve)}), metric)
         sources = [Path(inputs.curve)]
     else:
-        read = {name: pl.read_parquet(inputs[name]) for name in ("checkpoints", "targets", "proxies")}
+        read = {name: read_table(inputs[name]) for name in ("checkpoints", "targets", "proxies")}
         sources = [table_fingerprint(Path(inputs[name])) for name in ("targets", "proxies")]
         if inputs.get("solution_proxies"):
-            of_solutions = pl.read_parquet(inputs.solution_proxies)
+            of_solutions = scan_tables(inputs.solution_proxies).collect()
     tables = forecast(read["checkpoints"], read["targets"], read["proxies"], metric, tasks, options, of_solutions)
     made_from = fingerprint(sources, study)
     for name, table in tables.items():

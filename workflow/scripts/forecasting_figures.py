@@ -2,18 +2,18 @@
 
 from pathlib import Path
 
-import polars as pl
 from proxycast.forecasting import ForecastingOptions
 from proxycast.jobs import job
 from proxycast.plots import forecasting as plots
 from proxycast.plots.style import save
+from proxycast.tables import read_table
 
 OF_A_RUN = "forecast_curves_"
 
 with job(snakemake.log[0]):
     study = snakemake.params.study
     options, metric = ForecastingOptions(**study["forecasting"]), study["target"]["metric"]
-    tables = {name: pl.read_parquet(path) for name, path in snakemake.input.items()}
+    tables = {name: read_table(path) for name, path in snakemake.input.items()}
     observed, rehearsed = tables["observed"], tables["rehearsal"].filter("chosen")["method"]
     chosen = rehearsed[0] if len(rehearsed) else None
     figures = {

@@ -2,10 +2,9 @@
 
 from pathlib import Path
 
-import polars as pl
 from proxycast.jobs import job
-from proxycast.tables import fingerprint, table_fingerprint, write_table
+from proxycast.tables import fingerprint, scan_tables, table_fingerprint, write_table
 
 with job(snakemake.log[0]):
     inputs = [Path(path) for path in snakemake.input]
-    write_table(pl.scan_parquet(inputs), Path(snakemake.output[0]), fingerprint(*map(table_fingerprint, inputs)))
+    write_table(scan_tables(inputs), Path(snakemake.output[0]), fingerprint(*map(table_fingerprint, inputs)))

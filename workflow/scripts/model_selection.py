@@ -24,7 +24,7 @@ from proxycast.model_selection import (
 from proxycast.ranking import SelectionOptions
 from proxycast.scorers import SCORERS
 from proxycast.solutions import read_problems
-from proxycast.tables import fingerprint, table_fingerprint, write_table
+from proxycast.tables import fingerprint, read_table, scan_tables, table_fingerprint, write_table
 from proxycast.targets import MULTIPLE_CHOICE_ACCURACY, chance_accuracy
 from tqdm import tqdm
 
@@ -32,8 +32,8 @@ with job(snakemake.log[0]):
     study, tasks, inputs = snakemake.params.study, snakemake.params.tasks, snakemake.input
     target, selection = Target(**study["target"]), SelectionOptions(**study["selection"])
     options = ModelSelectionOptions(**study["model_selection"])
-    checkpoints, targets = pl.read_parquet(inputs.checkpoints), pl.read_parquet(inputs.targets)
-    known = measured(checkpoints, pl.read_parquet(inputs.proxies), targets, tasks, target.metric)
+    checkpoints, targets = read_table(inputs.checkpoints), read_table(inputs.targets)
+    known = measured(checkpoints, read_table(inputs.proxies), targets, tasks, target.metric)
     two_tasks = leave_two_tasks_out(known)
     families, left_out = leave_one_family_out(known)
     folds = [*two_tasks, *families]
@@ -60,7 +60,7 @@ with job(snakemake.log[0]):
     if inputs.get("subsets"):
         subsets = [inputs.subsets] if isinstance(inputs.subsets, str) else list(inputs.subsets)
         tables["writers"] = writers_table(
-            known, pl.read_parquet(subsets), two_tasks, cheap_scorers(), snakemake.threads
+            known, scan_tables(subsets).collect(), two_tasks, cheap_scorers(), snakemake.threads
         )
         sources += subsets
     made_from = fingerprint([table_fingerprint(Path(path)) for path in sources], study)

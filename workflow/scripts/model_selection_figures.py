@@ -2,18 +2,18 @@
 
 from pathlib import Path
 
-import polars as pl
 from proxycast.jobs import job
 from proxycast.model_selection import ModelSelectionOptions
 from proxycast.plots import model_selection as plots
 from proxycast.plots.style import save
+from proxycast.tables import read_table
 
 FIXED_IN_ADVANCE = "rank_svm_linear"
 
 with job(snakemake.log[0]):
     scorers = ModelSelectionOptions(**snakemake.params.study["model_selection"]).scorers
     method = FIXED_IN_ADVANCE if FIXED_IN_ADVANCE in scorers else scorers[0]
-    tables = {name: pl.read_parquet(path) for name, path in snakemake.input.items()}
+    tables = {name: read_table(path) for name, path in snakemake.input.items()}
     folds = tables["folds"]
     figures = {
         "methods": plots.methods(tables["summary"], folds, tables["truth"]),

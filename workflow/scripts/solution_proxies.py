@@ -9,7 +9,7 @@ from proxycast.model_selection import ModelSelectionOptions
 from proxycast.proxies import ProxyOptions, baseline_statistics, rbridge, solution_proxies, tails, task_proxies
 from proxycast.solutions import GENERIC_TEXT, read_solutions
 from proxycast.subsets import memberships, subset_proxies
-from proxycast.tables import fingerprint, manifest_parts, of_size, table_fingerprint, write_table
+from proxycast.tables import fingerprint, of_size, require_parts, scan_tables, table_fingerprint, write_table
 from tqdm import tqdm
 
 # A few checkpoints at a time: 80 proxies of each solution are many, and are kept only as means over a task. A short
@@ -28,13 +28,13 @@ with job(snakemake.log[0]):
         members = memberships(solutions, chosen.numbers, chosen.draws, params.seed)
     is_kept = pl.lit(True) if params.kept_checkpoints is None else pl.col("checkpoint").is_in(params.kept_checkpoints)
     of_tasks, of_solutions, of_subsets = [], [], []
-    batches = [batch for manifest in manifests for batch in of_size(manifest_parts(manifest), BATCH_BYTES)]
+    batches = [batch for manifest in manifests for batch in of_size(require_parts(manifest), BATCH_BYTES)]
     for batch in tqdm(batches, mininterval=PROGRESS_SECONDS, file=sys.stderr):
         for tail, token_stats in tails(pl.scan_parquet(batch), *params.tails).items():
             expert = token_stats.filter(pl.col("task") != GENERIC_TEXT)
             proxies = solution_proxies(expert, options).collect().lazy()
             tables = pl.collect_all([task_proxies(proxies), baseline_statistics(token_stats)])
-            tables += [rbridge(expert, pl.scan_parquet(experts)).collect()] if experts else []
+            tables += [rbridge(expert, scan_tables(experts)).collect()] if experts else []
             named = pl.lit(tail).alias("tail")
             of_tasks += [table.with_columns(named) for table in tables]
             highlighted = proxies.filter(is_kept).join(kept, on=["statistic", "weighting"], how="semi")

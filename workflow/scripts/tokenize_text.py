@@ -19,5 +19,6 @@ with job(snakemake.log[0]):
         output.parent,
         snakemake.params.tokens,
         end_of_text,
+        snakemake.params.code,
     )
     write_json(manifests, output)

@@ -3,27 +3,25 @@
 from pathlib import Path
 
 import numpy as np
-import polars as pl
 import torch
-from proxycast.config import read_yaml
 from proxycast.corpora import Corpus
 from proxycast.jobs import job
 from proxycast.miniature.pretraining import pretrain_corpus
 from proxycast.miniature.recipes import token_stream, tokens_column
 from proxycast.miniature.suite import Suite
-from proxycast.tables import table_fingerprint, write_json
-from proxycast.text.corpus import text_stream
+from proxycast.tables import read_table, write_json
+from proxycast.text.corpus import text_stream, tokens_fingerprint
 
 
 def stream_of(tokens: int, seed: int, tokenizer: str | None) -> np.ndarray:
     if corpus.recipe:
-        return token_stream(pl.read_parquet(pool), corpus.recipe, tokens, seed, tokens_column(tokenizer))
+        return token_stream(read_table(pool), corpus.recipe, tokens, seed, tokens_column(tokenizer))
     return text_stream(Path(snakemake.input.text).parent, corpus.text, tokens, suite.training.sequence_length, seed)
 
 
 with job(snakemake.log[0]):
     torch.set_num_threads(snakemake.threads)
-    corpus, suite = Corpus(**read_yaml(Path(snakemake.input.corpus))), Suite(**snakemake.params.suite)
+    corpus, suite = Corpus(**snakemake.params.corpus), Suite(**snakemake.params.suite)
     sizes = {name: size for name, size in suite.sizes.items() if name in snakemake.params.sizes}
     if corpus.seeds:
         sizes = {name: size.model_copy(update={"seeds": tuple(corpus.seeds)}) for name, size in sizes.items()}
@@ -31,13 +29,13 @@ with job(snakemake.log[0]):
     tokenizers = {None: tokenizer.parent} | {
         name: Path(path).parent for name, path in zip(suite.tokenizers, snakemake.input.tokenizers, strict=True)
     }
-    documents = (table_fingerprint(pool), corpus.recipe) if corpus.recipe else Path(snakemake.input.text)
+    documents = (pool, corpus.recipe) if corpus.recipe else tokens_fingerprint(Path(snakemake.input.text))
     written = pretrain_corpus(
         corpus.name,
         suite.model_copy(update={"sizes": sizes}),
         stream_of,
         tokenizers,
         models=Path(snakemake.params.models),
-        documents=documents,
+        documents=(snakemake.params.code, documents),
     )
     write_json(written, Path(snakemake.output[0]))

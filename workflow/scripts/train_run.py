@@ -7,7 +7,7 @@ from proxycast.jobs import job
 from proxycast.ladder import Ladder
 from proxycast.resources import asked_gpus, own_gpus
 from proxycast.tables import fingerprint, write_json
-from proxycast.text.corpus import source_folders
+from proxycast.text.corpus import source_folders, tokens_fingerprint
 from proxycast.text.mixture import Text
 from proxycast.text.pretraining import pretrain
 from proxycast.text.shards import TokenStream
@@ -36,6 +36,6 @@ with job(snakemake.log[0]), own_gpus(asked_gpus(snakemake.resources)):
         steps=params.steps,
         tokenizer=Path(snakemake.input.tokenizer),
         state=Path(params.state),
-        made_from=fingerprint(manifest),
+        made_from=fingerprint(tokens_fingerprint(manifest), params.code),
     )
     write_json({f"{output.stem}/{folder}": mark for folder, mark in written.items()}, output)

@@ -19,7 +19,7 @@ def write(snakemake) -> None:
     study, name = load_plan(snakemake.config, where="the study").study, snakemake.wildcards.writer
     writer, parts = study.writers[name], Path(params.parts)
     options = with_gpus(study.extraction.over(writer.model), snakemake.resources)
-    loaded = load_writer(name, writer, options, Path(params.folder))
+    loaded = load_writer(name, writer, options, Path(params.folder), params.code)
     tokens, tasks = [], []
     for problems, solutions in zip(map(Path, snakemake.input.problems), map(Path, output.solutions), strict=True):
         task = problems.stem

@@ -3,12 +3,13 @@
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 import polars as pl
 from pydantic import Field
 
+from proxycast.engines.tokenizer import Written
 from proxycast.options import InputError, Options, SafeName
 from proxycast.solutions import ScoredSequence
 
@@ -115,13 +116,6 @@ class SamplingOptions(Options):
     )
     max_new_tokens: int = Field(8192, gt=0, description="most tokens of one text")
     stop: tuple[str, ...] = Field((), description="strings at the first of which a text ends; it is not part of it")
-
-
-class Written(NamedTuple):
-    """What a model wrote after a prompt. `finished`: it ended by itself or at a stop string, not at a limit."""
-
-    text: str
-    finished: bool
 
 
 class Engine(Protocol):

@@ -3,16 +3,22 @@
 import hashlib
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from proxycast.engines import Written
 from proxycast.engines.model_folder import TOKENIZER_FILES, json_object, read_config, renamed_config
 from proxycast.options import InputError
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerFast
+
+
+class Written(NamedTuple):
+    """What a model wrote after a prompt. `finished`: it ended by itself or at a stop string, not at a limit."""
+
+    text: str
+    finished: bool
 
 
 class TokenizerCache:

@@ -1,5 +1,6 @@
 """A corpus of text as a whole: each source of its mixture tokenised into a folder of its own, and read by weight."""
 
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from proxycast.options import InputError
+from proxycast.tables import fingerprint
 from proxycast.text.documents import documents, documents_fingerprint
 from proxycast.text.mixture import Text
 from proxycast.text.shards import TokenStream, tokenize_source
@@ -21,24 +23,30 @@ def source_folders(folder: Path, text: Text) -> list[Path]:
 
 
 def tokenize_text(
-    text: Text, downloaded: Sequence[Path], tokenizer: Path, folder: Path, tokens: int, end_of_text: int
+    text: Text, downloaded: Sequence[Path], tokenizer: Path, folder: Path, tokens: int, end_of_text: int, code: str
 ) -> list[dict]:
     """Tokenise every source of a mixture for training runs of `tokens` tokens -> the sources' manifests.
 
     A source gives its weight's share of the tokens; only so much of it is read. `downloaded`: for each source the
-    folder that files of the hub were downloaded to. `InputError` as `documents` and `tokenize_source` raise them, with
+    folder that files of the hub were downloaded to; `code`: fingerprint of the code that tokenises, for shards that are
+    there already. `InputError` as `documents` and `tokenize_source` raise them, with
     the number of the source.
     """
     manifests = []
     for number, (source, own) in enumerate(zip(text.mixture, source_folders(folder, text))):
         try:
             paths = source.paths(downloaded[number])
-            made_from = documents_fingerprint(paths, source)
+            made_from = fingerprint(documents_fingerprint(paths, source), code)
             needed = math.ceil(source.weight * tokens * (1 + 1e-6)) + MARGIN_TOKENS
             manifests.append(tokenize_source(documents(paths, source), tokenizer, own, needed, end_of_text, made_from))
         except InputError as error:
             raise InputError(f"text.mixture[{number}]: {error}") from None
     return manifests
+
+
+def tokens_fingerprint(manifest: Path) -> str:
+    """Changes with the tokens of a corpus, whatever files they were made from. `manifest`: of `tokenize_text`."""
+    return fingerprint([source["content"] for source in json.loads(manifest.read_text())])
 
 
 def text_stream(folder: Path, text: Text, tokens: int, sequence_length: int, seed: int) -> np.ndarray:

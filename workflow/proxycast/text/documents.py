@@ -19,7 +19,7 @@ import polars as pl
 from backports import zstd
 
 from proxycast.options import InputError
-from proxycast.tables import fingerprint
+from proxycast.tables import fingerprint, input_states
 from proxycast.text.mixture import Source
 
 log = logging.getLogger(__name__)
@@ -77,9 +77,8 @@ def documents(
 
 
 def documents_fingerprint(paths: Sequence[Path], source: Source, seed: int = 0) -> str:
-    """Changes with what `documents` yields: the files' names, sizes and times of change, column, filter and seed."""
-    stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(paths)]
-    return fingerprint(stats, source.column, source.where, seed)
+    """Changes with what `documents` yields: the files (`tables.input_states`), column, filter and seed."""
+    return fingerprint(input_states(paths), source.column, source.where, seed)
 
 
 def _reader(path: Path):

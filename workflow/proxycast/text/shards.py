@@ -93,6 +93,7 @@ def tokenize_source(
         "end_of_text": end_of_text,
         "tokenizer": fingerprint(tokenizer),
         "made_from": made_from,
+        "content": fingerprint(*(folder / shard.name for shard in shards)),
         "shards": [asdict(shard) for shard in shards],
     }
     write_json(manifest, folder / MANIFEST)

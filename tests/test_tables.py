@@ -1,0 +1,106 @@
+"""Sealed tables, and what tells that an input file has changed."""
+
+import os
+import shutil
+
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from polars.testing import assert_frame_equal
+from proxycast.options import InputError
+from proxycast.tables import (
+    MANIFEST,
+    input_states,
+    is_sealed,
+    read_table,
+    require_parts,
+    scan_tables,
+    table_fingerprint,
+    table_metadata,
+    write_json,
+    write_table,
+)
+
+TABLE = pl.DataFrame({"key": [f"k{n % 7}" for n in range(500)], "value": [n * 0.37 for n in range(500)]})
+
+
+@pytest.mark.parametrize("table", [TABLE, TABLE.lazy(), TABLE.head(0)], ids=["frame", "lazy", "empty"])
+def test_a_sealed_table_is_parquet_for_every_reader(tmp_path, table):
+    path = tmp_path / "a[b]*.parquet"
+    write_table(table, path, "mark", metadata={"more": "told"})
+    assert is_sealed(path)
+    assert table_fingerprint(path) == "mark" and table_metadata(path)["more"] == "told"
+    for found in (read_table(path), pl.read_parquet(path, glob=False), pl.scan_parquet(path, glob=False).collect()):
+        assert_frame_equal(found, table.lazy().collect())
+    assert scan_tables([path, path]).select(pl.len()).collect().item() == 2 * len(read_table(path))
+
+
+@settings(max_examples=300)
+@given(st.data())
+def test_every_flipped_bit_is_found(tmp_path_factory, data):
+    path = tmp_path_factory.mktemp("flip") / "a.parquet"
+    write_table(TABLE.head(20), path, "mark")
+    content = bytearray(path.read_bytes())
+    bit = data.draw(st.integers(0, 8 * len(content) - 1))
+    content[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(content)
+    assert not is_sealed(path) and table_fingerprint(path) is None
+    with pytest.raises(InputError, match=r"a\.parquet: damaged: its bytes are not those that were written"):
+        read_table(path)
+    assert not path.exists() and path.with_name("a.parquet.damaged").read_bytes() == content
+
+
+def test_a_table_without_a_seal_is_not_read(tmp_path):
+    TABLE.write_parquet(tmp_path / "a.parquet")
+    with pytest.raises(InputError, match="damaged"):
+        scan_tables(tmp_path / "a.parquet")
+
+
+def test_parts_are_those_of_their_manifest(tmp_path):
+    for name in "ab":
+        write_table(TABLE, tmp_path / f"{name}.parquet", f"of {name}")
+    manifest = tmp_path / MANIFEST
+    write_json({"a": "of a", "b": "of b"}, manifest)
+    assert require_parts(manifest) == [tmp_path / "a.parquet", tmp_path / "b.parquet"]
+    write_table(TABLE, tmp_path / "b.parquet", "of other settings")
+    with pytest.raises(InputError, match=r"b\.parquet: found the fingerprint of other settings, but of b in manifest"):
+        require_parts(manifest)
+    assert not manifest.exists() and (tmp_path / "b.parquet").exists()
+
+
+def replaced_as_by_rsync(path, content: bytes) -> None:
+    """Another file of the same name, size and time."""
+    before = path.stat()
+    other = path.with_name("other")
+    other.write_bytes(content)
+    os.utime(other, ns=(before.st_atime_ns, before.st_mtime_ns))
+    os.replace(other, path)
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+
+
+@pytest.mark.parametrize("most_bytes", [100, -1], ids=["by content", "by stat"])
+def test_an_input_that_was_replaced_with_its_time_kept_has_changed(tmp_path, most_bytes):
+    path = tmp_path / "a.csv"
+    path.write_bytes(b"before")
+    first = input_states([path], most_bytes)
+    assert input_states([str(path)], most_bytes) == first
+    replaced_as_by_rsync(path, b"behind")
+    assert input_states([path], most_bytes) != first
+
+
+def test_a_copy_of_a_small_input_has_not_changed(tmp_path):
+    (tmp_path / "one").mkdir()
+    path = tmp_path / "one" / "a.csv"
+    path.write_bytes(b"text")
+    first = input_states([path])
+    shutil.move(tmp_path / "one", tmp_path / "two")
+    shutil.copytree(tmp_path / "two", tmp_path / "one")
+    os.utime(path, (1, 1))
+    assert input_states([path]) == first
+
+
+def test_absent_inputs_count_too(tmp_path):
+    (tmp_path / "a").write_bytes(b"a")
+    found = {input_states([]), input_states([tmp_path / "a"]), input_states([tmp_path / "a", tmp_path / "b"])}
+    assert len(found) == 3
