@@ -4,6 +4,7 @@ import importlib.util
 import json
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -95,10 +96,11 @@ from snakemake.settings import types
 from snakemake.target_jobs import parse_target_jobs_cli_args
 mode, *targets = sys.argv[1:]
 sys.argv[1:] = ["--target-jobs", *targets] if targets else []
+[study] = [Path("config/scale.yaml")] if mode == "DEFAULT" else Path("results/scale/study").glob("*.json")
 with api.SnakemakeApi(types.OutputSettings(quiet={types.Quietness.ALL})) as snakemake:
     workflow = snakemake.workflow(
         resource_settings=types.ResourceSettings(cores=1),
-        config_settings=types.ConfigSettings(configfiles=[Path("config/scale.yaml")]),
+        config_settings=types.ConfigSettings(configfiles=[study]),
         workflow_settings=types.WorkflowSettings(exec_mode=types.ExecMode[mode]),
         snakefile=Path("Snakefile"),
     )
@@ -129,6 +131,9 @@ def test_a_job_is_what_the_main_process_planned(project):
         (project / "results/scale/solutions" / path.name).write_text(path.read_text())
     planned = jobs_of(project, "DEFAULT")
     score = "score {'job': 'c4-4M-seed1'}"
+    # Whatever becomes of the study's files in the meantime.
+    (project / "config/scale.yaml").write_text("study: edited\n")
+    shutil.rmtree(project / "config/corpora")
     found = jobs_of(project, "REMOTE", "score:job=c4-4M-seed1")
     assert list(found) == [score]
     assert found[score] == planned[score]

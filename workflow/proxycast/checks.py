@@ -6,8 +6,11 @@ whenever anything that it checks has changed.
 """
 
 import json
+import shlex
 import sys
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 
 import polars as pl
@@ -41,6 +44,8 @@ from proxycast.targets import (
 )
 from proxycast.wide_curve import read_wide_curve
 
+CLOCK_SECONDS = 60.0  # that the clocks of two machines may differ
+
 
 def check_inputs(plan: Plan, checkpoints: list[Checkpoint], record: bool = True) -> None:
     """Check every input that exists; `InputError` for the first that is bad.
@@ -51,9 +56,11 @@ def check_inputs(plan: Plan, checkpoints: list[Checkpoint], record: bool = True)
     study, suite = plan.study, plan.study.miniature
     if not plan.runs_models:
         require_published(plan)
+        require_past([plan.curve.path] if plan.curve else sorted(study.published.glob("*.csv")))
         return
     for name, files in plan.file_sets().items():
         check_files(plan.file_set_origin(name), files)
+    require_past([path for files in plan.file_sets().values() if not files.hub for path in files.paths()])
     sources = {name: plan.solutions_source(name) for name in plan.solution_names}
     solutions = {name: path for name, path in sources.items() if path.exists() or plan.results not in path.parents}
     pool, tokenizer = plan.results / "suite" / "pool.parquet", plan.results / "suite" / "tokenizer"
@@ -66,6 +73,7 @@ def check_inputs(plan: Plan, checkpoints: list[Checkpoint], record: bool = True)
     # What the study has made depends on the study alone: only the users' files can change by themselves.
     own = [path for path in (*solutions.values(), table) if path and plan.results not in path.parents and path.exists()]
     own += [file for folder in folders for file in sorted(folder.glob("*"))]
+    require_past(own)
     stats = [(file, file.stat()) for file in own]
     states = [(str(file), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for file, stat in stats]
     settings = study.target, study.extraction, plan.ladder, list(folders.values()), suite and suite.settings_of_pool()
@@ -123,6 +131,16 @@ def require_published(plan: Plan) -> None:
             f"{plan.where}: published: {folder}: {found} (paths start where snakemake is run); it should hold "
             f"{', '.join(PUBLISHED_FILES)}; set it with --config published=<folder>"
         )
+
+
+def require_past(paths: Iterable[Path]) -> None:
+    """`InputError` for a file whose time is in the future: Snakemake throws away what is made from it."""
+    for path in paths:
+        if (changed := path.stat().st_mtime) > time.time() + CLOCK_SECONDS:
+            raise InputError(
+                f"{path}: was changed on {datetime.fromtimestamp(changed):%Y-%m-%d %H:%M}, which is in the future; "
+                f"set the clock of whichever machine wrote it, and run: touch {shlex.quote(str(path))}"
+            )
 
 
 def check_files(where: str, files: Files) -> None:

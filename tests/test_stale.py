@@ -1,0 +1,378 @@
+"""What finished is right for the inputs and the study that stand there now; the first runs of Snakemake take minutes.
+
+A small study of given models, one table of the truth and two tasks is finished once. Each test changes something in a
+copy of it as users and clusters do, and says what must be made again.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import polars as pl
+import pytest
+from conftest import byte_level_tokenizer, tiny_model
+from polars.testing import assert_frame_equal
+from proxycast.jobs import attempts
+from proxycast.tables import is_sealed
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[1]
+STUDY = "config/stale.yaml"
+RESULTS = Path("results/stale")
+RANKING = RESULTS / "data_selection/ranking.parquet"
+CHECKPOINTS = {f"{corpus}-small-seed0-step{step}" for corpus in ("left", "right") for step in (10, 20)}
+RULE = re.compile(r"^ *rule (\w+):", re.MULTILINE)
+AFTER_SCORING = {"solution_proxies", "join_proxies", "data_selection", "data_selection_figures", "all"}
+AFTER_THE_TRUTH = {"join_targets", "data_selection", "data_selection_figures", "all"}
+
+
+def write_json(value: object, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value))
+
+
+def write_rows(rows: list[dict], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def write_model(folder: Path, seed: int) -> None:
+    tiny_model(seed=seed).save_pretrained(folder)
+    byte_level_tokenizer().save_pretrained(folder)
+
+
+def write_truth(project: Path, left: float, right: float) -> None:
+    rows = [
+        {"checkpoint": f"{corpus}-large-seed0-step99", "task": task, "metric": "score", "value": value, "n": 8}
+        for corpus, value in (("left", left), ("right", right))
+        for task in ("sums", "times")
+    ]
+    pl.DataFrame(rows).write_csv(project / "own/truth.csv")
+
+
+def write_study(project: Path) -> None:
+    for name in ("workflow", "config"):
+        shutil.copytree(ROOT / name, project / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+    shutil.copy2(ROOT / "Snakefile", project)
+    for number, corpus in enumerate(("left", "right")):
+        checkpoints = []
+        for step in (10, 20):
+            write_model(project / f"models/{corpus}/step{step}", 100 * number + step)
+            folder = f"models/{corpus}/step{step}"
+            checkpoints.append({"folder": folder, "size": "small", "step": step, "tokens": 1000 * step, "seed": 0})
+        write_json({"name": corpus, "checkpoints": checkpoints}, project / f"config/corpora/given/{corpus}.yaml")
+    for task in ("sums", "times"):
+        texts = [f" {n} {task} three, the cat sat on the mat." for n in range(8)]
+        rows = [{"id": f"{task}-{n}", "prompt": f"Q: {n}?\nA:", "solution": text} for n, text in enumerate(texts)]
+        write_rows(rows, project / f"own/{task}.jsonl")
+        write_json({"name": task, "solutions": f"own/{task}.jsonl"}, project / f"config/tasks/given/{task}.yaml")
+    write_rows([{"id": "generic", "prompt": "", "solution": "The cat sat on the mat."}], project / "own/generic.jsonl")
+    write_truth(project, 0.1, 0.3)
+    study = {
+        "study": "stale",
+        "corpora": {"given": "all"},
+        "tasks": {"given": "all"},
+        "generic_text": "own/generic.jsonl",
+        "target": {"size": "large", "metric": "score", "table": "own/truth.csv", "parameters": 10**6, "tokens": 10**6},
+        "jobs": "corpus",
+        "extraction": {"tail_tokens": 8},
+        "selection": {"bootstrap_replicates": 100},
+        "highlighted": [{"statistic": "cross_entropy"}],
+        "budgets": [{"name": "only", "size": "small", "step": 20}],
+    }
+    write_json(study, project / STUDY)
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "snakemake", "--configfile", STUDY, "--cores", "2", *arguments]
+
+
+def snakemake(project: Path, *arguments: str, fails: bool = False, library: Path = ROOT / "workflow") -> str:
+    """What it says, with the library of `library`."""
+    finished = subprocess.run(
+        command(*arguments),
+        cwd=project,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(library)},
+    )
+    assert (finished.returncode != 0) == fails, finished.stdout[-5000:]
+    return finished.stdout
+
+
+def rules(said: str) -> set[str]:
+    """Rules of everything that was planned or started."""
+    return set(re.findall(r"^(?:local)?rule (\w+):$", said, re.MULTILINE))
+
+
+def written(project: Path, corpus: str) -> list[list[str]]:
+    """For each attempt to score a corpus the checkpoints that it wrote."""
+    logs = attempts(project / RESULTS / f"logs/score/{corpus}.log")
+    return [re.findall(r"token_stats of (\S+) written", "\n".join(attempt.lines)) for attempt in logs]
+
+
+def token_stats(project: Path) -> dict[str, pl.DataFrame]:
+    return {
+        path.stem: pl.read_parquet(path) for path in sorted((project / RESULTS / "token_stats").glob("*/*.parquet"))
+    }
+
+
+def state_of(folder: Path) -> dict[Path, tuple]:
+    return {path: (path.lstat().st_mtime_ns, path.lstat().st_size) for path in sorted(folder.rglob("*"))}
+
+
+def with_its_time_kept(path: Path, change) -> None:
+    """`change` a file as `cp -p`, rsync or tar do: what it was before and is then have one time."""
+    before = path.stat()
+    change()
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The finished study; to be read only."""
+    project = tmp_path_factory.mktemp("stale") / "project"
+    project.mkdir()
+    write_study(project)
+    snakemake(project)
+    assert "Nothing to be done" in snakemake(project)
+    return project
+
+
+@pytest.fixture
+def project(finished, tmp_path):
+    """A copy of it. The models are where they were: to copy a file larger than 64 MB is to change it."""
+    copy = shutil.copytree(finished, tmp_path / "project", ignore=shutil.ignore_patterns("models"))
+    (copy / "models").symlink_to(finished / "models")
+    return copy
+
+
+# Code
+
+
+@pytest.mark.parametrize(
+    "module, old, new, expected",
+    [
+        ("proxies.py", '"margin": Statistic(_p_max - _p,', '"margin": Statistic(_p_max - 2 * _p,', AFTER_SCORING),
+        ("token_stats.py", '"""', '"""Another word. ', set()),
+        ("extraction.py", 'log.info("%s of %s written', 'log.info("%s of  %s written', {"score", "join_targets"}),
+        ("ranking.py", "import numpy as np", "import numpy as np\n\nOTHER = 1", AFTER_SCORING | {"join_proxies"}),
+    ],
+    ids=["a formula", "a docstring", "scoring", "the ranking"],
+)
+def test_changed_code_reruns_what_depends_on_it(project, module, old, new, expected):
+    path = project / "workflow/proxycast" / module
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new, 1))
+    planned = rules(snakemake(project, "-n", library=project / "workflow"))
+    assert planned >= expected and ("score" in planned) == ("score" in expected)
+    assert bool(planned) == bool(expected)
+
+
+def test_changed_scoring_scores_every_checkpoint_again(project):
+    path = project / "workflow/proxycast/token_stats.py"
+    path.write_text(path.read_text() + "\n\nOTHER = 1\n")
+    snakemake(project, library=project / "workflow")
+    assert {name for corpus in ("left", "right") for name in written(project, corpus)[-1]} == CHECKPOINTS
+    assert "Nothing to be done" in snakemake(project, library=project / "workflow")
+
+
+# Inputs
+
+
+def test_solutions_that_were_replaced_are_read_again(project):
+    path = project / "own/sums.jsonl"
+    with_its_time_kept(path, lambda: path.write_text(path.read_text().replace("mat", "hat")))
+    assert {"copy_solutions", "score"} | AFTER_SCORING <= rules(snakemake(project, "-n"))
+
+
+def test_a_truth_that_was_replaced_is_read_again(project):
+    path = project / "own/truth.csv"
+    with_its_time_kept(path, lambda: write_truth(project, 0.3, 0.1))
+    assert rules(snakemake(project, "-n")) == AFTER_THE_TRUTH
+
+
+def test_touched_inputs_start_nothing(project):
+    for path in (project / "own").iterdir():
+        path.touch()
+    assert rules(snakemake(project, "-n")) == set()
+
+
+def test_an_input_from_the_future_stops_the_study_until_it_is_touched(project):
+    """Snakemake would throw away what is made from it, at every start, with old results left standing."""
+    before = pl.read_parquet(project / RANKING)
+    write_truth(project, 0.3, 0.1)
+    tomorrow = time.time() + 86_400
+    os.utime(project / "own/truth.csv", (tomorrow, tomorrow))
+    said = snakemake(project, fails=True)
+    assert re.search("own/truth.csv: was changed on .*, which is in the future; .* run: touch own/truth.csv", said)
+    (project / "own/truth.csv").touch()
+    assert rules(snakemake(project)) == AFTER_THE_TRUTH
+    assert not pl.read_parquet(project / RANKING).equals(before)
+
+
+def test_swapped_weights_are_scored_again_and_no_others(finished, project):
+    (project / "models").unlink()
+    shutil.copytree(finished / "models", project / "models")  # other files of the same content and time
+    snakemake(project)
+    assert [written(project, corpus)[1:] for corpus in ("left", "right")] == [[[]], [[]]]
+    weights = project / "models/left/step20/model.safetensors"
+    with_its_time_kept(weights, lambda: write_model(weights.parent, 7))
+    snakemake(project)
+    assert written(project, "left")[2:] == [["left-small-seed0-step20"]] and len(written(project, "right")) == 2
+
+
+def test_another_tokenizer_is_seen(finished, project):
+    (project / "models").unlink()
+    shutil.copytree(finished / "models", project / "models")
+    path = project / "models/left/step20/tokenizer_config.json"
+    with_its_time_kept(path, lambda: path.write_text(path.read_text().replace("<|end|>", "<|bos|>")))
+    assert "score" in rules(snakemake(project, "-n"))
+
+
+# Intermediates that a job which was given up has removed
+
+
+INTERMEDIATES = {
+    "targets.parquet": ("own/truth.csv", lambda project: write_truth(project, 0.3, 0.1)),
+    "solutions/sums.jsonl": (
+        "own/sums.jsonl",
+        lambda project: (project / "own/sums.jsonl").write_text(
+            (project / "own/sums.jsonl").read_text().replace("mat", "hat")
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("intermediate", INTERMEDIATES)
+def test_a_lost_intermediate_whose_source_was_edited_is_made_again(project, intermediate):
+    """As after a job that was given up: Snakemake removes its output before it is submitted, and forgets why."""
+    source, edit = INTERMEDIATES[intermediate]
+    before = pl.read_parquet(project / RANKING)
+    with_its_time_kept(project / source, lambda: edit(project))
+    (project / RESULTS / intermediate).unlink()
+    shutil.rmtree(project / ".snakemake/metadata")  # what it would have known of the source is gone, too
+    assert "all" in rules(snakemake(project))
+    assert not pl.read_parquet(project / RANKING).equals(before)
+    assert "Nothing to be done" in snakemake(project)
+
+
+def outputs_and_targets(study: str) -> tuple[dict[str, set[str]], set[str]]:
+    """Rule -> files that it makes, and the inputs of the rule `all`, of all that a study would run."""
+    arguments = ["--configfile", f"config/{study}.yaml", "-n", "--forceall", "--quiet", "progress", "--cores", "1"]
+    finished = subprocess.run([sys.executable, "-m", "snakemake", *arguments], cwd=ROOT, capture_output=True, text=True)
+    made: dict[str, set[str]] = {}
+    targets: set[str] = set()
+    said = finished.stdout + finished.stderr
+    for rule, block in re.findall(r"^(?:local)?rule (\w+):\n((?:    .*\n)+)", said, re.MULTILINE):
+        found = re.findall(r"^    (input|output): (.*)$", block, re.MULTILINE)
+        files = {key: set(line.split(", ")) for key, line in found}
+        if rule == "all":
+            targets = files["input"]
+        made.setdefault(rule, set()).update(files.get("output", ()))
+    return made, targets
+
+
+PLANNED = ["smoke", "miniature_model_selection", "miniature_forecasting", "hub_check", "forecasting_think"]
+
+
+def test_all_names_every_file_that_a_result_rests_on():
+    """But weights from the hub, which are removed when they are scored."""
+    seen = set()
+    for study in PLANNED:
+        made, targets = outputs_and_targets(study)
+        seen |= made.keys()
+        files = set().union(*made.values())
+        kept = {file for file in files if "/revisions/" in file or not re.search(r"/(weights|writers)/", file)}
+        assert kept <= targets, study
+    rules_there = {rule for file in (ROOT / "workflow/rules").glob("*.smk") for rule in RULE.findall(file.read_text())}
+    # Of a corpus of text, of the conversion of folders, and of published measurements there is no study without files.
+    assert rules_there - seen == {"tokenize_text", "train_run", "convert_run", "read_published"}
+
+
+# A study that is edited while it runs
+
+
+def test_a_study_edited_while_it_runs_is_scored_as_it_was(finished, project):
+    shutil.rmtree(project / "results")
+    shutil.rmtree(project / ".snakemake")
+    with (project / "said.log").open("w") as log:
+        process = subprocess.Popen(command("--cores", "1"), cwd=project, stdout=log, stderr=subprocess.STDOUT)
+        try:
+            deadline = time.monotonic() + 300
+            while not list((project / RESULTS / "token_stats").glob("*/*.parquet")):
+                assert process.poll() is None and time.monotonic() < deadline, (project / "said.log").read_text()
+                time.sleep(0.02)
+            study = json.loads((project / STUDY).read_text())
+            write_json(study | {"extraction": {"tail_tokens": 3}}, project / STUDY)
+            corpus = json.loads((project / "config/corpora/given/right.yaml").read_text())
+            corpus["checkpoints"][1]["model"] = {"dtype": "bfloat16"}
+            write_json(corpus, project / "config/corpora/given/right.yaml")
+            assert process.wait(300) == 0, (project / "said.log").read_text()
+        finally:
+            process.kill()
+    found, expected = token_stats(project), token_stats(finished)
+    assert found.keys() == expected.keys() == CHECKPOINTS
+    for name in found:
+        assert_frame_equal(found[name], expected[name], check_exact=True)
+    assert "score" in rules(snakemake(project, "-n"))
+
+
+# Damage
+
+
+def test_a_flipped_bit_is_named_and_costs_one_checkpoint(finished, project):
+    part = project / RESULTS / "token_stats/left/left-small-seed0-step10.parquet"
+    content = bytearray(part.read_bytes())
+    content[len(content) // 3] ^= 4
+    part.write_bytes(content)
+    (project / RESULTS / "proxies/left.parquet").unlink()
+    said = snakemake(project, fails=True)
+    assert f"{part.relative_to(project)}: damaged: its bytes are not those that were written" in said
+    snakemake(project)
+    assert written(project, "left")[1:] == [["left-small-seed0-step10"]] and len(written(project, "right")) == 1
+    assert is_sealed(part)
+    assert_frame_equal(token_stats(project)[part.stem], token_stats(finished)[part.stem], check_exact=True)
+    assert_frame_equal(pl.read_parquet(project / RANKING), pl.read_parquet(finished / RANKING), rel_tol=1e-10)
+
+
+def test_a_dry_run_changes_nothing(project):
+    os.truncate(project / RESULTS / "token_stats/left/left-small-seed0-step10.parquet", 500)
+    (project / RESULTS / "checked.json").unlink()
+    path = project / "own/sums.jsonl"
+    path.write_text(path.read_text().replace("mat", "hat"))
+    before = state_of(project / "results")
+    for mode in ("-n", "--summary", "--list-changes=code"):
+        said = snakemake(project, mode)
+        assert "left-small-seed0-step10.parquet was truncated or lacked a part" in said
+        assert state_of(project / "results") == before
+    assert {"copy_solutions", "score"} <= rules(snakemake(project, "-n"))
+
+
+def test_results_on_a_disk_that_is_not_mounted_are_not_made_anew(project):
+    other_disk = Path("/dev/shm") / f"proxycast-{os.getpid()}"
+    if other_disk.parent.stat().st_dev == project.stat().st_dev:
+        pytest.fail("needs a second disk: /dev/shm")
+    shutil.move(project / "results", other_disk)
+    try:
+        (project / "results").symlink_to(other_disk)
+        snakemake(project)
+        other_disk.rename(other_disk.with_suffix(".unmounted"))
+        said = snakemake(project, fails=True)
+        assert re.search(r"results/stale: gone, and \S+ is on another disk than the results were: mount that", said)
+        assert not other_disk.exists()
+    finally:
+        for path in (other_disk, other_disk.with_suffix(".unmounted")):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def test_deleted_results_are_made_anew(project):
+    shutil.rmtree(project / "results")
+    assert "score" in rules(snakemake(project, "-n"))
