@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -54,13 +54,23 @@ def _plain(value: object) -> object:
     raise TypeError(f"cannot fingerprint a {type(value).__name__}")
 
 
-def write_table(table: pl.DataFrame | pl.LazyFrame, path: Path, made_from: str, csv: bool = False) -> None:
-    """Write `table` as parquet (zstd), the fingerprint `made_from` in its metadata; with `csv` a .csv beside it."""
+def write_table(
+    table: pl.DataFrame | pl.LazyFrame,
+    path: Path,
+    made_from: str,
+    csv: bool = False,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write `table` as parquet (zstd), the fingerprint `made_from` in its metadata; with `csv` a .csv beside it.
+
+    `metadata`: what else stands there.
+    """
+    metadata = {**(metadata or {}), FINGERPRINT: made_from}
     with atomic(path) as temporary:
         if isinstance(table, pl.LazyFrame):
-            table.sink_parquet(temporary, compression="zstd", metadata={FINGERPRINT: made_from})
+            table.sink_parquet(temporary, compression="zstd", metadata=metadata)
         else:
-            table.write_parquet(temporary, compression="zstd", metadata={FINGERPRINT: made_from})
+            table.write_parquet(temporary, compression="zstd", metadata=metadata)
     if csv:
         with atomic(path.with_suffix(".csv")) as temporary:
             table.lazy().collect().write_csv(temporary)
@@ -68,9 +78,12 @@ def write_table(table: pl.DataFrame | pl.LazyFrame, path: Path, made_from: str, 
 
 def table_fingerprint(path: Path) -> str | None:
     """The fingerprint that `path` was written with; None when the file is absent, truncated or not ours."""
-    if not is_whole_parquet(path):
-        return None
-    return pl.read_parquet_metadata(path).get(FINGERPRINT)
+    return table_metadata(path).get(FINGERPRINT)
+
+
+def table_metadata(path: Path) -> dict[str, str]:
+    """The metadata that `path` was written with; empty when the file is absent or truncated."""
+    return pl.read_parquet_metadata(path) if is_whole_parquet(path) else {}
 
 
 def is_whole_parquet(path: Path | str) -> bool:
