@@ -261,18 +261,18 @@ def test_texts_are_tokenised_anew_for_another_tokenizer_context_or_vocabulary():
         return SimpleNamespace(tokenizer=tokenizer, context=context, vocabulary=vocabulary)
 
     tokenized = TokenizedTexts({"t": [("t/a", "Q:", " cat" * 30)]}, tail_tokens=5)
-    first = tokenized.for_engine(engine())
-    assert tokenized.for_engine(engine()) is first and len(first["t"][0].token_ids) == 20
-    assert len(tokenized.for_engine(engine(context=10))["t"][0].token_ids) == 10
-    assert tokenized.for_engine(engine(TOKENIZERS[1]))["t"][0].token_ids[0] == TOKENIZERS[1].bos_token_id
+    first = tokenized.for_engine(engine(), ["t"])["t"]
+    assert tokenized.for_engine(engine(), ["t"])["t"] is first and len(first[0].token_ids) == 20
+    assert len(tokenized.for_engine(engine(context=10), ["t"])["t"][0].token_ids) == 10
+    assert tokenized.for_engine(engine(TOKENIZERS[1]), ["t"])["t"][0].token_ids[0] == TOKENIZERS[1].bos_token_id
     for _ in range(2):  # what was found before is not given out for an engine that cannot read it
         with pytest.raises(InputError, match="t/a: found the token .* has 50 embeddings"):
-            tokenized.for_engine(engine(vocabulary=50))
+            tokenized.for_engine(engine(vocabulary=50), ["t"])
     whole = TokenizedTexts({"t": [("t/a", "Q:", " cat" * 30)]}, windowing=False)
     with pytest.raises(InputError, match="context holds 20"):
-        whole.for_engine(engine())
+        whole.for_engine(engine(), ["t"])
     with pytest.raises(InputError, match="no chat template"):
-        TokenizedTexts({"t": [("t/a", "Q:", " cat")]}, chat_template=True).for_engine(engine())
+        TokenizedTexts({"t": [("t/a", "Q:", " cat")]}, chat_template=True).for_engine(engine(), ["t"])
 
 
 def test_without_windowing_a_long_text_is_an_error_that_says_what_works():

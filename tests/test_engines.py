@@ -1,8 +1,12 @@
 """Which engine runs a checkpoint, and with which options: the study's, the corpus's, the checkpoint's own."""
 
 import logging
+import sys
+import weakref
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from proxycast.engines import ExtractionOptions, ModelOptions, choose_engine, engines_for
@@ -63,7 +67,44 @@ def test_texts_without_prompts_do_not_go_through_a_chat_template(tmp_path):
     engine = make_engine(ExtractionOptions(chat_template=True))
     engine.load(AWKWARD["qwen3_chat"](tmp_path / "chat"))
     texts = {"task": [("a", "What is 2 plus 3?", "five")], "generic_text": [("b", "", "The cat sat on the mat.")]}
-    found = TokenizedTexts(texts, chat_template=True).for_engine(engine)
+    found = TokenizedTexts(texts, chat_template=True).for_engine(engine, texts)
     decoded = {task: engine.tokenizer.decode(sequences[0].token_ids) for task, sequences in found.items()}
     assert decoded["generic_text"] == "The cat sat on the mat."
     assert decoded["task"].endswith("five") and "user\nWhat is 2 plus 3?" in decoded["task"]
+
+
+def test_vllms_engine_that_ran_out_of_memory_is_gone_before_the_next_one_starts(monkeypatch):
+    from proxycast.engines import vllm
+
+    class EngineDeadError(Exception):
+        pass
+
+    class Llm:
+        def generate(self, prompts, settings, use_tqdm):
+            if len(started) == 1:
+                raise EngineDeadError("no memory")
+            return ["answered"]
+
+    def start(self):
+        self._llm = None
+        gone.append([llm() is None for llm in started])
+        self._llm = Llm()
+        started.append(weakref.ref(self._llm))
+
+    errors = SimpleNamespace(EngineDeadError=EngineDeadError)
+    modules = {"vllm": SimpleNamespace(SamplingParams=dict), "vllm.v1.engine.exceptions": errors}
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setattr(vllm.VllmEngine, "_start", start)
+    monkeypatch.setattr(vllm.VllmEngine, "context", 8)
+    started, gone = [], []
+    engine = vllm.VllmEngine(ExtractionOptions(batch_tokens=64))
+    engine._folder = Path("here")
+    engine._start()
+    assert engine._run([np.arange(3)], [{}]) == ["answered"]
+    assert gone == [[], [True]] and engine._batch_tokens == 32
+    started.pop()
+    engine._batch_tokens = 15
+    engine._llm.generate = lambda *_, **__: Llm().generate([], [], False)
+    with pytest.raises(InputError, match="here: out of memory at 15 tokens a step, .* no memory; give more GPUs"):
+        engine._run([np.arange(3)], [{}])

@@ -1,9 +1,12 @@
 """lm-eval as a source of truth, without lm-eval: results as it writes them, what is kept, and what is told."""
 
 import copy
+import gc
 import importlib.metadata
 import json
+import sys
 import tomllib
+import weakref
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -159,10 +162,10 @@ TASKS = {
 }
 
 
-def run(folders, results, tasks=TASKS, own=None, **options):
+def run(folders, results, tasks=TASKS, own=None, code="code", **options):
     checkpoints = [(folder.name, folder) for folder in folders]
     extraction = [ExtractionOptions(**(own or {}))] * len(folders)
-    return harness_rows(checkpoints, extraction, tasks, Harness(**options), "accuracy", results)
+    return harness_rows(checkpoints, extraction, tasks, Harness(**options), "accuracy", results, code=code)
 
 
 def test_finished_tasks_survive_a_kill(lm_eval, model_folder, tmp_path):
@@ -191,6 +194,7 @@ def test_finished_tasks_survive_a_kill(lm_eval, model_folder, tmp_path):
         ({"own": {"chat_template": True}}, 2),
         ({"tasks": {"a": TASKS["a"], "b": TASKS["b"].model_copy(update={"num_fewshot": 3})}}, 1),
         ({"tasks": {**TASKS, "b": HarnessTask(task="toy_write", metric="exact_match,flexible-extract")}}, 0),
+        ({"code": "other code"}, 2),
         ({"batch_size": 4}, 0),  # another rounding, the same figures
         ({"own": {"tail_tokens": 5, "tensor_parallel_size": 2}}, 0),  # not the harness's
     ],
@@ -227,6 +231,58 @@ def test_nothing_runs_where_a_folder_or_a_name_is_wrong(lm_eval, model_folder, t
     with pytest.raises(InputError, match="include_path: no folder"):
         run([model_folder()], tmp_path, include_path=tmp_path / "none")
     assert lm_eval.loads == []
+
+
+class StandIn:
+    """In the place of lm-eval: notes, when a model is made, which of those before are gone."""
+
+    def __init__(self, monkeypatch):
+        self.models, self.gone, self.fails = [], [], False
+        stand_in = self
+
+        class Model:
+            @classmethod
+            def create_from_arg_obj(cls, arguments, settings):
+                stand_in.gone.append([model() is None for model in stand_in.models])
+                made = cls()
+                made.known_by = [made]  # a cycle, which only the garbage collector frees
+                stand_in.models.append(weakref.ref(made))
+                return made
+
+        def simple_evaluate(model, **options):
+            if stand_in.fails:
+                raise ValueError(f"{model} was asked for {options['tasks']}")
+            return copy.deepcopy(FOUND)
+
+        registry = SimpleNamespace(get_model=lambda backend: Model)
+        packages = {"lm_eval": SimpleNamespace(simple_evaluate=simple_evaluate), "lm_eval.api": SimpleNamespace()}
+        for name, module in {**packages, "lm_eval.api.registry": registry}.items():
+            monkeypatch.setitem(sys.modules, name, module)
+        monkeypatch.setattr(harness, "require_harness", lambda: None)
+        monkeypatch.setattr(harness, "_index", lambda path: SimpleNamespace(all_tasks=list(FOUND["results"])))
+
+
+@pytest.fixture
+def stand_in(monkeypatch):
+    gc.disable()  # else it may come by chance
+    yield StandIn(monkeypatch)
+    gc.enable()
+
+
+def test_a_model_is_gone_before_the_next_one_is_made(stand_in, model_folder, tmp_path):
+    folders = [model_folder(name, seed=seed) for seed, name in enumerate("xyz")]
+    run(folders, tmp_path / "results")
+    assert stand_in.gone == [[], [True], [True, True]]
+
+
+def test_a_model_that_failed_is_gone_before_the_next_one_is_made(stand_in, model_folder, tmp_path):
+    folders = [model_folder("x"), model_folder("y", seed=1)]
+    stand_in.fails = True
+    with pytest.raises(ValueError, match="was asked for"):
+        run(folders, tmp_path / "results")
+    stand_in.fails = False
+    run(folders, tmp_path / "results")
+    assert stand_in.gone == [[], [True], [True, True]]
 
 
 def test_a_former_architecture_is_renamed_in_a_folder_of_links(tmp_path, model_folder):

@@ -1,8 +1,12 @@
 """What jobs ask for: against sums by hand, and against the sbatch lines that Slurm's plugin makes of it."""
 
+import errno
 import fcntl
 import os
+import subprocess
+import sys
 import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,8 +21,10 @@ from proxycast.engines import ExtractionOptions, ModelOptions
 from proxycast.models import ReleasedModel
 from proxycast.options import InputError
 from proxycast.resources import (
+    ALLOCATION,
     ModelJobs,
     Site,
+    _lock_file,
     asked_gpus,
     assumed_model,
     gpu_memory_bytes,
@@ -43,6 +49,8 @@ SEVENTY = {"parameters": 70_000_000_000, "dtype": "bfloat16", "engine": "vllm", 
 def in_empty_folder(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    for name in ALLOCATION:
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
 
 
@@ -365,17 +373,135 @@ def test_a_job_waits_until_a_gpu_is_free(monkeypatch):
         other = threading.Thread(target=second, daemon=True)
         other.start()
         other.join(0.3)
-        with Path(f"proxycast-{os.getuid()}-gpu-2.lock").open() as third:
+        with _lock_file("2").open() as third:
             fcntl.flock(third, fcntl.LOCK_EX | fcntl.LOCK_NB)  # who waits holds nothing
         order.append("first")
     other.join(10)
     assert order == ["first", "second"]
 
 
-def test_who_sees_only_its_own_gpus_waits_for_nobody(monkeypatch):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
-    with own_gpus(1), own_gpus(1):
-        assert visible_gpus() == ("0",)
+HOLDER = """
+import logging, sys, time
+from pathlib import Path
+from proxycast import resources
+logging.basicConfig(level=logging.INFO)
+resources.TELL_SECONDS = 0.5
+count, name = int(sys.argv[1]), sys.argv[2]
+with resources.own_gpus(count):
+    Path(f"{name}.has").write_text(",".join(resources.visible_gpus()))
+    while not Path(f"{name}.end").exists():
+        time.sleep(0.02)
+"""
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """A function that starts a process which takes GPUs, keeps them until `<name>.end` is there, and tells of waits."""
+    started = []
+
+    def start(name, count, visible="0,1", **environment):
+        environment = os.environ | {"CUDA_VISIBLE_DEVICES": visible, "TMPDIR": str(tmp_path)} | environment
+        with Path(f"{name}.log").open("w") as log:
+            command = [sys.executable, "-c", HOLDER, str(count), name]
+            started.append(subprocess.Popen(command, env=environment, stderr=log))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def has(name: str, seconds: float = 60) -> str | None:
+    """The GPUs that a process took within so many seconds."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        if (text := Path(f"{name}.has")).exists() and text.read_text():
+            return text.read_text()
+        time.sleep(0.02)
+    return None
+
+
+def waits(name: str, times: int) -> str:
+    """What a process said of its wait, as soon as it said so `times` times."""
+    until = time.monotonic() + 60
+    while (said := Path(f"{name}.log").read_text()).count("waiting for") < times:
+        assert time.monotonic() < until, said
+        time.sleep(0.02)
+    return said
+
+
+@pytest.mark.parametrize("first, second", [(2, 2), (2, 1), (1, 2)])
+def test_jobs_of_two_studies_take_turns_also_where_one_wants_all_gpus(holder, first, second):
+    one = holder("first", first)
+    assert has("first") == ("0,1" if first == 2 else "0")
+    holder("second", second)
+    said = waits("second", 2)  # again and again
+    busy = [gpu for gpu in "01"[:first]]
+    held = ", ".join(f"{gpu} ({_lock_file(gpu)})" for gpu in busy)
+    assert f"waiting for {second} of 2 GPUs; other jobs hold (lock file): {held}" in said
+    assert not Path("second.has").exists()
+    one.kill()  # as a kill for memory: nothing is tidied up
+    assert has("second") == ("0,1" if second == 2 else "0")
+
+
+def test_a_job_that_wants_all_gpus_holds_none_while_it_waits(holder):
+    holder("first", 1)
+    has("first")
+    holder("all", 2)
+    waits("all", 1)
+    holder("third", 1)
+    assert has("third") == "1"
+    for name in ("first", "third"):
+        Path(f"{name}.end").touch()
+    assert has("all") == "0,1"
+
+
+@pytest.mark.parametrize(
+    "first, second",
+    [
+        ({"SLURM_JOB_ID": "1"}, {"SLURM_JOB_ID": "2"}),
+        ({"SLURM_JOB_ID": "1", "SLURM_STEP_GPUS": "2"}, {"SLURM_JOB_ID": "1", "SLURM_STEP_GPUS": "3"}),
+        ({"PBS_JOBID": "1.host"}, {"PBS_JOBID": "2.host"}),
+    ],
+)
+def test_allocations_of_a_scheduler_that_call_their_gpus_alike_do_not_wait(holder, first, second):
+    holder("first", 1, "0", **first)
+    assert has("first") == "0"
+    holder("second", 1, "0", **second)
+    assert has("second") == "0" and "waiting" not in Path("second.log").read_text()
+
+
+def test_jobs_of_one_allocation_take_turns(holder):
+    slurm = {"SLURM_JOB_ID": "1", "SLURM_STEP_GPUS": "0,1"}
+    assert [holder("first", 1, **slurm) and has("first"), holder("second", 1, **slurm) and has("second")] == ["0", "1"]
+    holder("third", 2, **slurm)
+    assert "1-SLURM_STEP_GPUS-0,1-gpu-0.lock" in waits("third", 1)
+
+
+def test_a_job_gets_what_there_is_under_the_names_that_are_there(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-7,MIG-1")
+    for count in (2, 3):  # 3: a cluster for tests says that there are more
+        with own_gpus(count):
+            assert os.environ["CUDA_VISIBLE_DEVICES"] == "GPU-7,MIG-1"
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    monkeypatch.setattr(Path, "glob", lambda folder, pattern: [folder / "nvidia5", folder / "nvidia3"])
+    assert visible_gpus() == ("0", "1")  # as CUDA counts them in a container
+    with own_gpus(1):
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == "0"
+    with own_gpus(2):
+        assert "CUDA_VISIBLE_DEVICES" not in os.environ
+    assert "CUDA_VISIBLE_DEVICES" not in os.environ
+
+
+def test_a_file_system_without_locks_stops_no_job(monkeypatch, caplog):
+    def flock(file, operation):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    with own_gpus(2):
+        assert caplog.text.count("not locked, as its file system knows no locks") == 2
 
 
 @pytest.mark.parametrize("option", ["--config", "-C"])

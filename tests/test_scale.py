@@ -173,7 +173,7 @@ def proxies_of(
 def test_proxies_do_not_depend_on_how_many_checkpoints_are_read_at_a_time(recorded, tmp_path):
     manifests = []
     for job in ("run1", "run2"):
-        marks = replay(recorded, [f"{job}-step{n}" for n in (1, 2, 10)], ["a", "b"], tmp_path / job)
+        marks = replay(recorded, [f"{job}-step{n}" for n in (1, 2, 10)], ["a", "b"], tmp_path / job, code="code")
         manifests.append(tmp_path / job / "manifest.json")
         manifests[-1].write_text(json.dumps(marks))
     script = ROOT / "workflow/scripts/solution_proxies.py"
@@ -240,7 +240,7 @@ def recorded(scale, tmp_path) -> Path:
 
 def test_a_checkpoint_gets_the_recorded_table_moved_by_its_name(recorded, tmp_path):
     before = pl.read_parquet(recorded)
-    marks = replay(recorded, ["one", "two"], ["a", "b"], tmp_path / "parts")
+    marks = replay(recorded, ["one", "two"], ["a", "b"], tmp_path / "parts", code="code")
     one, two = (pl.read_parquet(tmp_path / f"parts/{name}.parquet") for name in ("one", "two"))
     assert one.schema == pl.Schema(EXTRACTED_SCHEMA) and set(one["checkpoint"]) == {"one"}
     assert (one["logprob"] != two["logprob"]).all() and (one["logprob"] <= before["logprob"]).all()
@@ -254,18 +254,20 @@ def test_a_checkpoint_gets_the_recorded_table_moved_by_its_name(recorded, tmp_pa
 
 def test_a_replayed_table_is_kept_until_the_recording_changes(recorded, tmp_path):
     path = tmp_path / "parts/one.parquet"
-    marks = replay(recorded, ["one"], ["a", "b"], path.parent)
+    marks = replay(recorded, ["one"], ["a", "b"], path.parent, code="code")
     times = path.stat().st_mtime_ns
-    assert replay(recorded, ["one"], ["a", "b"], path.parent) == marks
+    assert replay(recorded, ["one"], ["a", "b"], path.parent, code="code") == marks
     assert path.stat().st_mtime_ns == times
     write_table(pl.read_parquet(recorded).with_columns(entropy=pl.lit(1.0, pl.Float32)), recorded, "other")
-    assert replay(recorded, ["one"], ["a", "b"], path.parent) != marks
+    assert replay(recorded, ["one"], ["a", "b"], path.parent, code="code") != marks
     assert set(pl.read_parquet(path)["entropy"]) == {1.0}
+    marks = replay(recorded, ["one"], ["a", "b"], path.parent, code="code")
+    assert replay(recorded, ["one"], ["a", "b"], path.parent, code="other code") != marks
 
 
 def test_a_recording_of_other_tasks_is_refused(recorded, tmp_path):
     with pytest.raises(InputError, match=r"recorded.parquet: found tasks \['a', 'b'\]; .* \['a', 'c'\]"):
-        replay(recorded, ["one"], ["a", "c"], tmp_path)
+        replay(recorded, ["one"], ["a", "c"], tmp_path, code="code")
 
 
 def test_replaying_needs_a_truth_from_elsewhere(monkeypatch):

@@ -120,7 +120,7 @@ def test_a_problem_counts_once_whatever_solutions_it_has(engine, model_folder, t
     assert once.equals(several) and once["n"].to_list() == [5, 5, 5] and len(written) > 5
     task = Task(name="t", solutions="unused", answer_pattern="(.*)", max_new_tokens=2)
     job = [engine, [("c", folder)], [task], {"t": written}, engine.options, ["c"]]
-    assert list(evaluate_checkpoints(*job, tmp_path / "parts")) == ["c"]
+    assert list(evaluate_checkpoints(*job, tmp_path / "parts", code="code")) == ["c"]
     assert pl.read_parquet(tmp_path / "parts" / "c.parquet").equals(several)
     assert chance_accuracy({"t": written}) == pytest.approx((1 / 4 + 1 / 3 + 1 / 4 + 1 / 4 + 1 / 3) / 5)
 

@@ -4,6 +4,7 @@ import importlib.metadata
 import json
 import re
 import shutil
+import weakref
 from itertools import cycle
 from pathlib import Path
 
@@ -84,7 +85,8 @@ CHOICES = HarnessTask(task="toy_choice", metric="acc,none")
 def run(folder: Path, results: Path, tasks=CHOICES, own=None, **harness):
     tasks = {"choices": tasks} if isinstance(tasks, HarnessTask) else tasks
     options = ExtractionOptions(**(own or {}))
-    return harness_rows([("c1", folder)], [options], tasks, Harness(batch_size=8, **harness), "accuracy", results)
+    harness = Harness(batch_size=8, **harness)
+    return harness_rows([("c1", folder)], [options], tasks, harness, "accuracy", results, code="code")
 
 
 @pytest.fixture
@@ -130,6 +132,27 @@ def test_accuracy_is_ours_and_a_finished_task_is_kept(model_folder, include_path
     assert n == 15
     [(*_, other, n)] = run(model_folder("other", seed=3), results, include_path=include_path)
     assert n == 40 and other == pytest.approx(ours(tmp_path / "other", problems)) and other != accuracy
+
+
+def test_a_model_is_gone_before_the_next_one_is_made(model_folder, include_path, tmp_path, monkeypatch):
+    """lm-eval's own tasks, index and caches keep none either."""
+    from lm_eval.models.huggingface import HFLM
+
+    made, gone, make = [], [], HFLM.create_from_arg_obj
+
+    def create(*arguments):
+        gone.append([name() is None for name in made])
+        model = make(*arguments)
+        made.extend([weakref.ref(model), weakref.ref(model.model)])
+        return model
+
+    monkeypatch.setattr(HFLM, "create_from_arg_obj", create)
+    tasks = {"choices": CHOICES, "written": HarnessTask(task="toy_write", metric="exact_match,any")}
+    checkpoints = [(str(seed), model_folder(str(seed), seed=seed)) for seed in range(3)]
+    options = [ExtractionOptions(dtype="bfloat16" if seed == 1 else "float32") for seed in range(3)]
+    harness = Harness(batch_size="auto", include_path=include_path)
+    harness_rows(checkpoints, options, tasks, harness, "accuracy", tmp_path / "results", code="code")
+    assert gone == [[], [True] * 2, [True] * 4]
 
 
 def test_a_model_of_a_former_name(include_path, problems, tmp_path):

@@ -82,7 +82,9 @@ models have the ladder's shapes, batches, steps and learning rates; `sizes: [4M,
 ## A task
 
 A task has a `family` of the miniature suite's problems, `rows` of a data set with templates (`config/tasks/olmes` has
-ten), or a `solutions` file (`.jsonl` or `.parquet`), one expert solution a row:
+ten), or a `solutions` file (`.jsonl` or `.parquet`), one expert solution a row. Add or edit a task in a finished study,
+and checkpoints read this task alone. Remove one, and they read nothing.
+
 
 | column | | |
 |---|---|---|

@@ -1,9 +1,10 @@
 """Checkpoints x tasks -> token statistics: one job walks one run, and writes a file for each of its checkpoints."""
 
+import json
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import polars as pl
@@ -13,11 +14,11 @@ from proxycast.engines import TOKEN_STATS_SCHEMA, Engine, ExtractionOptions
 from proxycast.engines.model_folder import check_folder, model_fingerprint
 from proxycast.jobs import PROGRESS_SECONDS
 from proxycast.solutions import ScoredSequence, Solution, tokenize
-from proxycast.tables import fingerprint, table_fingerprint, write_table
+from proxycast.tables import fingerprint, table_fingerprint, table_metadata, write_table
 
 log = logging.getLogger(__name__)
 
-REVISION = 1  # to be raised when the same inputs give other numbers: parts of an older revision are made again
+TASKS = "proxycast.tasks"  # in a part's metadata: the fingerprint of each task, as a JSON object
 # What `extract` returns: a row for each scored token.
 EXTRACTED_SCHEMA = {
     **dict.fromkeys(("checkpoint", "task", "solution"), pl.String),
@@ -31,13 +32,15 @@ def extract(
     tasks: Mapping[str, Sequence[Solution]],
     options: ExtractionOptions,
     parts_dir: Path,
+    *,
+    code: str,
 ) -> dict[str, str]:
     """Write `parts_dir/<checkpoint>.parquet` for each (checkpoint, folder): EXTRACTED_SCHEMA, over each task.
 
-    Returns checkpoint -> fingerprint. A table is kept when it is whole and was made from the same weights, tokenizer,
-    solutions and options; else it is made again. Every folder is checked before the first model runs.
+    Returns checkpoint -> fingerprint. Rows of a task are kept when they were made from the same weights, tokenizer,
+    solutions of the task, options and `code` (a fingerprint of the code); only the other tasks are read. Every folder
+    is checked before the first model runs.
     """
-    texts = {task: [(s.id, s.prompt, s.solution) for s in solutions] for task, solutions in tasks.items()}
     tokenized = TokenizedTexts(
         {task: [(f"{task}/{s.id}", s.prompt, s.solution) for s in solutions] for task, solutions in tasks.items()},
         options.tail_tokens,
@@ -46,49 +49,79 @@ def extract(
         options.tail_bytes,
     )
 
-    def measure(checkpoint: str, folder: Path) -> Iterator[pl.DataFrame]:
+    def measure(checkpoint: str, folder: Path, to_read: Sequence[str]) -> Iterator[pl.DataFrame]:
         engine.load(folder)
-        for task, sequences in tokenized.for_engine(engine).items():
+        for task, sequences in tokenized.for_engine(engine, to_read).items():
             yield _with_keys(engine.token_stats(sequences), checkpoint, task)
 
-    made_from = fingerprint(REVISION, texts, options.that_change_results())
-    return walk(checkpoints, len(tasks), measure, made_from, parts_dir)
+    reading = options.that_change_results()
+    made_from = {task: fingerprint(texts, reading) for task, texts in tokenized.texts.items()}
+    return walk(checkpoints, {name: made_from for name, _ in checkpoints}, measure, parts_dir, code=code)
 
 
 def walk(
     checkpoints: Sequence[tuple[str, Path]],
-    tables: int,
-    measure: Callable[[str, Path], Iterator[pl.DataFrame]],
-    made_from: str,
+    made_from: Mapping[str, Mapping[str, str]],
+    measure: Callable[[str, Path, Sequence[str]], Iterator[pl.DataFrame]],
     parts_dir: Path,
+    *,
+    code: str,
 ) -> dict[str, str]:
-    """Write what `measure(checkpoint, folder)` yields, `tables` tables, to `parts_dir/<checkpoint>.parquet`.
+    """Write `parts_dir/<checkpoint>.parquet`: the rows of each task of the checkpoint, in the order of the tasks.
 
-    Returns checkpoint -> fingerprint. A file is kept when it is whole and was made from the same weights, tokenizer and
-    `made_from`; else it is made again. Every folder is checked before the first model runs.
+    `made_from`: checkpoint -> task -> fingerprint of what its rows depend on beside the weights, the tokenizer and
+    `code`. `measure(checkpoint, folder, tasks)` yields a table with a column `task` for each of these tasks, in order.
+
+    Returns checkpoint -> fingerprint over all of its tasks. Rows of a task that a whole file has are kept when all that
+    they depend on is the same; `measure` is called for the other tasks, and not at all where there are none. The file
+    is the one that a first run would write. Every folder is checked before the first model runs.
     """
     for _, folder in checkpoints:
         check_folder(folder)
-    marks = {checkpoint: fingerprint(model_fingerprint(folder), made_from) for checkpoint, folder in checkpoints}
+    tasks_of: dict[str, dict[str, str]] = {}  # checkpoint -> task -> fingerprint
+    for checkpoint, folder in checkpoints:
+        weights = model_fingerprint(folder)
+        tasks_of[checkpoint] = {task: fingerprint(weights, own, code) for task, own in made_from[checkpoint].items()}
+    fingerprints = {checkpoint: fingerprint(list(tasks.items())) for checkpoint, tasks in tasks_of.items()}
     parts = {checkpoint: parts_dir / f"{checkpoint}.parquet" for checkpoint, _ in checkpoints}
-    for left in parts_dir.glob(".*.parquet"):  # of a job that was killed while it wrote
-        left.unlink(missing_ok=True)
-    to_do = [(name, folder) for name, folder in checkpoints if table_fingerprint(parts[name]) != marks[name]]
-    log.info("%d of %d checkpoints are done already", len(checkpoints) - len(to_do), len(checkpoints))
-    with tqdm(
-        total=len(to_do) * tables, unit="task", mininterval=PROGRESS_SECONDS, file=sys.stderr, disable=not to_do
-    ) as bar:
-        for checkpoint, folder in to_do:
+    for unfinished in parts_dir.glob(".*.parquet"):  # of a job that was killed while it wrote
+        unfinished.unlink(missing_ok=True)
+    to_measure = {checkpoint: _not_in(parts[checkpoint], tasks) for checkpoint, tasks in tasks_of.items()}
+    total, left = (sum(map(len, found.values())) for found in (tasks_of, to_measure))
+    log.info("%d of %d tasks of %d checkpoints are done already", total - left, total, len(checkpoints))
+    with tqdm(total=left, unit="task", mininterval=PROGRESS_SECONDS, file=sys.stderr, disable=not left) as bar:
+        for checkpoint, folder in checkpoints:
+            if table_fingerprint(parts[checkpoint]) == fingerprints[checkpoint]:
+                continue
             bar.set_description(checkpoint, refresh=False)
-            started, found = time.monotonic(), []
-            for table in measure(checkpoint, folder):
-                found.append(table)
-                bar.update()
-            table = pl.concat(found)
-            write_table(table, parts[checkpoint], marks[checkpoint])
-            kind, seconds = parts_dir.parent.name, time.monotonic() - started
-            log.info("%s of %s written: %d rows in %.1f s", kind, checkpoint, len(table), seconds)
-    return marks
+            started, tasks, missing = time.monotonic(), tasks_of[checkpoint], to_measure[checkpoint]
+            tables = _rows_in(parts[checkpoint], tasks.keys() - missing)
+            if missing:
+                for task, table in zip(missing, measure(checkpoint, folder, missing), strict=True):
+                    tables[task] = table
+                    bar.update()
+            # One chunk a task, however it came here: polars lays a file out by chunks.
+            table = pl.concat([tables[task].rechunk() for task in tasks])
+            write_table(table, parts[checkpoint], fingerprints[checkpoint], metadata={TASKS: json.dumps(tasks)})
+            log.info(
+                "%s of %s written: %d rows in %.1f s, %d of %d tasks measured",
+                *(parts_dir.parent.name, checkpoint, len(table), time.monotonic() - started, len(missing), len(tasks)),
+            )
+    return fingerprints
+
+
+def _not_in(part: Path, tasks: Mapping[str, str]) -> list[str]:
+    """Those of `tasks` (task -> fingerprint) whose rows a file of `walk` does not have."""
+    there = json.loads(table_metadata(part).get(TASKS, "{}"))
+    return [task for task, wanted in tasks.items() if there.get(task) != wanted]
+
+
+def _rows_in(part: Path, tasks: Collection[str]) -> dict[str, pl.DataFrame]:
+    """Task -> its rows in a file of `walk`."""
+    if not tasks:
+        return {}
+    table = pl.read_parquet(part)
+    return {task: table.filter(task=task) for task in tasks}
 
 
 class TokenizedTexts:
@@ -110,17 +143,20 @@ class TokenizedTexts:
         self.texts, self.chat_template = texts, chat_template
         self.reading = dict(tail_tokens=tail_tokens, tail_bytes=tail_bytes, windowing=windowing)
         self.tokenizer = self.limits = None
+        self.sequences: dict[str, list[ScoredSequence]] = {}
 
-    def for_engine(self, engine: Engine) -> dict[str, list[ScoredSequence]]:
+    def for_engine(self, engine: Engine, tasks: Iterable[str]) -> dict[str, list[ScoredSequence]]:
+        """The sequences of `tasks`, in their order. Raises InputError of `solutions.tokenize` for any of them."""
         limits = dict(context=engine.context, vocabulary=engine.vocabulary)
         if engine.tokenizer is not self.tokenizer or limits != self.limits:
-            self.tokenizer = None  # until all is tokenised, nothing is kept
-            self.sequences = {}
-            for task, texts in self.texts.items():
+            self.tokenizer, self.limits, self.sequences = engine.tokenizer, limits, {}
+        tasks = list(tasks)
+        for task in tasks:
+            if task not in self.sequences:
+                texts = self.texts[task]
                 chat = self.chat_template and any(prompt for _, prompt, _ in texts)
                 self.sequences[task] = tokenize(texts, engine.tokenizer, chat_template=chat, **limits, **self.reading)
-            self.tokenizer, self.limits = engine.tokenizer, limits
-        return self.sequences
+        return {task: self.sequences[task] for task in tasks}
 
 
 def _with_keys(stats: pl.DataFrame, checkpoint: str, task: str) -> pl.DataFrame:

@@ -16,7 +16,7 @@ import logging
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -85,29 +85,38 @@ def harness_rows(
     harness: Harness,
     metric: str,
     results: Path,
+    *,
+    code: str,
 ) -> list[Row]:
     """A row, named `metric`, for each (checkpoint, folder) and task, with the checkpoint's own of the `options`.
 
-    `results/<checkpoint>/<task>.json` is what the harness found; one that was made from the same model, task and
-    settings is not made again. Every folder and every task's name is checked before the first model is loaded.
+    `results/<checkpoint>/<task>.json` is what the harness found; one that was made from the same model, task, settings
+    and `code` (a fingerprint of the code) is not made again. Every folder and every task's name is checked before the
+    first model is loaded.
     """
     require_harness()
     for _, folder in checkpoints:
         check_folder(folder)
     manager = _task_manager(tasks, harness)
     rows = []
+
+    # A function of its own: a name in the loop below would keep each model while the next one is loaded.
+    def measure(checkpoint: str, folder: Path, own: ExtractionOptions, to_do: Mapping[str, tuple[Path, str]]) -> None:
+        with loaded_model(harness, folder, own) as model:
+            for task, (file, mark) in to_do.items():
+                found = _evaluate(model, tasks[task], harness, own, manager)
+                write_json({"made_from": mark, "checkpoint": checkpoint, **found}, file)
+                bar.update()
+
     with tqdm(total=len(checkpoints) * len(tasks), unit="task", mininterval=PROGRESS_SECONDS, file=sys.stderr) as bar:
         for (checkpoint, folder), own in zip(checkpoints, options):
             bar.set_description(checkpoint, refresh=False)
             files = {task: results / checkpoint / f"{task}.json" for task in tasks}
-            marks = _marks(folder, own, tasks, harness)
+            marks = _marks(folder, own, tasks, harness, code)
             to_do = [task for task in tasks if _read(files[task]).get("made_from") != marks[task]]
             bar.update(len(tasks) - len(to_do))
-            with loaded_model(harness, folder, own) if to_do else nullcontext() as model:
-                for task in to_do:
-                    found = _evaluate(model, tasks[task], harness, own, manager)
-                    write_json({"made_from": marks[task], "checkpoint": checkpoint, **found}, files[task])
-                    bar.update()
+            if to_do:
+                measure(checkpoint, folder, own, {task: (files[task], marks[task]) for task in to_do})
             for task, wanted in tasks.items():
                 rows.append((checkpoint, task, metric, *read_score(files[task], wanted)))
     return rows
@@ -158,7 +167,9 @@ def _read(path: Path) -> dict:
     return value if isinstance(value, dict) else {}
 
 
-def _marks(folder: Path, own: ExtractionOptions, tasks: Mapping[str, HarnessTask], harness: Harness) -> dict[str, str]:
+def _marks(
+    folder: Path, own: ExtractionOptions, tasks: Mapping[str, HarnessTask], harness: Harness, code: str
+) -> dict[str, str]:
     """Task -> fingerprint of all that the harness's figures depend on."""
     included = sorted(harness.include_path.rglob("*")) if harness.include_path else []
     included = {str(path): path for path in included if path.is_file() and "__pycache__" not in path.parts}
@@ -166,7 +177,7 @@ def _marks(folder: Path, own: ExtractionOptions, tasks: Mapping[str, HarnessTask
     model = own.model_dump(
         include={"dtype", "chat_template", "trust_remote_code", "architecture", "max_model_len", "quantization"}
     )
-    made_from = model_fingerprint(folder), LM_EVAL, settings, included, model
+    made_from = code, model_fingerprint(folder), LM_EVAL, settings, included, model
     return {task: fingerprint(*made_from, wanted.model_dump(exclude={"metric"})) for task, wanted in tasks.items()}
 
 
@@ -195,10 +206,15 @@ def _task_manager(tasks: Mapping[str, HarnessTask], harness: Harness) -> "TaskMa
 
 @contextmanager
 def loaded_model(harness: Harness, folder: Path, own: ExtractionOptions) -> "Iterator[LM]":
-    """The model in `folder` as the harness runs it; its memory is freed at the end."""
+    """The model in `folder` as the harness runs it. The memory of the one before is freed first.
+
+    It is freed here and not at the end: until then the caller, or the traceback of its error, has a name for the model.
+    """
     import torch
     from lm_eval.api.registry import get_model
 
+    gc.collect()
+    torch.cuda.empty_cache()  # nothing, without a GPU
     with _runnable(folder, own.architecture) as runnable:
         settings = {"batch_size": harness.batch_size, "device": "cuda" if torch.cuda.is_available() else "cpu"}
         if harness.backend == "vllm":
@@ -215,9 +231,6 @@ def loaded_model(harness: Harness, folder: Path, own: ExtractionOptions) -> "Ite
 
                 model.model.llm_engine.engine_core.shutdown()
                 cleanup_dist_env_and_memory()
-            del model
-            gc.collect()
-            torch.cuda.empty_cache()  # nothing, without a GPU
 
 
 def backend_arguments(harness: Harness, folder: Path, own: ExtractionOptions) -> dict[str, object]:

@@ -8,14 +8,16 @@ come to the same one, and not every number of GPUs divides a model's heads. No r
 
 import fcntl
 import json
+import logging
 import math
 import os
+import socket
 import statistics
 import tempfile
 import time
 from argparse import ArgumentParser
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -33,6 +35,8 @@ from proxycast.options import InputError, Options
 from proxycast.solutions import GENERIC_TEXT
 from proxycast.targets import EXACT_MATCH
 from proxycast.writers import Writer
+
+log = logging.getLogger(__name__)
 
 PROFILE = "slurm/config.yaml"
 GB, MB = 1e9, 1e6
@@ -73,6 +77,9 @@ LEAST_MINUTES = 30
 FEWEST_BENCHMARKS = 3
 
 GPU_DRIVERS = ("/dev/nvidiactl", "/dev/kfd")  # there where a GPU of NVIDIA, or of AMD, is
+# What tells one allocation of Slurm, LSF or PBS from another. SLURM_STEP_GPUS are numbers of the node, the same in all.
+ALLOCATION = ("SLURM_JOB_ID", "SLURM_STEP_GPUS", "LSB_JOBID", "PBS_JOBID")
+TELL_SECONDS = 60.0  # between two lines in the log of a job that waits for GPUs
 
 Device = Literal["cpu", "cuda"]
 # What Snakemake's Slurm plugin (2.8) reads of a job.
@@ -562,34 +569,32 @@ def asked_gpus(resources: Mapping) -> int:
 
 
 def visible_gpus() -> tuple[str, ...]:
-    """The GPUs that this process may use, by their numbers or names, found without torch."""
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them, found without torch."""
     if (chosen := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
         return tuple(name.strip() for name in chosen.split(",") if name.strip() and name.strip() != "-1")
-    return tuple(sorted(path.name.removeprefix("nvidia") for path in Path("/dev").glob("nvidia[0-9]*")))
+    # CUDA counts what a process sees from 0: in a container the only one may be /dev/nvidia3.
+    return tuple(str(number) for number, _ in enumerate(Path("/dev").glob("nvidia[0-9]*")))
 
 
 @contextmanager
 def own_gpus(count: int) -> Iterator[None]:
-    """Take `count` of this machine's GPUs that no other job has, and show this process no others.
+    """Take `count` of the visible GPUs, or all where there are fewer, and show this process no others.
 
-    Where a cluster gave the job its GPUs it sees as many as it asked for, and nothing is left to choose.
+    Each is locked, so that jobs of all studies on this machine have different ones; the log tells of a wait. Where a
+    cluster gave the job its GPUs, it waits only for other jobs with the same ones.
     """
-    if not 0 < count < len(visible_gpus()):
-        _require_usable_gpus(count)
-        yield
-        return
+    visible, before = visible_gpus(), os.environ.get("CUDA_VISIBLE_DEVICES")
     with ExitStack() as locks:
-        while len(taken := _free_gpus(count, locks)) < count:
-            locks.close()  # two jobs that each hold a part would wait for each other
-            time.sleep(1)
-        before = dict(os.environ)
-        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(taken)
+        taken = _lock_gpus(min(count, len(visible)), locks)
+        if 0 < len(taken) < len(visible):
+            os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(taken)
         try:
             _require_usable_gpus(count)
             yield
         finally:
-            os.environ.pop("CUDA_VISIBLE_DEVICES")
-            os.environ |= {key: before[key] for key in ("CUDA_VISIBLE_DEVICES",) if key in before}
+            os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+            if before is not None:
+                os.environ["CUDA_VISIBLE_DEVICES"] = before
 
 
 def _require_usable_gpus(count: int) -> None:
@@ -606,15 +611,42 @@ def _require_usable_gpus(count: int) -> None:
         )
 
 
+def _lock_gpus(count: int, locks: ExitStack) -> list[str]:
+    """`count` of the visible GPUs, as soon as so many are free; they are held until `locks` is closed."""
+    told = -math.inf
+    while len(taken := _free_gpus(count, locks)) < count:
+        locks.close()  # two jobs that each hold a part would wait for each other
+        if time.monotonic() - told >= TELL_SECONDS:
+            told = time.monotonic()
+            held = ", ".join(f"{name} ({_lock_file(name)})" for name in visible_gpus() if name not in taken)
+            log.info("waiting for %d of %d GPUs; other jobs hold (lock file): %s", count, len(visible_gpus()), held)
+        time.sleep(1)
+    return taken
+
+
 def _free_gpus(count: int, locks: ExitStack) -> list[str]:
     """Up to `count` GPUs whose lock file nobody holds; they are held until `locks` is closed or the process dies."""
     taken: list[str] = []
     for name in visible_gpus():
-        file = open(Path(tempfile.gettempdir(), f"proxycast-{os.getuid()}-gpu-{name.replace('/', '_')}.lock"), "w")
-        locks.callback(file.close)
-        with suppress(BlockingIOError):
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            taken.append(name)
         if len(taken) == count:
             break
+        file = locks.enter_context(open(_lock_file(name), "w"))
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            continue
+        except OSError as error:
+            log.warning("%s: not locked, as its file system knows no locks: %s", file.name, error)
+        taken.append(name)
     return taken
+
+
+def _lock_file(gpu: str) -> Path:
+    """The lock of a GPU of this host, of this user's jobs.
+
+    Two allocations of a scheduler never have the same GPU, but each may call its own 0: they have different locks. So
+    have two steps of one Slurm job, unless they share their GPUs.
+    """
+    allocation = [f"{name}-{os.environ[name]}" for name in ALLOCATION if name in os.environ]
+    name = "-".join(["proxycast", str(os.getuid()), socket.gethostname(), *allocation, "gpu", gpu])
+    return Path(tempfile.gettempdir(), name.replace("/", "_") + ".lock")

@@ -67,25 +67,36 @@ def evaluate_checkpoints(
     options: ExtractionOptions,
     generate: Collection[str],
     parts_dir: Path,
+    *,
+    code: str,
 ) -> dict[str, str]:
     """`evaluate` each (checkpoint, folder) over each task, into files of `parts_dir` that are kept as `extract`'s are.
 
-    Exact match, which needs generation, is measured only for the checkpoints in `generate`.
+    Exact match, which needs generation, is measured only for the checkpoints in `generate`. `code`: a fingerprint of
+    the code that measures.
     """
     problems = {task.name: once_each(solutions[task.name]) for task in tasks}
     texts = {name: choice_texts(name, found) for name, found in problems.items()}
     choices = TokenizedTexts(texts, windowing=options.windowing, chat_template=options.chat_template)
+    by_name = {task.name: task for task in tasks}
 
-    def measure(checkpoint: str, folder: Path) -> Iterator[pl.DataFrame]:
+    def measure(checkpoint: str, folder: Path, to_measure: Sequence[str]) -> Iterator[pl.DataFrame]:
         engine.load(folder)
-        for task in tasks:
-            name, pattern = task.name, task.answer_pattern if checkpoint in generate else None
-            tokens = choices.for_engine(engine)[name]
+        for name, tokens in choices.for_engine(engine, to_measure).items():
+            task, pattern = by_name[name], by_name[name].answer_pattern if checkpoint in generate else None
             yield evaluate(engine, checkpoint, folder, name, problems[name], pattern, task.max_new_tokens, tokens)
 
-    settings = [task.model_dump(include={"name", "answer_pattern", "max_new_tokens"}) for task in tasks]
-    made_from = fingerprint(problems, settings, options.that_change_results(), sorted(generate))
-    return walk(checkpoints, len(tasks), measure, made_from, parts_dir)
+    # Choices have no tail, and the settings of generation count only for a checkpoint that generates.
+    tail = {"tail_tokens", "tail_bytes"}
+    reading = {key: value for key, value in options.that_change_results().items() if key not in tail}
+    judged = {name: fingerprint(found, reading) for name, found in problems.items()}
+    generated = {
+        task.name: fingerprint(judged[task.name], task.answer_pattern, task.max_new_tokens)
+        for task in tasks
+        if task.answer_pattern is not None
+    }
+    made_from = {name: judged | (generated if name in generate else {}) for name, _ in checkpoints}
+    return walk(checkpoints, made_from, measure, parts_dir, code=code)
 
 
 def chance_accuracy(solutions: Mapping[str, Sequence[Problem]]) -> float | None:

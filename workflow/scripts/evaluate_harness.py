@@ -25,6 +25,7 @@ def evaluate(snakemake) -> None:
         Harness(**params.harness),
         params.metric,
         Path(params.results),
+        code=params.code,
     )
     table = pl.DataFrame(rows, schema=TARGETS_SCHEMA, orient="row")
     write_table(table, Path(snakemake.output.targets), fingerprint(LM_EVAL, rows))

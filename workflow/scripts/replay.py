@@ -10,4 +10,5 @@ with job(snakemake.log[0]):
     manifest = Path(snakemake.output.token_stats)
     checkpoints = [name for name, _, role in snakemake.params.checkpoints if role != "target"]
     tasks = [Path(path).stem for path in snakemake.input.solutions]
-    write_json(replay(Path(snakemake.input.replay), checkpoints, tasks, manifest.parent), manifest)
+    code = snakemake.params.code
+    write_json(replay(Path(snakemake.input.replay), checkpoints, tasks, manifest.parent, code=code), manifest)

@@ -18,7 +18,7 @@ from proxycast.targets import EXACT_MATCH, evaluate_checkpoints
 def score(snakemake) -> None:
     # Beside a GPU; without one, one thread: more would add up in another order.
     torch.set_num_threads(snakemake.threads if torch.cuda.is_available() else 1)
-    params, output = snakemake.params, snakemake.output
+    params, output, code = snakemake.params, snakemake.output, snakemake.params.code
     target, tasks = Target(**params.target), [Task(**task) for task in params.tasks]
     solutions = {Path(path).stem: read_solutions(Path(path)) for path in snakemake.input.solutions}
     problems = {Path(path).stem: read_problems(Path(path)) for path in snakemake.input.problems}
@@ -33,11 +33,13 @@ def score(snakemake) -> None:
     all_options = [with_gpus(options, snakemake.resources) for options in wanted]
     for engine, options, group in engines_for(checkpoints, all_options):
         reading = [(name, folder) for name, folder in group if name in read]
-        token_stats |= extract(engine, reading, solutions, options, Path(output.token_stats).parent) if reading else {}
+        if reading:
+            parts = Path(output.token_stats).parent
+            token_stats |= extract(engine, reading, solutions, options, parts, code=code)
         if tasks:
             there = generate & {name for name, _ in group}
             parts = Path(output.targets).parent
-            targets |= evaluate_checkpoints(engine, group, tasks, problems, options, there, parts)
+            targets |= evaluate_checkpoints(engine, group, tasks, problems, options, there, parts, code=code)
         engine.close()
 
     order = [name for name, _ in checkpoints]

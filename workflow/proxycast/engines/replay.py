@@ -19,16 +19,19 @@ log = logging.getLogger(__name__)
 LOGPROBS = ("logprob", "max_logprob", "second_logprob")
 
 
-def replay(recorded: Path, checkpoints: Sequence[str], tasks: Collection[str], parts_dir: Path) -> dict[str, str]:
+def replay(
+    recorded: Path, checkpoints: Sequence[str], tasks: Collection[str], parts_dir: Path, *, code: str
+) -> dict[str, str]:
     """Write `parts_dir/<checkpoint>.parquet` for each checkpoint, as `extraction.extract` does, from one of its tables.
 
-    Returns checkpoint -> fingerprint. A whole table that was made from the same recording is kept.
+    Returns checkpoint -> fingerprint. A whole table that was made from the same recording by the same `code` (its
+    fingerprint) is kept.
     """
     table = pl.read_parquet(recorded)
     if (found := set(table["task"])) != set(tasks):
         raise InputError(f"replay: {recorded}: found tasks {sorted(found)}; those of the study are {sorted(tasks)}")
     made_from = fingerprint(recorded)
-    marks = {checkpoint: fingerprint(made_from, checkpoint) for checkpoint in checkpoints}
+    marks = {checkpoint: fingerprint(made_from, checkpoint, code) for checkpoint in checkpoints}
     for checkpoint, mark in marks.items():
         path = parts_dir / f"{checkpoint}.parquet"
         if table_fingerprint(path) != mark:

@@ -8,6 +8,7 @@ whole, slower, one sequence at a time.
 On a GPU, batches follow each other without waiting: statistics stay there until the call's last batch has been sent.
 """
 
+import gc
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -83,6 +84,7 @@ class TransformersEngine:
         """Free the model's memory."""
         self._loaded: object = None  # which files the engine holds; None while a load is unfinished
         self._model = self._config = self._head = self.tokenizer = None
+        gc.collect()  # a model whose modules know each other lives until then
         torch.cuda.empty_cache()  # nothing, without a GPU
 
     @property

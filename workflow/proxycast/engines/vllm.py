@@ -340,17 +340,18 @@ class VllmEngine:
                     use_tqdm=False,
                 )
             except (torch.OutOfMemoryError, EngineDeadError) as error:
-                self._halve_batch(error)
+                why = str(error)
+            self._halve_batch(why)  # not above: there the error's traceback keeps the engine that failed
 
-    def _halve_batch(self, error: Exception) -> None:
+    def _halve_batch(self, why: str) -> None:
         old, new = self._batch_tokens, self._batch_tokens // 2
         longest = min(self.context, MAX_SEQUENCES)
         if new < longest:
             raise InputError(
                 f"{self._folder}: out of memory at {old} tokens a step, and fewer than {longest} make no sense: "
-                f"{error}; give more GPUs (tensor_parallel_size), a smaller max_model_len, or bfloat16"
-            ) from error
-        log.warning("%s: vLLM failed at %d tokens a step, again with %d: %s", self._folder, old, new, error)
+                f"{why}; give more GPUs (tensor_parallel_size), a smaller max_model_len, or bfloat16"
+            )
+        log.warning("%s: vLLM failed at %d tokens a step, again with %d: %s", self._folder, old, new, why)
         self._batch_tokens = new
         built = self._built
         self._start()
