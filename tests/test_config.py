@@ -12,7 +12,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from proxycast.checkpoints import plan_checkpoints
-from proxycast.config import Study, Target, Task, load_plan, read_yaml
+from proxycast.config import Study, Target, Task, frozen, load_plan, read_yaml
 from proxycast.config_reference import KINDS, write_reference
 from proxycast.corpora import Corpus, RunException
 from proxycast.files import Files
@@ -109,6 +109,17 @@ def test_shipped_studies_load(path):
     plan = load_plan(read_yaml(path), str(path), CONFIG)
     assert plan_checkpoints(plan) or not plan.runs_models
     assert [plan.corpus(name).name for name in plan.corpus_files] == [corpus.name for corpus in plan.corpora]
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_a_frozen_study_is_what_it_was_whatever_becomes_of_its_files(path, tmp_path):
+    """Through JSON, as jobs get it."""
+    values = read_yaml(path)
+    plan = load_plan(values, str(path), CONFIG)
+    as_jobs_read_it = json.loads(json.dumps(frozen(values, plan, {})))
+    found = load_plan(as_jobs_read_it, "the study", CONFIG)
+    # Keys that are numbers are text in JSON, and numbers again once they are read.
+    assert found.model_copy(update={"files": plan.files}) == plan
 
 
 def test_default_study_has_the_25_corpora_of_datadecide():
