@@ -15,6 +15,13 @@ if "hub_downloads" not in workflow.global_resources:
     spare_cores = max(1, (workflow.resource_settings.cores or STUDY.hub.concurrent_downloads + 1) - 1)
     workflow.register_resource("hub_downloads", min(STUDY.hub.concurrent_downloads, spare_cores))
 
+# A download that waits for room on the disk gives up when for so long nothing has changed and only downloads run. On this
+# machine the job that makes room starts at once; on a cluster it may wait in the queue.
+IDLE_MINUTES = 10 if SITE is None else 24 * 60
+
+# Scoring waits for these: behind downloads of runs, which may wait for scoring to make room, they would not come.
+DATA_FIRST = 1
+
 
 def removed_when_scored(path):
     return path if STUDY.hub.keep else temp(path)
@@ -36,6 +43,7 @@ rule download_run:
         f"{RESULTS}/logs/download_run/{{run}}.log",
     resources:
         hub_downloads=1,
+        idle_minutes=IDLE_MINUTES,
     params:
         checkpoints=lambda wildcards: [
             (c.step, c.source, c.revision, c.convert_from) for c in DOWNLOADED[wildcards.run]
@@ -70,6 +78,7 @@ rule download_data:
         f"{RESULTS}/logs/download_data/{{data}}.log",
     wildcard_constraints:
         data="|".join(HUB_DATA) or "none",
+    priority: DATA_FIRST
     resources:
         hub_downloads=1,
     params:
@@ -84,6 +93,7 @@ rule download_tokenizer:
         record=f"{RESULTS}/revisions/data/tokenizer.json",
     log:
         f"{RESULTS}/logs/download_tokenizer.log",
+    priority: DATA_FIRST
     resources:
         hub_downloads=1,
     params:

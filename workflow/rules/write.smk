@@ -60,8 +60,10 @@ rule download_writer:
         f"{RESULTS}/logs/download_writer/{{writer}}.log",
     wildcard_constraints:
         writer="|".join(name for name, writer in WRITERS.items() if writer.hub) or "none",
+    priority: DATA_FIRST
     resources:
         hub_downloads=1,
+        idle_minutes=IDLE_MINUTES,
     params:
         checkpoints=lambda wildcards: [(0, WRITERS[wildcards.writer].hub, WRITERS[wildcards.writer].revision, None)],
     script:
