@@ -9,11 +9,9 @@ HUB_DATA = [name for name, files in PLAN.file_sets().items() if files.hub]
 # A corpus of text needs the tokenizer, and so may checkpoints whose folders have none.
 TOKENIZER = PLAN.tokenizer_folder.as_posix() if PLAN.ladder and PLAN.runs_models else []
 
-# So many downloads at a time, unless the command line says --resources hub_downloads=<n>. One that waits for room on the
-# disk holds a core; another must be left for the job that makes room.
+# So many downloads at a time, unless the command line says --resources hub_downloads=<n>.
 if "hub_downloads" not in workflow.global_resources:
-    spare_cores = max(1, (workflow.resource_settings.cores or STUDY.hub.concurrent_downloads + 1) - 1)
-    workflow.register_resource("hub_downloads", min(STUDY.hub.concurrent_downloads, spare_cores))
+    workflow.register_resource("hub_downloads", STUDY.hub.concurrent_downloads)
 
 # A download that waits for room on the disk gives up when for so long nothing has changed and only downloads run. On this
 # machine the job that makes room starts at once; on a cluster it may wait in the queue.
@@ -41,6 +39,7 @@ rule download_run:
         record=f"{RESULTS}/revisions/{{run}}.json",
     log:
         f"{RESULTS}/logs/download_run/{{run}}.log",
+    threads: 0  # one that waits for room on the disk must not hold a core that the scoring job needs
     resources:
         hub_downloads=1,
         idle_minutes=IDLE_MINUTES,

@@ -61,6 +61,7 @@ rule download_writer:
     wildcard_constraints:
         writer="|".join(name for name, writer in WRITERS.items() if writer.hub) or "none",
     priority: DATA_FIRST
+    threads: 0
     resources:
         hub_downloads=1,
         idle_minutes=IDLE_MINUTES,

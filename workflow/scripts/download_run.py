@@ -3,11 +3,14 @@
 The commit of each and the hash of every file are recorded.
 """
 
+import os
 from functools import partial
 from pathlib import Path
 
 from proxycast.hub import HubOptions, Patience, fetch_run
 from proxycast.jobs import any_runs, job
+
+os.environ["OMP_NUM_THREADS"] = "1"  # Snakemake says 0, as the rule holds no core; OpenMP takes no 0
 
 with job(snakemake.log[0]):
     # Read past Snakemake's parameters: how often a download is tried again changes nothing that it brings.
