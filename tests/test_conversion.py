@@ -5,15 +5,21 @@ That the layout is the real one is shown in components/test_olmo.py, with the pa
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import byte_level_tokenizer
-from proxycast.conversion import convert, convert_in_place, needs_conversion
-from proxycast.engines.model_folder import check_folder
+from hub_stub import HubStub, make_cache
+from huggingface_hub import constants
+from proxycast import conversion
+from proxycast.conversion import convert, convert_run, needs_conversion
+from proxycast.engines.model_folder import FINGERPRINT_FILE, check_folder
+from proxycast.hub import PLANNED_BYTES, HubOptions, fetch_run, needed_model_files
 from proxycast.options import InputError
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, LlamaForCausalLM
 
@@ -34,13 +40,13 @@ CONFIG = {
 }
 
 
-def random_weights() -> dict[str, torch.Tensor]:
+def random_weights(seed: int = 0) -> dict[str, torch.Tensor]:
     shapes = {"wte": (ROWS, D), "ln_f": (D,), "ff_out": (ROWS, D)}
     for i in range(LAYERS):
         block = {"attn_norm": (D,), "att_proj": (3 * D, D), "attn_out": (D, D)}
         block |= {"ff_norm": (D,), "ff_proj": (2 * INNER, D), "ff_out": (D, INNER)}
         shapes |= {f"blocks.{i}.{name}": shape for name, shape in block.items()}
-    rng = torch.Generator().manual_seed(0)
+    rng = torch.Generator().manual_seed(seed)
     return {f"model.transformer.{n}.weight": 0.4 * torch.randn(s, generator=rng) + 0.1 for n, s in shapes.items()}
 
 
@@ -411,17 +417,6 @@ def test_an_existing_folder_stays(source, tmp_path):
     assert sorted((path.name, path.read_bytes()) for path in folder.iterdir()) == kept
 
 
-def test_in_place_the_conversion_takes_the_name(source, tmp_path):
-    folder = source(kind="bin")
-    convert(folder, tmp_path / "beside")
-    expected = {path.name: path.read_bytes() for path in (tmp_path / "beside").iterdir()}
-    before = {path.name for path in folder.parent.iterdir()}
-    (folder.parent / f"{folder.name}.converted").mkdir()  # of a try that was killed
-    convert_in_place(folder)
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == expected
-    assert {path.name for path in folder.parent.iterdir()} == before
-
-
 def test_a_killed_conversion_leaves_no_folder_of_the_name(source, tmp_path, monkeypatch):
     folder = source()
 
@@ -437,3 +432,258 @@ def test_a_killed_conversion_leaves_no_folder_of_the_name(source, tmp_path, monk
     convert(folder, tmp_path / "llama")
     check_folder(tmp_path / "llama")
     assert not (tmp_path / "llama" / "generation_config.json").exists() and not (tmp_path / ".llama.partial").exists()
+
+
+# Whole training runs: from folders, and from the hub
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+STEPS = ("step1", "step2", "step3")
+
+
+class Run:
+    """A training run of three checkpoints, converted from folders."""
+
+    def __init__(self, source, folder: Path):
+        self.folder, self.tokenizer = folder / "runs" / "a", folder / "tokenizer"
+        self.sources = {}
+        for seed, step in enumerate(STEPS):
+            self.sources[step] = source(weights=random_weights(seed)).rename(folder / step)
+        byte_level_tokenizer().save_pretrained(self.tokenizer)
+        self.expected = {}
+        for step in STEPS:
+            convert(self.sources[step], folder / "expected" / step)
+            self.expected |= {f"{step}/{name}": data for name, data in contents(folder / "expected" / step).items()}
+
+    def make(self) -> None:
+        convert_run(self.sources, self.folder, self.tokenizer)
+
+    def found(self) -> dict[str, bytes]:
+        return {name: data for name, data in contents(self.folder).items() if Path(name).name != FINGERPRINT_FILE}
+
+    def change(self, step: str) -> None:
+        """The checkpoint is replaced by another one."""
+        save(random_weights(9), self.sources[step], "bin")
+        convert(self.sources[step], self.folder.parent.parent / "changed")
+        self.expected |= {f"{step}/{n}": d for n, d in contents(self.folder.parent.parent / "changed").items()}
+
+    def check_effort(self, twice: int = 0) -> None:
+        pass
+
+
+class HubRun(Run):
+    """The same from the hub: two checkpoints to be converted, one that stays as it is."""
+
+    def __init__(self, source, folder: Path, stub: HubStub):
+        super().__init__(source, folder)
+        self.record = folder / "record.json"
+        self.stub, self.revisions = stub, {step: contents(self.sources[step]) for step in STEPS}
+        stub.repos["models"]["org/model"] = self.revisions
+        self.expected = {name: data for name, data in self.expected.items() if not name.startswith("step3/")}
+        self.expected |= {f"step3/{name}": data for name, data in self.revisions["step3"].items()}
+
+    def make(self) -> None:
+        checkpoints = [(step, "org/model", step) for step in STEPS]
+        fetch_run(
+            checkpoints,
+            self.folder,
+            HubOptions(retries=0, disk_gb=1),
+            to_convert=STEPS[:2],
+            tokenizer=self.tokenizer,
+            record_file=self.record,
+        )
+
+    def found(self) -> dict[str, bytes]:
+        return {name: data for name, data in super().found().items() if name != PLANNED_BYTES}
+
+    def change(self, step: str) -> None:
+        super().change(step)
+        self.revisions[step] = contents(self.sources[step])
+
+    def check_effort(self, twice: int = 0) -> None:
+        """Weights came once, but for those of `twice` checkpoints at most."""
+        sizes = [len(files["pytorch_model.bin"]) for files in self.revisions.values()]
+        assert sum(sizes) <= self.stub.sent_bytes["pytorch_model.bin"] <= sum(sizes) + twice * max(sizes)
+
+
+@pytest.fixture
+def hub_run(source, tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    with HubStub({}) as stub:
+        monkeypatch.setenv("HF_ENDPOINT", stub.endpoint)
+        yield HubRun(source, tmp_path, stub)
+
+
+@pytest.fixture(params=["folders", "hub"])
+def run(request, source, tmp_path):
+    return request.getfixturevalue("hub_run") if request.param == "hub" else Run(source, tmp_path)
+
+
+@pytest.fixture
+def conversions(monkeypatch):
+    """The folders that weights were written to."""
+    written = []
+
+    def write(tensors, path, metadata):
+        save_file(tensors, path, metadata)
+        written.append(path.parent.name)
+
+    monkeypatch.setattr("safetensors.torch.save_file", write)
+    return written
+
+
+def test_a_run(run, conversions):
+    run.make()
+    assert run.found() == run.expected
+    assert [path.name for path in run.folder.parent.iterdir() if path.name != ".lock"] == ["a"]
+    assert not list(run.folder.glob("*.source"))
+    run.check_effort()
+
+
+@pytest.mark.parametrize("error", [InputError("refused"), OSError("broken"), KeyboardInterrupt()])
+def test_what_is_done_survives_a_failed_conversion(run, conversions, monkeypatch, error):
+    def fail_at_second(weights, config, folder):
+        if conversions:
+            raise error
+        write(weights, config, folder)
+
+    write = conversion._write_model
+    with monkeypatch.context() as patch, pytest.raises(type(error)):
+        patch.setattr(conversion, "_write_model", fail_at_second)
+        run.make()
+    assert not run.folder.exists()
+    assert conversions == [".step1.partial"]
+    run.make()
+    assert run.found() == run.expected
+    assert conversions.count(".step1.partial") == conversions.count(".step2.partial") == 1
+    run.check_effort()
+
+
+class Killed(BaseException):
+    pass
+
+
+def test_killed_at_any_moment_it_goes_on_where_it_was(run, monkeypatch):
+    """Before each single change of names on the disk, one after the other, and in the middle of a removal."""
+    left = [0]
+
+    def dies(change, halfway=None):
+        def changed(*args, **kwargs):
+            left[0] -= 1
+            if left[0] == 0:
+                if halfway:
+                    halfway(*args)
+                raise Killed
+            return change(*args, **kwargs)
+
+        return changed
+
+    def remove_one_file(folder, *args):
+        for path in sorted(path for path in Path(folder).rglob("*") if path.is_file())[:1]:
+            path.unlink()
+
+    rename, rmtree = Path.rename, shutil.rmtree
+    moment, done = 0, False
+    while not done:
+        moment += 1
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "rename", dies(rename))
+            patch.setattr(shutil, "rmtree", dies(rmtree, halfway=remove_one_file))
+            patch.setattr(os, "replace", dies(os.replace))
+            patch.setattr(conversion, "_write_model", dies(conversion._write_model))
+            left[0] = moment
+            try:
+                run.make()
+                done = True
+            except Killed:
+                assert not run.folder.exists()
+        run.make()
+        assert run.found() == run.expected
+        if not done:  # begin anew
+            shutil.rmtree(run.folder)
+            if isinstance(run, HubRun):
+                run.check_effort(twice=1)  # a file that came, but did not get its name
+                run.stub.sent_bytes.clear()
+    assert moment > (15 if isinstance(run, HubRun) else 6)
+
+
+def fail_at_the_end(run, monkeypatch):
+    """All is converted, but the folder does not get its name."""
+
+    def rename(path, target):
+        if target == run.folder:
+            raise Killed
+        return original(path, target)
+
+    original = Path.rename
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Path, "rename", rename)
+        run.make()
+
+
+def test_a_finished_run_that_has_not_got_its_name(run, conversions, monkeypatch):
+    fail_at_the_end(run, monkeypatch)
+    done = list(conversions)
+    run.make()
+    assert run.found() == run.expected and conversions == done
+    run.check_effort()
+
+
+@pytest.mark.parametrize("change", ["truncated", "source", "tokenizer"])
+def test_what_was_converted_of_something_else_is_made_anew(run, conversions, monkeypatch, change):
+    fail_at_the_end(run, monkeypatch)
+    conversions.clear()
+    if change == "truncated":
+        weights = run.folder.with_name(".a.partial") / "step2" / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:-1])
+    elif change == "source":
+        run.change("step2")
+    else:
+        (run.tokenizer / "tokenizer_config.json").write_text('{"model_max_length": 5}')
+    run.make()
+    assert run.found() == run.expected  # each source has a tokenizer of its own
+    assert ".step2.partial" in conversions
+    assert (".step1.partial" in conversions) == (change == "tokenizer")
+
+
+def test_checkpoints_that_are_asked_for_no_more(run, monkeypatch):
+    fail_at_the_end(run, monkeypatch)
+    other = run.folder.with_name(".a.partial") / "step7"
+    shutil.copytree(run.folder.with_name(".a.partial") / "step1", other)
+    run.make()
+    assert run.found() == run.expected
+
+
+def test_the_record_is_there_before_the_folder(hub_run, monkeypatch):
+    """What fails after the folder has its name takes it away with it."""
+    fail_at_the_end(hub_run, monkeypatch)
+    record = json.loads(hub_run.record.read_text())
+    assert list(record) == list(STEPS)
+    assert {"config.json", "pytorch_model.bin", "tokenizer.json"} <= set(record["step1"]["files"])
+
+
+def test_the_disk_becomes_full_in_a_conversion(hub_run, monkeypatch):
+    def full(*args):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    full_told = "step1: the disk is full, in the middle of hub"
+    with monkeypatch.context() as patch, pytest.raises(InputError, match=full_told):
+        patch.setattr("safetensors.torch.save_file", full)
+        hub_run.make()
+    hub_run.make()
+    assert hub_run.found() == hub_run.expected
+    hub_run.check_effort()
+
+
+def test_a_converted_run_takes_the_disk_though_the_hub_cache_holds_it(hub_run, tmp_path, monkeypatch):
+    """A conversion is a copy; only what stays as it is can be a link to the cache."""
+    make_cache(tmp_path / "cache", "org/model", hub_run.revisions)
+    fail_at_the_end(hub_run, monkeypatch)
+    planned = int((hub_run.folder.with_name(".a.partial") / PLANNED_BYTES).read_text())
+    files = [contents(hub_run.sources[step]) for step in STEPS[:2]]
+    assert planned == sum(len(found[name]) for found in files for name in needed_model_files(found))

@@ -1,9 +1,12 @@
 """Files by glob: against the patterns' meaning, on this machine and in the folder of a downloaded data set."""
 
+import glob
+from os.path import isfile
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from proxycast.files import RULES, Files, HubId, Revision
 from proxycast.options import InputError
@@ -41,8 +44,12 @@ def test_files_of_this_machine(folder, monkeypatch, patterns, names):
 @pytest.mark.parametrize(
     "patterns, names",
     [
-        ("*.txt", ["a.txt", "b.txt", "deep/.hidden.txt", "deep/c.txt", "deep/deeper/d.txt"]),  # * spans folders
+        ("*.txt", ["a.txt", "b.txt"]),  # * stays within its folder
+        ("**/*.txt", ["a.txt", "b.txt", "deep/c.txt", "deep/deeper/d.txt"]),
+        ("deep/**", ["deep/c.txt", "deep/deeper/d.txt"]),
+        ("deep/.*", ["deep/.hidden.txt"]),
         ("**.jsonl", ["b.jsonl"]),
+        ("[!a].txt", ["b.txt"]),
         (["deep/c.txt", "b.*"], ["b.jsonl", "b.txt", "deep/c.txt"]),
     ],
 )
@@ -50,6 +57,55 @@ def test_files_of_the_hub(folder, patterns, names):
     files = Files(hub="owner/data", files=patterns)
     assert files.paths(folder) == sorted(folder / name for name in names)
     assert [name for name in sorted(NAMES) if files.matches(name)] == names
+
+
+# Few letters, so that patterns find something; ".." is left out, as no name of the hub has it.
+PART = st.text(alphabet="ab.", min_size=1, max_size=3).filter(lambda part: part not in (".", ".."))
+TREE = st.lists(st.lists(PART, min_size=1, max_size=4), max_size=12)
+GLOB_PART = st.one_of(
+    PART,
+    st.sampled_from(
+        ["**", "*", ".*", "?", "a*", "*b", "*.a", "**a", "[!a]", "[ab]*", "[a-b]", "[.]a", "[", "[]a]", ".", ""]
+    ),
+    st.text(alphabet="ab.*?[]!-", min_size=1, max_size=4).filter(lambda part: part != ".."),
+)
+GLOB = st.lists(GLOB_PART, min_size=1, max_size=5).map("/".join).filter(lambda glob: not glob.startswith("/"))
+
+
+@settings(max_examples=500, deadline=None)
+@given(TREE, GLOB)
+@example([["a", "b"], ["a", ".b"], [".a", "b"], ["b"]], "**")
+@example([["a"]], "a/**")
+@example([["a"]], "a/")
+@example([["a", "b", "a"]], "**/**/b/**/**")
+@example([[".a", ".b", "a"]], ".a/.?/**/a")
+def test_globs_of_the_hub_find_what_globs_of_this_machine_find(tree, pattern):
+    """Against glob itself, on the same tree: by names alone, in the downloaded folder, and from this machine."""
+    with TemporaryDirectory() as made:
+        folder = Path(made)
+        for parts in tree:
+            path = folder.joinpath(*parts)
+            if not path.exists() and not any(parent.is_file() for parent in path.parents):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.touch()
+        names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+        found = {Path(n).as_posix() for n in glob.glob(pattern, root_dir=made, recursive=True) if isfile(f"{made}/{n}")}
+
+        files = Files(hub="owner/data", files=pattern)
+        assert {name for name in names if files.matches(name)} == found
+        for kind, where in ((files, folder), (Files(files=f"{made}/{pattern}"), None)):
+            try:
+                paths = kind.paths(where)
+            except InputError:
+                paths = []
+            assert [path.relative_to(folder).as_posix() for path in paths] == sorted(
+                found, key=lambda name: folder.joinpath(name)
+            )
+
+
+@pytest.mark.parametrize("pattern", ["/data/*.txt", "../*.txt", "deep/../a.txt"])
+def test_globs_of_the_hub_lead_nowhere_else(folder, pattern):
+    assert not any(Files(hub="owner/data", files=pattern).matches(name) for name in NAMES)
 
 
 @pytest.mark.parametrize("hub", [None, "owner/data"])

@@ -1,6 +1,7 @@
 """Downloads against a hub on this machine, through the real `huggingface_hub`: bytes, faults, caches, disk, secrets."""
 
 import errno
+import fcntl
 import logging
 import os
 import shutil
@@ -11,7 +12,6 @@ import threading
 import time
 import traceback
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from types import SimpleNamespace
 
 import huggingface_hub
@@ -80,10 +80,14 @@ def without(names, files):
 
 
 def expected_run():
-    planned = sum(map(len, NEEDED.values())) + 2 * 40_000
     weights = {"step5/model.safetensors": FIRST, "step9/model.safetensors": LAST}
     small = {f"{step}/{name}": content for step in ("step5", "step9") for name, content in NEEDED.items()}
-    return {**weights, **small, ".planned_bytes": str(planned).encode()}
+    return {**weights, **small}
+
+
+def run_bytes():
+    """What the run takes of the disk: its small files once."""
+    return sum(map(len, NEEDED.values())) + 2 * 40_000
 
 
 SMALL = ["config.json", "tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "chat_template.jinja"]
@@ -303,7 +307,7 @@ def test_a_killed_process_goes_on_where_it_was(server, tmp_path):
 def test_a_finished_folder_is_made_anew(server, tmp_path):
     (tmp_path / "a" / "old").mkdir(parents=True)
     fetch_run(RUN, tmp_path / "a", OPTIONS)
-    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == [".planned_bytes", "step5", "step9"]
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["step5", "step9"]
 
 
 def test_files_of_a_data_set(monkeypatch, tmp_path):
@@ -455,8 +459,7 @@ def test_the_cache_online(server, tmp_path, caplog):
     half.parent.mkdir(parents=True)
     half.write_bytes(FIRST[:99])
     record = fetch_run(RUN, tmp_path / "a", OPTIONS)
-    planned = {".planned_bytes": str(sum(map(len, [LAST, NEEDED["config.json"]]))).encode()}
-    assert contents(tmp_path / "a") == expected_run() | planned
+    assert contents(tmp_path / "a") == expected_run()
     assert contents(tmp_path / "cache") == before
     assert os.path.samefile(tmp_path / "a/step5/model.safetensors", (snapshot / "model.safetensors").resolve())
     assert not (tmp_path / "a/step5/model.safetensors").is_symlink()
@@ -473,9 +476,7 @@ def test_where_hard_links_cannot_be(server, tmp_path, monkeypatch):
     monkeypatch.setattr(os, "link", link)
     make_cache(tmp_path / "cache", REPO, {"step5-seed-0": REVISIONS["step5-seed-0"]})
     fetch_run(RUN, tmp_path / "a", OPTIONS)
-    assert {n: c for n, c in contents(tmp_path / "a").items() if "/" in n} == without(
-        [".planned_bytes"], expected_run()
-    )
+    assert contents(tmp_path / "a") == expected_run()
     weights = (tmp_path / "a/step5/model.safetensors").readlink()
     assert weights.is_absolute() and weights.parent.name == "blobs"
     assert not (tmp_path / "a/step9/tokenizer.json").is_symlink()
@@ -485,8 +486,7 @@ def test_where_hard_links_cannot_be(server, tmp_path, monkeypatch):
 def test_offline_from_the_cache(server, tmp_path, monkeypatch, offline, links):
     make_cache(tmp_path / "cache", REPO, REVISIONS, links=links)
     record = fetch_run(RUN, tmp_path / "a", OPTIONS)
-    planned = {".planned_bytes": b"0"}
-    assert contents(tmp_path / "a") == expected_run() | planned
+    assert contents(tmp_path / "a") == expected_run()
     by_commit = fetch_run([(name, REPO, record[name]["commit"]) for name in record], tmp_path / "b", OPTIONS)
     assert {name: r["files"] for name, r in by_commit.items()} == {name: r["files"] for name, r in record.items()}
     monkeypatch.undo()
@@ -591,8 +591,43 @@ def test_another_fault_of_this_machine_is_told_as_it_is(server, tmp_path, monkey
     assert waits == []
 
 
-def run_bytes():
-    return int(expected_run()[".planned_bytes"])
+# Room on the disk, hub.disk_gb
+
+
+def reserved_files(folder):
+    """What `fetch_run` leaves in `folder` besides, where there is a bound."""
+    return {".planned_bytes": (folder / ".planned_bytes").read_bytes()}
+
+
+def left_behind(folder, size):
+    """A folder with `size` bytes of weights, as a download leaves it behind."""
+    (folder / "step5").mkdir(parents=True)
+    (folder / "step5" / "model.safetensors").write_bytes(bytes(size))
+    (folder / ".planned_bytes").write_text("999999")
+    return folder
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """`time.sleep` moves `time.monotonic`; `clock.at[seconds]` is called at that time. Ends a wait of two days."""
+    times = SimpleNamespace(now=0.0, at={})
+
+    def sleep(seconds):
+        times.now += seconds
+        assert times.now < 2 * 24 * 3600, "waits for ever"
+        for when in [when for when in times.at if when <= times.now]:
+            times.at.pop(when)()
+
+    monkeypatch.setattr(time, "monotonic", lambda: times.now)
+    monkeypatch.setattr(time, "sleep", sleep)
+    return times
+
+
+PATIENCE = hub.Patience()
+
+
+def reserve(folder, planned, disk_gb, patience=PATIENCE):
+    return hub._reserved(folder.with_name(f".{folder.name}.partial"), folder, planned, disk_gb, patience)
 
 
 def test_a_run_larger_than_the_bound(server, tmp_path):
@@ -616,68 +651,177 @@ def test_a_run_waits_for_room(server, tmp_path, monkeypatch, caplog):
     with caplog.at_level(logging.INFO):
         fetch_run(RUN, tmp_path / "b", options)
     assert looks == [False] * 3
-    assert contents(tmp_path / "b") == expected_run()
+    assert contents(tmp_path / "b") == expected_run() | reserved_files(tmp_path / "b")
     said = [record.getMessage() for record in caplog.records if "waiting" in record.getMessage()]
-    assert len(said) == 1 and "hub.disk_gb; taken: a 0.00" in said[0]
+    assert len(said) == 1 and f"hub.disk_gb; taken: {tmp_path / 'a'} 0.00 GB, which waits to be scored" in said[0]
 
 
-def test_it_says_again_that_it_waits(tmp_path, monkeypatch, caplog):
-    clock = iter(range(0, 10_000, 25))
-    monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    now = [next(clock)]
-    (tmp_path / "a").mkdir()
-    (tmp_path / "a" / ".planned_bytes").write_text("9")
-
-    def tick(seconds):
-        now[0] = next(clock)
-        if now[0] == 200:
-            shutil.rmtree(tmp_path / "a")
-
-    monkeypatch.setattr(time, "sleep", tick)
-    with caplog.at_level(logging.INFO):
-        hub._reserve(tmp_path / ".b.partial", 9, 10e-9)
-    assert caplog.text.count("waiting") == 3  # at 0, 75 and 150 s
+def test_it_says_again_that_it_waits(tmp_path, clock, caplog):
+    left_behind(tmp_path / "a", 9)
+    clock.at[190] = lambda: shutil.rmtree(tmp_path / "a")
+    with caplog.at_level(logging.INFO), reserve(tmp_path / "b", 9, 10e-9):
+        assert caplog.text.count("waiting") == 4  # at 0, 60, 120 and 180 s
 
 
-def test_a_killed_run_does_not_wait_for_itself(server, tmp_path):
+def test_a_failed_run_does_not_wait_for_itself(server, tmp_path):
     options = HubOptions(disk_gb=run_bytes() / 1e9, retries=0)
     server.fail(FILE, Status(500))
     with pytest.raises(InputError):
         fetch_run(RUN, tmp_path / "a", options)
-    assert (tmp_path / ".a.partial" / ".planned_bytes").is_file()
+    assert (tmp_path / ".a.partial" / "step5" / "config.json").is_file()
     fetch_run(RUN, tmp_path / "a", options)
     fetch_run(RUN, tmp_path / "a", options)  # nor for what it makes anew
 
 
+def test_a_failed_download_takes_what_lies_there(server, tmp_path, clock):
+    """Not what it had planned: nobody will download that, perhaps never."""
+    options = HubOptions(disk_gb=1.6 * run_bytes() / 1e9, retries=0)  # half of one run and another fit, two do not
+    server.fail(f"{commit_of(REPO, REVISIONS['main'])}/model.safetensors", NO_FILE)
+    with pytest.raises(InputError, match="404"):
+        fetch_run(RUN, tmp_path / "a", options)
+    fetch_run(RUN, tmp_path / "b", options)
+    assert clock.now == 0
+    with pytest.raises(InputError, match="no room in hub.disk_gb"):
+        fetch_run(RUN, tmp_path / "c", options)
+    shutil.rmtree(tmp_path / "b")
+    fetch_run(RUN, tmp_path / "a", options)
+
+
+HOLDS = """
+import sys, time
+from pathlib import Path
+from proxycast import hub
+partial, folder = Path(sys.argv[1]), Path(sys.argv[2])
+with hub._reserved(partial, folder, 9, 10e-9, hub.Patience()):
+    print("holds", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """Another process that has reserved 9 of 10 bytes for run a."""
+    command = [sys.executable, "-c", HOLDS, tmp_path / ".a.partial", tmp_path / "a"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"holds\n"
+        yield process
+        process.kill()
+
+
+def test_a_living_download_is_waited_for_and_a_killed_one_is_not(tmp_path, clock, holder, caplog):
+    def kill():
+        holder.send_signal(signal.SIGKILL)
+        holder.wait()
+
+    clock.at[36_000] = kill
+    with caplog.at_level(logging.INFO), reserve(tmp_path / "b", 9, 10e-9):
+        assert 36_000 <= clock.now < 36_000 + 2 * hub.POLL_SECONDS
+    assert f"{tmp_path / '.a.partial'} 0.00 GB, which is being downloaded" in caplog.text
+    with reserve(tmp_path / "c", 10, 10e-9):
+        pass
+
+
+def test_a_run_that_another_process_downloads_is_waited_for(tmp_path, clock, holder):
+    clock.at[100] = lambda: holder.communicate(b"")
+    with reserve(tmp_path / "a", 1, 10e-9):  # it would fit
+        assert 100 <= clock.now < 100 + 2 * hub.POLL_SECONDS
+
+
+@pytest.mark.parametrize(
+    ("name", "state"),
+    [
+        ("a", "waits to be scored"),  # its scoring failed for good, or the study has it no more
+        (".a.partial", "is left of a download that does not run"),
+    ],
+)
+def test_room_that_never_comes(tmp_path, clock, name, state):
+    left = left_behind(tmp_path / name, 9)
+    with pytest.raises(InputError) as error, reserve(tmp_path / "b", 9, 10e-9):
+        pass
+    assert str(error.value) == (
+        f"{tmp_path / 'b'}: its 0.00 GB have no room in hub.disk_gb 1e-08, and in 10 minutes nothing ran that could "
+        f"make room. Taken: {left} 0.00 GB, which {state}. Mend what failed and run again: the runs of the study are "
+        "then finished, scored and removed. Remove the folders of runs that the study has no more, or raise hub.disk_gb"
+    )
+    assert 600 <= clock.now < 600 + 2 * hub.POLL_SECONDS
+    assert not (tmp_path / ".b.partial").exists()
+
+
+def test_patience_begins_anew_with_every_change(tmp_path, clock):
+    for name in "acd":
+        left_behind(tmp_path / name, 9)
+    clock.at[500] = lambda: shutil.rmtree(tmp_path / "c")
+    clock.at[1000] = lambda: shutil.rmtree(tmp_path / "d")
+    with pytest.raises(InputError, match="Taken: [^;]*/a 0.00 GB, which waits"), reserve(tmp_path / "b", 9, 10e-9):
+        pass
+    assert 1600 <= clock.now < 1600 + 2 * hub.POLL_SECONDS
+
+
+def test_patience_lasts_while_others_run(tmp_path, clock):
+    left_behind(tmp_path / "a", 9)
+    patience = hub.Patience(600, lambda: clock.now < 5000)
+    with pytest.raises(InputError, match="no room"), reserve(tmp_path / "b", 9, 10e-9, patience):
+        pass
+    assert 5000 + 600 - 2 * hub.SAY_SECONDS <= clock.now < 5000 + 600 + 2 * hub.POLL_SECONDS
+
+
+def test_what_the_hub_cache_holds_takes_no_room(server, tmp_path, clock):
+    """It stays when the run is removed. What is linked within the run counts once."""
+    small = sum(map(len, NEEDED.values()))
+    make_cache(tmp_path / "cache", REPO, {"main": REVISIONS["main"]})
+    options = HubOptions(disk_gb=2 * (40_000 + small) / 1e9)  # the weights of each second checkpoint are in the cache
+    fetch_run(RUN, tmp_path / "runs" / "a", options)
+    assert hub._bytes_of_its_own(tmp_path / "runs" / "a") == 40_000 + small
+    fetch_run(RUN, tmp_path / "runs" / "b", options)
+    assert clock.now == 0
+
+
 def test_a_run_that_is_removed_while_others_look(tmp_path, monkeypatch):
-    monkeypatch.setattr(Path, "glob", lambda self, pattern: iter([tmp_path / "removed" / ".planned_bytes"]))
-    hub._reserve(tmp_path / ".b.partial", 9, 9e-9)
-    assert (tmp_path / ".b.partial" / ".planned_bytes").read_text() == "9"
+    left_behind(tmp_path / "a", 9)
+    lstat = os.lstat
+
+    def removed(path, **kwargs):
+        shutil.rmtree(tmp_path / "a", ignore_errors=True)
+        return lstat(path, **kwargs)
+
+    monkeypatch.setattr(os, "lstat", removed)
+    with reserve(tmp_path / "b", 9, 9e-9):
+        assert (tmp_path / ".b.partial" / ".planned_bytes").read_text() == "9\n"
+
+
+@pytest.mark.filterwarnings("ignore:flock not supported")  # of huggingface_hub's own locks
+def test_a_file_system_without_locks(server, tmp_path, monkeypatch):
+    def flock(file, operation):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    fetch_run(RUN, tmp_path / "a", OPTIONS)
+    with pytest.raises(InputError, match="hub.disk_gb needs file locks, which this file system lacks"):
+        fetch_run(RUN, tmp_path / "b", HubOptions(disk_gb=1))
 
 
 def test_runs_at_the_same_time_never_take_more(tmp_path, monkeypatch):
     monkeypatch.undo()  # real sleep
     monkeypatch.setattr(hub, "POLL_SECONDS", 0.002)
-    read = hub._planned_by_others
+    read = hub._taken_by_others
 
-    def slowly(partial):
-        found = read(partial)
+    def slowly(partial, folder):
+        found = read(partial, folder)
         time.sleep(0.005)  # time enough for another one to come between
         return found
 
-    monkeypatch.setattr(hub, "_planned_by_others", slowly)
+    monkeypatch.setattr(hub, "_taken_by_others", slowly)
     at_a_time, most, lock = [0], [0], threading.Lock()
 
     def job(i):
-        partial = tmp_path / f".{i}.partial"
-        hub._reserve(partial, 4, 10e-9)
-        with lock:
-            at_a_time[0] += 1
-            most[0] = max(most[0], at_a_time[0])
-        time.sleep(0.03)
-        with lock:
-            at_a_time[0] -= 1
-        shutil.rmtree(partial)
+        with reserve(tmp_path / str(i), 4, 10e-9):
+            with lock:
+                at_a_time[0] += 1
+                most[0] = max(most[0], at_a_time[0])
+            time.sleep(0.03)
+            with lock:
+                at_a_time[0] -= 1
+        shutil.rmtree(tmp_path / f".{i}.partial")
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(job, range(8)))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from proxycast import jobs
-from proxycast.jobs import attempts, job
+from proxycast.jobs import any_runs, attempts, job
 from proxycast.options import InputError
 
 SLEEPER = """
@@ -98,6 +98,19 @@ def test_a_process_that_died_is_told_from_one_that_runs(log):
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert [(a.state, a.ended, a.lines) for a in attempts(log)] == [("killed", None, ["began"])]
+
+
+def test_whether_any_job_runs(tmp_path):
+    log = tmp_path / "score" / "a.log"
+    log.parent.mkdir()
+    process = start(log, 60)
+    wait_until(lambda: began(log))
+    assert any_runs(tmp_path, besides="download_")
+    assert not any_runs(tmp_path, besides="sc")
+    process.kill()
+    process.wait()
+    assert not any_runs(tmp_path, besides="download_")
+    assert not any_runs(tmp_path / "none", besides="download_")
 
 
 def test_of_two_processes_one_waits_for_the_other(log):

@@ -220,3 +220,47 @@ def test_what_the_hub_lacks_is_told_and_what_was_finished_stays(project, tmp_pat
     assert (results / "token_stats/alpha-tiny-seed0/manifest.json").exists()
     assert (results / "text/trained/mine-tiny-seed0.json").exists()
     assert json.loads((results / "revisions/alpha-tiny-seed0.json").read_text())
+
+
+def change_study(project: Path, **changes) -> None:
+    (project / "config/study.yaml").write_text(yaml.safe_dump(STUDY | changes))
+
+
+def test_a_run_that_fails_for_good_leaves_the_room_to_the_others(project, tmp_path):
+    """Room for one run and a half: what alpha had planned to take must not keep beta and gamma waiting."""
+    with hub(tmp_path / "models") as stub:
+        runs = stub.repos["models"]["lab/beta-tiny"]
+        weights = sum(len(files["model.safetensors"]) for revision, files in runs.items() if "step0" not in revision)
+        change_study(project, hub=STUDY["hub"] | {"disk_gb": 1.5 * weights / 1e9, "retries": 0})
+        stub.fail(r"alpha.*model\.safetensors", Status(404), times=99)
+        said = snakemake(project, stub.endpoint, "--keep-going", fails=True)
+    assert "lab/alpha-tiny" in said
+    results = project / "results/hub"
+    assert (results / "weights/.alpha-tiny-seed0.partial/.planned_bytes").exists()
+    for corpus, is_scored in (("alpha", False), ("beta", True), ("gamma", True)):
+        assert (results / f"token_stats/{corpus}-tiny-seed0/manifest.json").exists() == is_scored
+
+
+def test_a_failed_conversion_is_repeated_without_the_download(project, tmp_path):
+    """The last checkpoint of a run cannot be written, as on a full disk; the others of it are not converted again."""
+    broken = project / "workflow/proxycast/conversion.py"
+    whole = broken.read_text()
+    with hub(tmp_path / "models") as stub:
+        stop = '    if "alpha" in str(folder) and "step12" in str(folder):\n        raise OSError("broken")\n'
+        broken.write_text(whole.replace("    config = _read_config(source", stop + "    config = _read_config(source"))
+        assert broken.read_text() != whole
+        target = ["results/hub/token_stats/alpha-tiny-seed0/manifest.json"]
+        assert "broken" in snakemake(project, stub.endpoint, *target, fails=True)
+        partial = project / "results/hub/weights/.alpha-tiny-seed0.partial"
+        converted = {path.parent.name: path.stat().st_mtime_ns for path in partial.glob("*/fingerprint.txt")}
+        assert converted.keys() == {"step5", "step10"}
+        asked = stub.gets("resolve|storage")
+        broken.write_text(whole)
+        study = yaml.safe_load((project / "config/study.yaml").read_text())
+        change_study(project, hub=study["hub"] | {"keep": True, "disk_gb": None})
+        snakemake(project, stub.endpoint, *target)
+        assert stub.gets("resolve|storage") == asked
+    weights = project / "results/hub/weights/alpha-tiny-seed0"
+    marks = {path.parent.name: path.stat().st_mtime_ns for path in weights.glob("*/fingerprint.txt")}
+    assert marks.keys() == {"step5", "step10", "step12"} and converted.items() <= marks.items()
+    assert json.loads((project / "results/hub/revisions/alpha-tiny-seed0.json").read_text()).keys() == marks.keys()

@@ -6,16 +6,26 @@ round: `SwiGLU.forward` of ai2-olmo applies SiLU to the second half. A checkpoin
 """
 
 import logging
+import os
 import re
 import shutil
+from collections.abc import Collection, Mapping
 from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError, model_validator
+from tqdm import tqdm
 
-from proxycast.engines.model_folder import json_object, safetensors_header, tokenizer_files
+from proxycast.engines.model_folder import (
+    FINGERPRINT_FILE,
+    is_finished,
+    json_object,
+    safetensors_header,
+    tokenizer_files,
+)
 from proxycast.options import InputError
+from proxycast.tables import fingerprint
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -117,11 +127,53 @@ def needs_conversion(folder: Path) -> bool:
     return config.get("model_type") == "hf_olmo" or "OLMoForCausalLM" in (config.get("architectures") or [])
 
 
-def convert(source: Path, folder: Path, tokenizer: Path | None = None) -> None:
+def convert_run(checkpoints: Mapping[str, Path], folder: Path, tokenizer: Path | None = None) -> None:
+    """Convert the checkpoints (name -> folder) of a training run to `folder`/name.
+
+    `folder` appears when it is complete. Until then what is converted lies in a hidden folder beside it, where it
+    survives an error and a kill: the next call converts the rest.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    partial = folder.with_name(f".{folder.name}.partial")
+    partial.mkdir(parents=True, exist_ok=True)
+    remove_others(partial, checkpoints)
+    for name, source in tqdm(checkpoints.items(), unit="checkpoint", mininterval=5):
+        files = sorted(path for path in source.glob("*") if path.is_file())
+        state = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+        convert_once(source, partial / name, tokenizer, conversion_fingerprint(state, tokenizer))
+    partial.rename(folder)
+
+
+def conversion_fingerprint(source: object, tokenizer: Path | None) -> str:
+    """What a converted checkpoint is marked with: its `source`, in words of JSON, and the tokenizer that it may get."""
+    return fingerprint(source, tokenizer_files(tokenizer) if tokenizer else [])
+
+
+def convert_once(source: Path, folder: Path, tokenizer: Path | None, mark: str) -> None:
+    """`convert`, with `mark` as the fingerprint of `folder`, unless a whole checkpoint with that mark lies there.
+
+    What else lies there is replaced.
+    """
+    if is_finished(folder, mark):
+        log.info("%s: converted before", folder)
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    convert(source, folder, tokenizer, mark)
+
+
+def remove_others(folder: Path, names: Collection[str]) -> None:
+    """Remove from `folder` all but `names`: what an earlier try left that was asked for something else."""
+    for path in folder.iterdir():
+        if path.name not in names:
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+def convert(source: Path, folder: Path, tokenizer: Path | None = None, mark: str = "") -> None:
     """Write the checkpoint of `hf_olmo` in `source` to the new `folder`, as a `LlamaForCausalLM` of the same logits.
 
     Weights keep their type and are read from the disk as they are written: memory holds no copy of them. `tokenizer`:
-    folder to take the tokenizer from where `source` has none. What a kill leaves behind bears another name.
+    folder to take the tokenizer from where `source` has none. `mark`: the fingerprint to write beside the weights. What
+    a kill leaves behind bears another name.
 
     Raises:
         InputError: `source` is no such checkpoint, is not whole or would run code; its architecture is not Llama's;
@@ -143,17 +195,13 @@ def convert(source: Path, folder: Path, tokenizer: Path | None = None) -> None:
     temporary.mkdir(parents=True)
     _write_tokenizer(tokenizer, temporary)
     _write_model(weights, config, temporary)
+    if mark:
+        (temporary / FINGERPRINT_FILE).write_text(mark + "\n")
+    for path in temporary.iterdir():  # else a host that loses power may leave a whole folder of empty files
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
     temporary.rename(folder)
     log.info("%s: converted to %s", source, folder)
-
-
-def convert_in_place(folder: Path, tokenizer: Path | None = None) -> None:
-    """Replace a checkpoint's folder by what `convert` makes of it."""
-    converted = folder.with_name(f"{folder.name}.converted")
-    shutil.rmtree(converted, ignore_errors=True)
-    convert(folder, converted, tokenizer)
-    shutil.rmtree(folder)
-    converted.rename(folder)
 
 
 def _read_config(path: Path) -> OlmoConfig:

@@ -1,6 +1,12 @@
-"""Files that a study reads: on this machine by glob, or in a repository of the hub."""
+"""Files that a study reads, by glob: on this machine, or in a repository of the hub.
 
-from fnmatch import fnmatch
+A glob means the same in both places, what Python's glob means with recursive=True: `*`, `?` and `[...]` stay within a
+folder, `**` stands for any folders, and hidden names match only a part that begins with a dot itself.
+"""
+
+import os
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from glob import glob
 from pathlib import Path
 from typing import Annotated
@@ -34,17 +40,20 @@ class Files(Options):
 
     def matches(self, name: str) -> bool:
         """Whether the file `name` of the data set is one of these."""
-        return any(fnmatch(name, pattern) for pattern in self.files)
+        return any(_matches(name, pattern) for pattern in self.files)
 
     def paths(self, downloaded: Path | None = None) -> list[Path]:
         """The files, sorted; those of the hub lie in `downloaded`. `InputError` for a glob that finds none."""
+        names = (
+            {p.relative_to(downloaded).as_posix(): p for p in downloaded.rglob("*") if p.is_file()} if self.hub else {}
+        )
         found: set[Path] = set()
         for pattern in self.files:
             if self.hub:
-                names = {p for p in downloaded.rglob("*") if p.is_file()}
-                here = {p for p in names if fnmatch(p.relative_to(downloaded).as_posix(), pattern)}
+                here = {path for name, path in names.items() if _matches(name, pattern)}
             else:
-                here = {Path(name) for name in glob(pattern, recursive=True) if Path(name).is_file()}
+                # Of the name as it is: "file.txt/**" finds "file.txt/", which as a Path would be the file.
+                here = {Path(name) for name in glob(pattern, recursive=True) if os.path.isfile(name)}
             if not here:
                 where = (
                     f"in data set {self.hub}" if self.hub else "on this machine (paths start where snakemake is run)"
@@ -52,3 +61,31 @@ class Files(Options):
                 raise InputError(f"files: {pattern!r} finds no file {where}")
             found |= here
         return sorted(found)
+
+
+def _matches(name: str, pattern: str) -> bool:
+    """Whether glob, in the folder where `name` (a/b/c) is a file, would find it by `pattern`.
+
+    A name of the hub has no part "..", and is never absolute: a pattern that has, or is, matches none.
+    """
+    *folders, last = pattern.split("/")
+    if pattern.startswith("/") or last in ("", "."):  # of another place, or of folders only
+        return False
+    parts = [part for part in folders if part not in ("", ".")] + [last]
+    # Twice "**" says no more than once, but would be tried in many more ways.
+    parts = [part for i, part in enumerate(parts) if parts[i : i + 2] != ["**", "**"]]
+    return _parts_match(name.split("/"), parts)
+
+
+def _parts_match(names: Sequence[str], parts: Sequence[str]) -> bool:
+    if not names or not parts:
+        return not names and not parts
+    if parts[0] != "**":
+        return _part_matches(names[0], parts[0]) and _parts_match(names[1:], parts[1:])
+    if len(parts) == 1:
+        return not any(name.startswith(".") for name in names)
+    return _parts_match(names, parts[1:]) or (not names[0].startswith(".") and _parts_match(names[1:], parts))
+
+
+def _part_matches(name: str, part: str) -> bool:
+    return fnmatchcase(name, part) and (part.startswith(".") or not name.startswith("."))

@@ -13,19 +13,22 @@ import random
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
+from stat import S_ISREG
 from typing import Literal, TypeVar
 
 from pydantic import Field, model_validator
 from tqdm import tqdm
 
-from proxycast.engines.model_folder import TOKENIZER_FILES
+from proxycast.conversion import conversion_fingerprint, convert_once, remove_others
+from proxycast.engines.model_folder import TOKENIZER_FILES, is_finished
 from proxycast.options import InputError, Options
-from proxycast.tables import atomic
+from proxycast.tables import write_json
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +46,8 @@ WEIGHTS = (
     ("model.safetensors", "model.safetensors.index.json", r"model.*-\d+-of-(\d+)\.safetensors"),
     ("pytorch_model.bin", "pytorch_model.bin.index.json", r"pytorch_model.*-\d+-of-(\d+)\.bin"),
 )
-PLANNED_BYTES = ".planned_bytes"  # in the folder of a run: what its files take on the disk once all are there
+PLANNED_BYTES = ".planned_bytes"  # in the folder of a run: what its files will take; locked while its download lives
+SOURCE = ".source"  # ends the name of a checkpoint's folder that is still to be converted
 WORKSPACE = ".download"  # in the folder of a checkpoint or data set, while its files come
 ANSWER_SECONDS = 60  # a server that says nothing for so long is asked again
 LONGEST_WAIT = 60.0  # seconds between two tries, unless the server asks for more
@@ -220,38 +224,71 @@ def download(
     return snapshot.record()
 
 
+@dataclass(frozen=True)
+class Patience:
+    """How long to wait for room on the disk: for so many seconds in which nothing changes.
+
+    Seconds in which `others_run()`, any job that may lead to more room, do not count.
+    """
+
+    seconds: float = 600.0
+    others_run: Callable[[], bool] = lambda: False
+
+
 def fetch_run(
-    checkpoints: Sequence[tuple[str, str, str]], folder: Path, options: HubOptions, code: bool = False
+    checkpoints: Sequence[tuple[str, str, str]],
+    folder: Path,
+    options: HubOptions,
+    *,
+    code: bool = False,
+    to_convert: Collection[str] = (),
+    tokenizer: Path | None = None,
+    record_file: Path | None = None,
+    patience: Patience = Patience(),
 ) -> dict[str, dict[str, object]]:
     """All checkpoints (name, repository, revision) of a training run, in `folder`/name; the record of each name.
 
-    `folder` appears when it is complete. Until then the files lie in a hidden folder beside it, where they survive a
-    kill. With `options.disk_gb`, waits until what all runs beside `folder` take leaves room for this one. A file that
-    several checkpoints share, such as the tokenizer, is downloaded once and hard-linked: replace files, never write
-    into them.
+    `folder` appears when it is complete, with those of `to_convert` converted (`tokenizer` as in `convert`) and the
+    record written to `record_file`. Until then the files lie in a hidden folder beside it, where they survive an error
+    and a kill: another call downloads and converts the rest. A file that several checkpoints share, such as the
+    tokenizer, is downloaded once and hard-linked: replace files, never write into them.
+
+    With `options.disk_gb`, waits until what all runs beside `folder` take leaves room for this one; `InputError` where
+    there is none in all of `patience`.
     """
-    shutil.rmtree(folder, ignore_errors=True)
     partial = folder.with_name(f".{folder.name}.partial")
     snapshots = {}
     for name, repo, revision in checkpoints:
         everything = resolve(Source(repo, revision), options)
-        snapshots[partial / name] = choose(everything, lambda names: needed_model_files(names, code))
-    own = _own_files(snapshots)
-    _reserve(partial, sum(file.size for file in own.values()), options.disk_gb)
-    _remove_others(partial, {PLANNED_BYTES, *(path.name for path in snapshots)})
-    _place(snapshots, options)
-    for path, snapshot in snapshots.items():
-        _remove_others(path, {file.name for file in snapshot.files})
-    with _locked(folder.parent):
-        partial.rename(folder)
-    return {path.name: snapshot.record() for path, snapshot in snapshots.items()}
+        snapshots[name] = choose(everything, lambda names: needed_model_files(names, code))
+    record = {name: snapshot.record() for name, snapshot in snapshots.items()}
+    marks = {name: conversion_fingerprint(record[name], tokenizer) for name in to_convert}
+    converted = {name for name, mark in marks.items() if is_finished(partial / name, mark)}
+    places = {name: partial / f"{name}{SOURCE}" if name in marks else partial / name for name in snapshots}
+    with _reserved(partial, folder, _planned_bytes(snapshots, marks), options.disk_gb, patience):
+        shutil.rmtree(folder, ignore_errors=True)
+        missing = {places[name]: snapshot for name, snapshot in snapshots.items() if name not in converted}
+        remove_others(partial, {PLANNED_BYTES, *snapshots, *(path.name for path in missing)})
+        if missing:
+            _place(missing, options)
+        for path, snapshot in missing.items():
+            remove_others(path, {file.name for file in snapshot.files})
+        for name in [name for name in marks if name not in converted]:
+            with _disk_full_told(partial / name, snapshots[name]):
+                convert_once(places[name], partial / name, tokenizer, marks[name])
+            shutil.rmtree(places[name])
+        if record_file:
+            write_json(record, record_file)
+        with nullcontext() if options.disk_gb is None else _locked(folder.parent):
+            partial.rename(folder)  # last: what fails after it would take the files with it
+    return record
 
 
-def _remove_others(folder: Path, names: set[str]) -> None:
-    """Of an earlier try that was asked for something else."""
-    for path in folder.iterdir():
-        if path.name not in names:
-            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+def _planned_bytes(snapshots: Mapping[str, Snapshot], to_convert: Collection[str]) -> int:
+    """What a run will take of the disk. What is converted is a copy: no link to the hub cache or to another one."""
+    linked = {Path(name): snapshot for name, snapshot in snapshots.items() if name not in to_convert}
+    copied = [file.size for name in to_convert for file in snapshots[name].files]
+    return sum(file.size for file in _own_files(linked).values()) + sum(copied)
 
 
 def _own_files(snapshots: Mapping[Path, Snapshot]) -> dict[Path, RemoteFile]:
@@ -318,7 +355,7 @@ def _workspace(folder: Path) -> Iterator[Path]:
 def _disk_full_told(folder: Path, snapshot: Snapshot) -> Iterator[None]:
     try:
         yield
-    except (OSError, RuntimeError) as error:
+    except Exception as error:  # safetensors raises one of its own
         if not _is_disk_full(error):
             raise
         raise InputError(
@@ -328,7 +365,7 @@ def _disk_full_told(folder: Path, snapshot: Snapshot) -> Iterator[None]:
 
 
 def _is_disk_full(error: Exception) -> bool:
-    # hf_xet tells the number in words only.
+    # hf_xet and safetensors tell the number in words only.
     return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "os error 28" in str(error)
 
 
@@ -573,44 +610,114 @@ def _offline_hint(source: Source) -> str:
     )
 
 
-def _reserve(partial: Path, planned: int, disk_gb: float | None) -> None:
-    """Wait until `planned` bytes fit beside those of the other runs, and write them down as those of this one."""
-    bound = float("inf") if disk_gb is None else disk_gb * 1e9
-    if planned > bound:
+@dataclass(frozen=True)
+class _Taken:
+    """Bytes that a folder takes of hub.disk_gb: those it will hold if its download lives, else those that lie there."""
+
+    size: int
+    is_living: bool
+
+    def told(self, path: Path) -> str:
+        if self.is_living:
+            state = "is being downloaded"
+        else:
+            state = "is left of a download that does not run" if path.name.startswith(".") else "waits to be scored"
+        return f"{path} {self.size / 1e9:.2f} GB, which {state}"
+
+
+@contextmanager
+def _reserved(partial: Path, folder: Path, planned: int, disk_gb: float | None, patience: Patience) -> Iterator[None]:
+    """Wait until `planned` bytes fit beside those of the other runs, then hold them for the download to `partial`.
+
+    They are held by a lock on a file, so that they are free when this process ends, however it ends.
+    """
+    if disk_gb is None:
+        partial.mkdir(parents=True, exist_ok=True)
+        yield
+        return
+    if planned > disk_gb * 1e9:
         raise InputError(
             f"{partial.parent}: the weights of one training run take {planned / 1e9:.2f} GB, more than hub.disk_gb "
             f"{disk_gb:g}; it must be at least that"
         )
-    said = float("-inf")
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    before, since, said = None, time.monotonic(), float("-inf")
     while True:
         with _locked(partial.parent):
-            others = _planned_by_others(partial)
-            if sum(others.values()) + planned <= bound:
-                with atomic(partial / PLANNED_BYTES) as temporary:
-                    temporary.write_text(str(planned))
-                return
-        if time.monotonic() - said >= SAY_SECONDS:
-            said = time.monotonic()
-            taken = ", ".join(f"{path.name} {size / 1e9:.2f}" for path, size in others.items())
-            log.info("waiting for %.2f GB of the %g GB of hub.disk_gb; taken: %s", planned / 1e9, disk_gb, taken)
+            taken = _taken_by_others(partial, folder)
+            if partial not in taken and sum(t.size for t in taken.values()) + planned <= disk_gb * 1e9:
+                partial.mkdir(exist_ok=True)
+                reservation = (partial / PLANNED_BYTES).open("w")
+                fcntl.flock(reservation, fcntl.LOCK_EX)
+                print(planned, file=reservation, flush=True)
+                break
+        told = "; ".join(t.told(path) for path, t in taken.items())
+        now = time.monotonic()
+        if now - said >= SAY_SECONDS:
+            said = now
+            log.info("waiting for %.2f GB of the %g GB of hub.disk_gb; taken: %s", planned / 1e9, disk_gb, told)
+        if taken != before or any(t.is_living for t in taken.values()):
+            before, since = taken, now
+        elif now - since >= SAY_SECONDS and patience.others_run():
+            since = now
+        elif now - since >= patience.seconds:
+            raise InputError(
+                f"{folder}: its {planned / 1e9:.2f} GB have no room in hub.disk_gb {disk_gb:g}, and in "
+                f"{patience.seconds / 60:.0f} minutes nothing ran that could make room. Taken: {told}. Mend what "
+                "failed and run again: the runs of the study are then finished, scored and removed. Remove the "
+                "folders of runs that the study has no more, or raise hub.disk_gb"
+            )
         time.sleep(POLL_SECONDS)
+    with reservation:
+        yield
 
 
-def _planned_by_others(partial: Path) -> dict[Path, int]:
-    planned = {}
-    for path in partial.parent.glob(f"*/{PLANNED_BYTES}"):
-        try:
-            if path.parent != partial:
-                planned[path.parent] = int(path.read_text())
-        except FileNotFoundError:  # scored and removed at this moment
-            continue
-    return planned
+def _taken_by_others(partial: Path, folder: Path) -> dict[Path, _Taken]:
+    """What lies beside `partial` and `folder`; `partial`, too, while another process downloads to it."""
+    taken = {}
+    for path in sorted(path for path in partial.parent.iterdir() if path.is_dir() and path != folder):
+        planned = _living_reservation(path)
+        if planned is not None:
+            taken[path] = _Taken(planned, is_living=True)
+        elif path != partial and (size := _bytes_of_its_own(path)):
+            taken[path] = _Taken(size, is_living=False)
+    return taken
+
+
+def _living_reservation(folder: Path) -> int | None:
+    """Bytes that a living process has reserved for `folder`."""
+    try:
+        with (folder / PLANNED_BYTES).open() as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return int(file.read())
+    except FileNotFoundError:
+        pass
+    return None
+
+
+def _bytes_of_its_own(folder: Path) -> int:
+    """Bytes that are free when `folder` is removed: of all its files but those that are linked from elsewhere, too."""
+    links: Counter[tuple[int, int]] = Counter()
+    files = {}
+    for path, _, names in os.walk(folder):
+        for name in set(names) - {PLANNED_BYTES}:
+            with suppress(FileNotFoundError):  # scored and removed at this moment
+                status = os.lstat(os.path.join(path, name))
+                links[status.st_dev, status.st_ino] += 1
+                files[status.st_dev, status.st_ino] = status
+    return sum(file.st_size for key, file in files.items() if S_ISREG(file.st_mode) and links[key] == file.st_nlink)
 
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Alone among the download jobs of this machine or file system."""
-    folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            raise InputError(
+                f"{folder}: hub.disk_gb needs file locks, which this file system lacks ({error})"
+            ) from None
         yield

@@ -127,6 +127,12 @@ def _is_locked(log: Path) -> bool:
     return False
 
 
+def any_runs(logs: Path, besides: str) -> bool:
+    """Whether any job runs whose log lies below `logs`, those of rules (`<logs>/<rule>/<job>.log`) `besides`* aside."""
+    files = logs.rglob("*.attempts")
+    return any(_is_locked(file) for file in files if not file.parent.name.startswith(besides))
+
+
 def _wait_for_others(log: Path, file: TextIO, console: TextIO) -> None:
     """Lock the log. Whoever holds the lock was started by a Snakemake that is gone: its Slurm job is cancelled.
 

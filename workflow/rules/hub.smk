@@ -10,11 +10,16 @@ HUB_DATA = [name for name, files in PLAN.file_sets().items() if files.hub]
 TOKENIZER = PLAN.tokenizer_folder.as_posix() if PLAN.ladder and PLAN.runs_models else []
 TOKENIZER_FILES = sorted(Path(TOKENIZER).glob("*.json")) if TOKENIZER else []
 
-# So many downloads at a time, unless the command line says --resources hub_downloads=<n>. One that waits for room on the
-# disk holds a core; another must be left for the job that makes room.
+# So many downloads at a time, unless the command line says --resources hub_downloads=<n>.
 if "hub_downloads" not in workflow.global_resources:
-    spare_cores = max(1, (workflow.resource_settings.cores or STUDY.hub.concurrent_downloads + 1) - 1)
-    workflow.register_resource("hub_downloads", min(STUDY.hub.concurrent_downloads, spare_cores))
+    workflow.register_resource("hub_downloads", STUDY.hub.concurrent_downloads)
+
+# A download that waits for room on the disk gives up when for so long nothing has changed and only downloads run. On this
+# machine the job that makes room starts at once; on a cluster it may wait in the queue.
+IDLE_MINUTES = 10 if SITE is None else 24 * 60
+
+# Scoring waits for these: behind downloads of runs, which may wait for scoring to make room, they would not come.
+DATA_FIRST = 1
 
 
 def removed_when_scored(path):
@@ -35,8 +40,10 @@ rule download_run:
         record=f"{RESULTS}/revisions/{{run}}.json",
     log:
         f"{RESULTS}/logs/download_run/{{run}}.log",
+    threads: 0  # one that waits for room on the disk must not hold a core that the scoring job needs
     resources:
         hub_downloads=1,
+        idle_minutes=IDLE_MINUTES,
     params:
         code=CODE["download_run"],
         contents=state_of(TOKENIZER_FILES),
@@ -75,6 +82,7 @@ rule download_data:
         f"{RESULTS}/logs/download_data/{{data}}.log",
     wildcard_constraints:
         data="|".join(HUB_DATA) or "none",
+    priority: DATA_FIRST
     resources:
         hub_downloads=1,
     params:
@@ -90,6 +98,7 @@ rule download_tokenizer:
         record=f"{RESULTS}/revisions/data/tokenizer.json",
     log:
         f"{RESULTS}/logs/download_tokenizer.log",
+    priority: DATA_FIRST
     resources:
         hub_downloads=1,
     params:

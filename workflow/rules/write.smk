@@ -72,8 +72,11 @@ rule download_writer:
         f"{RESULTS}/logs/download_writer/{{writer}}.log",
     wildcard_constraints:
         writer="|".join(name for name, writer in WRITERS.items() if writer.hub) or "none",
+    priority: DATA_FIRST
+    threads: 0
     resources:
         hub_downloads=1,
+        idle_minutes=IDLE_MINUTES,
     params:
         code=CODE["download_run"],
         checkpoints=lambda wildcards: [(0, WRITERS[wildcards.writer].hub, WRITERS[wildcards.writer].revision, None)],

@@ -13,5 +13,5 @@ with job(snakemake.log[0]):
     # Snakemake removes what a failed job was to write; finished files lie beside it and stay.
     partial = folder.with_name(f".{folder.name}.partial")
     record = download(source, lambda names: filter(files.matches, names), partial, options)
-    partial.rename(folder)
     write_json(record, Path(snakemake.output.record))
+    partial.rename(folder)  # last: what fails after it would take the files with it
