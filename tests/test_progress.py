@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -285,6 +285,15 @@ def seen(plan) -> tuple[progress.State, list[str], float]:
     return state, lines, progress.time.time() - begun
 
 
+def read_terminal(terminal: int) -> str:
+    """All that comes until the other side is closed."""
+    said = b""
+    with suppress(OSError):  # as Linux tells that it is closed
+        while new := os.read(terminal, 65536):
+            said += new
+    return said.decode()
+
+
 def run_progress(stdout: int = subprocess.PIPE) -> subprocess.Popen:
     slurm("squeue", "")
     path = {"PATH": f"{Path('bin').resolve()}:/usr/bin:/bin"}
@@ -297,6 +306,18 @@ def test_a_complete_study_ends_with_status_0(plan):
     said, errors = (process := run_progress()).communicate(timeout=60)
     assert process.returncode == 0 and not errors
     assert said.rstrip().endswith("smoke: ended, all phases are complete") and "30 of 30" in said
+
+
+def test_the_last_screen_stays_on_a_terminal(plan):
+    complete(plan)
+    terminal, other = os.openpty()
+    process = run_progress(other)
+    os.close(other)
+    said = read_terminal(terminal)
+    os.close(terminal)
+    assert process.wait(60) == 0 and not process.stderr.read()
+    stays = said.rpartition("\x1b[?1049l")[2]  # leaves the screen that is thrown away
+    assert "30 of 30" in stays and "smoke: ended, all phases are complete" in stays
 
 
 def test_failures_that_stand_end_with_status_1(plan, monkeypatch):

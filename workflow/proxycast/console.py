@@ -7,6 +7,7 @@ never holds up the end of Snakemake and never breaks it.
 """
 
 import logging
+import re
 import sys
 import threading
 import time
@@ -31,7 +32,11 @@ REPEAT_SECONDS = 3600.0
 SHOWN_RUNNING = 3
 SHOWN_NAMES = 5
 # Reasons of Slurm that pass by themselves; a job that waits for one of them is told of only while nothing else moves.
-ORDINARY = {"Priority", "Resources", "None", "BeginTime", "Dependency", "Cleaning", "JobArrayTaskLimit", "Prolog"}
+# Limits of a user or a group pass when other jobs end; what one job may ask for, and budgets that are used up, do not.
+ORDINARY = re.compile(
+    "(Priority|Resources|None|BeginTime|Dependency|Cleaning|JobArrayTaskLimit|Prolog"
+    "|(QOS|Assoc)(?!.*(PerJob|Wall|Minutes))\\w*Limit)"
+)
 ADVICE = {
     "JobHeldUser": "release them: scontrol release {}",
     "JobHeldAdmin": "an administrator holds them",
@@ -125,10 +130,10 @@ class Progress:
             return
         for reason in dict.fromkeys(job.reason for job in waiting):
             jobs = [job for job in waiting if job.reason == reason]
-            if reason.split(",")[0] not in ORDINARY or (is_still and not state.running):
+            if not ORDINARY.fullmatch(reason) or (is_still and not state.running):
                 numbers = [job.number for job in jobs]
                 names = _names(job.comment or job.number for job in jobs)
-                advice = ADVICE.get(reason, "").format(" ".join(numbers[:SHOWN_NAMES]))
+                advice = ADVICE.get(reason, "").format(",".join(numbers))
                 yield (
                     reason,
                     (
