@@ -318,6 +318,18 @@ def test_a_sacct_that_does_not_answer_is_told_at_once(progress, records, monkeyp
     assert not records.lines
 
 
+def test_the_thread_asks_sacct_first(progress, records, monkeypatch):
+    plugin = Plugin(get_min_job_age=lambda: None)
+    monkeypatch.setitem(console.sys.modules, "snakemake_executor_plugin_slurm", plugin)
+    progress.workflow.executor_settings = SimpleNamespace(status_command="sacct", init_seconds_before_status_checks=10)
+    slurm("sacct", "Slurm accounting storage is disabled", status=1)
+    progress.start()
+    while not records.lines:
+        time.sleep(0.01)
+    progress.end("done")
+    assert "sacct: Slurm accounting storage is disabled" in records.lines[0]
+
+
 def test_a_sacct_that_hangs_is_no_answer(progress, monkeypatch):
     monkeypatch.setattr("proxycast.slurm_states.ANSWER_SECONDS", 0.1)
     slurm("sacct", "")

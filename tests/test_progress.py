@@ -347,6 +347,16 @@ def test_a_study_with_outputs_that_are_being_made_again_has_not_ended(plan, cloc
     assert state.is_complete and 700 <= seconds < 720
 
 
+@pytest.mark.parametrize(("state", "fails"), [("done", False), ("failed", True)])
+def test_files_of_an_earlier_run_do_not_make_up_for_one_that_failed(plan, clock, state, fails):
+    complete(plan)
+    log_of("score", "base", "", NOW)  # killed
+    Presence(RESULTS / "logs/snakemake.log").end(state)
+    ended, _, seconds = seen(plan)
+    assert ended.is_complete and ended.failed and ended.has_failed == fails
+    assert (seconds >= progress.IDLE_SECONDS) == fails
+
+
 def test_it_does_not_end_while_a_snakemake_queues_jobs(plan, clock):
     """Failures stand, no job runs: a Snakemake with nothing but jobs in a queue, or that waits for a retry."""
     log_of("score", "base", "error: base: NaN", NOW, f"=== failed {NOW.isoformat()}")

@@ -5,8 +5,9 @@ serves whoever sees that folder, whatever the executor, and while no Snakemake r
 the study left count until the job that makes them again has begun to replace them.
 
 It ends with the study. The exit status is 0 when every phase is complete and nothing is at work. It is 1 when failures
-stand and for a minute nothing has been at work: no job runs or waits in Slurm's queue, and no Snakemake runs. Snakemake
-holds a lock on logs/snakemake.attempts, and touches that file every minute for file systems without locks.
+stand (jobs have failed and work is left, or the last Snakemake failed or was killed) and for a minute nothing has been
+at work: no job runs or waits in Slurm's queue, and no Snakemake runs. Snakemake holds a lock on
+logs/snakemake.attempts, and touches that file every minute for file systems without locks.
 """
 
 import argparse
@@ -152,9 +153,12 @@ class State:
 
     @property
     def has_failed(self) -> bool:
-        """Whether it needs somebody: jobs have failed, or the last Snakemake ended or was killed with work left."""
+        """Whether it needs somebody: work is left and jobs have failed, or the last Snakemake failed or was killed.
+
+        After such a Snakemake a complete study may consist of what an earlier one made.
+        """
         gave_up = self.snakemake is not None and self.snakemake.state != "done" and not self.snakemake_runs
-        return not self.is_complete and bool(self.failed or gave_up)
+        return gave_up or bool(self.failed and not self.is_complete)
 
 
 class Watch:
@@ -490,7 +494,7 @@ def watched(watch: Watch, show: Callable[[State, float], None]) -> State:
             idle_since = None
         else:
             idle_since = now if idle_since is None else idle_since
-            if (state.is_complete or now - idle_since >= IDLE_SECONDS) and not _is_queued():
+            if (not state.has_failed or now - idle_since >= IDLE_SECONDS) and not _is_queued():
                 return state
         show(state, now)
         time.sleep(REFRESH_SECONDS)
@@ -519,11 +523,11 @@ def follow(study: str, watch: Watch) -> int:
     else:
         state = watched(watch, Follower(lambda line: print(line, flush=True)).see)
     _print(screen(study, state, datetime.now()))
-    if state.is_complete:
+    if not state.has_failed:
         print(f"{study}: ended, all phases are complete", flush=True)
         return 0
-    ended = "was killed" if state.snakemake and state.snakemake.state == "killed" else "has ended"
-    print(f"{study}: ended with failures; no job runs, and Snakemake {ended}", flush=True)
+    ended = {"failed": "has failed", "killed": "was killed"}.get(state.snakemake.state if state.snakemake else "")
+    print(f"{study}: ended with failures; no job runs, and Snakemake {ended or 'does not run'}", flush=True)
     return 1
 
 
