@@ -559,7 +559,7 @@ def test_slurms_own_log_tells_of_a_job_that_ended_before_its_script(plan):
     again = log_of("score", "web_edu", "error: first", NOW, f"=== failed {NOW.isoformat()}", slurm_job="74")
     slurm_log("rule_score/web_crawl", "70", "of yesterday", age=86400)
     failed = [
-        Logged("score", f"job={log.stem}", log, 0, None, f"rule_score/{log.stem}")
+        Logged("score", f"job={log.stem}", log, 0, None, f"rule_score/{log.stem}/*.log")
         for log in (RESULTS / "logs/score/base.log", begun, again, RESULTS / "logs/score/web_crawl.log")
     ]
     text = "\n".join(told(failed, since, RESULTS))
@@ -569,16 +569,23 @@ def test_slurms_own_log_tells_of_a_job_that_ended_before_its_script(plan):
     assert f"score job=web_edu: ended before its script began\n  Slurm's log: {later}\n    bad interpreter" in text
     assert text.endswith("score job=web_crawl: ended before its script began; what Snakemake said of it stands above")
     assert "yesterday" not in text
+    of_group = [
+        Logged("score", f"job={log.stem}", log, 0, None, "group_scores_*/*.log", True) for log in (begun, again)
+    ]
+    newest = slurm_log("group_scores_score", "90", "of another job of the group", age=1)
+    assert "of another job" not in "\n".join(told(of_group, since, RESULTS))
+    before = [Logged("score", "job=new", Path("new.log"), 0, None, "group_scores_*/*.log", True)]
+    assert str(newest) in told(before, since, RESULTS)[0]
 
 
 def test_slurms_logs_are_looked_for_where_its_plugin_puts_them():
     def folder(group=None, **wildcards):
         rule = SimpleNamespace(name="score")
         job = dict(rule=rule, wildcards_dict=wildcards, log=["a.log"], resources={}, benchmark=None, group=group)
-        return logged_jobs([SimpleNamespace(**job)])[0].slurm_folder
+        return logged_jobs([SimpleNamespace(**job)])[0].slurm_logs
 
-    assert folder(job="core", part="a/b") == "rule_score/core_a_b" and folder() == "rule_score/"
-    assert folder(group="scores", job="core").startswith("group_scores")
+    assert folder(job="core", part="a/b") == "rule_score/core_a_b/*.log" and folder() == "rule_score//*.log"
+    assert folder(group="scores", job="core") == "group_scores_*/*.log"
 
 
 @pytest.mark.parametrize(

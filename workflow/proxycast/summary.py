@@ -6,6 +6,7 @@ from argparse import ArgumentParser
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
+from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -30,7 +31,8 @@ class Logged(NamedTuple):
     log: Path
     gpus: int
     benchmark: Path | None
-    slurm_folder: str = ""  # of Slurm's own logs, below the folder of all
+    slurm_logs: str = ""  # pattern of Slurm's own logs of it, below the folder of all; empty: unknown
+    shares_slurm_logs: bool = False  # with other jobs of its group
 
 
 def logged_jobs(jobs) -> list[Logged]:
@@ -42,18 +44,20 @@ def logged_jobs(jobs) -> list[Logged]:
             Path(job.log[0]),
             asked_gpus(job.resources),
             Path(job.benchmark) if job.benchmark else None,
-            _slurm_folder(job),
+            _slurm_logs(job),
+            bool(job.group),
         )
         for job in jobs
         if job.log
     ]
 
 
-def _slurm_folder(job) -> str:
-    """As Slurm's plugin names it; jobs of a group share one."""
-    if getattr(job, "group", None):
-        return f"group_{job.group}"
-    return f"rule_{job.rule.name}/{'_'.join(map(str, job.wildcards_dict.values())).replace('/', '_')}"
+def _slurm_logs(job) -> str:
+    """As Slurm's plugin names them: a folder for a job, or for all jobs of a group, which is named by its rules too."""
+    if job.group:
+        return f"group_{escape(getattr(job.group, 'groupid', job.group))}_*/*.log"
+    values = "_".join(map(str, job.wildcards_dict.values())).replace("/", "_")
+    return escape(f"rule_{job.rule.name}/{values}") + "/*.log"
 
 
 def summary(workflow: "Workflow", plan: Plan) -> list[str]:
@@ -152,8 +156,9 @@ def told(failed: list[Logged], since: datetime, results: Path, slurm_logs: Path 
     lines = []
     for job in failed:
         title = f"{job.rule} {job.name}".rstrip()
-        slurm_log = newest_log(slurm_logs / job.slurm_folder, since) if job.slurm_folder else None
-        if slurm_log and (job.log not in begun or slurm_log.stem != begun[job.log].slurm_job):
+        slurm_log = newest_log(slurm_logs, job.slurm_logs, since) if job.slurm_logs else None
+        is_later = slurm_log and job.log in begun and slurm_log.stem != begun[job.log].slurm_job
+        if slurm_log and (job.log not in begun or (is_later and not job.shares_slurm_logs)):
             lines.append(f"{title}: ended before its script began\n  Slurm's log: {slurm_log}")
             lines += [f"    {line}" for line in last_lines(slurm_log)]
             continue
@@ -166,9 +171,9 @@ def told(failed: list[Logged], since: datetime, results: Path, slurm_logs: Path 
     return lines
 
 
-def newest_log(folder: Path, since: datetime) -> Path | None:
-    """The log in a folder that was written last, at `since` or later."""
-    times = {path: path.stat().st_mtime for path in folder.glob("*.log")}
+def newest_log(folder: Path, pattern: str, since: datetime) -> Path | None:
+    """The log that was written last, at `since` or later."""
+    times = {path: path.stat().st_mtime for path in folder.glob(pattern)}
     new = [path for path, written in times.items() if written >= since.timestamp()]
     return max(new, key=times.get, default=None)
 
