@@ -4,10 +4,12 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from datetime import datetime, timedelta
 from pathlib import Path
 
+import psutil
 import pytest
 from proxycast import jobs
 from proxycast.jobs import any_runs, attempts, job
@@ -186,3 +188,87 @@ def test_attempts_survive_that_snakemake_removes_the_log(log):
         print("two", file=sys.stderr)
     assert [attempt.lines for attempt in attempts(log)] == [["one"], ["two"]]
     assert log.is_symlink() and "one" in log.read_text() and "two" in log.read_text()
+
+
+# A job that hangs
+
+HANGER = """
+import subprocess, sys, time
+from proxycast.jobs import job
+def the_call_that_hangs(seconds):
+    time.sleep(seconds)
+with job(sys.argv[1]):
+    child = subprocess.Popen(["sleep", "60"])
+    print(f"child {child.pid}", file=sys.stderr, flush=True)
+    for number in range(int(sys.argv[2])):
+        print(sys.argv[4], number, file=sys.stderr, flush=True)
+        time.sleep(0.05)
+    the_call_that_hangs(float(sys.argv[3]))
+"""
+
+
+def hang(log: Path, lines: int, seconds: float, said: str = "checkpoint", **environment: str) -> subprocess.Popen:
+    command = [sys.executable, "-c", HANGER, str(log), str(lines), str(seconds), said]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | environment)
+
+
+def test_a_job_that_hangs_tells_where_and_ends_with_its_workers(log):
+    process = hang(log, 60, 60, PROXYCAST_STALL_MINUTES="0.02")  # 60 lines in more than the 1.2 s that it may be silent
+    assert process.communicate(timeout=60)[1].endswith(
+        "error: stalled: nothing new in the log for 0.02 minutes (PROXYCAST_STALL_MINUTES)\n"
+    )
+    assert process.returncode == 1
+    (attempt,) = attempts(log)
+    assert attempt.state == "failed" and "checkpoint 59" in attempt.lines
+    assert any("in the_call_that_hangs" in line for line in attempt.lines)
+    assert attempt.lines[-1].startswith("error: stalled")
+    child = int(attempt.lines[0].removeprefix("child "))
+    wait_until(lambda: not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE)
+
+
+def test_that_a_worker_waits_for_one_that_hangs_does_not_keep_a_job_alive(log):
+    waits = "(EngineCore) INFO No available shared memory broadcast block found in 60 seconds."
+    process = hang(log, 400, 20, waits, PROXYCAST_STALL_MINUTES="0.02")
+    assert process.wait(60) == 1 and process.communicate()
+    assert attempts(log)[0].lines[-1].startswith("error: stalled")
+    assert len(attempts(log)[0].lines) < 200
+
+
+def test_a_job_that_was_suspended_does_not_hang(log):
+    process = hang(log, 1, 1, PROXYCAST_STALL_MINUTES="0.05")
+    wait_until(lambda: log.exists() and "checkpoint 0" in log.read_text())
+    process.send_signal(signal.SIGSTOP)
+    time.sleep(4)
+    process.send_signal(signal.SIGCONT)
+    assert process.wait(60) == 0 and process.communicate()
+
+
+def test_without_a_limit_a_job_may_be_silent(log):
+    assert hang(log, 1, 2, PROXYCAST_STALL_MINUTES="").wait(60) == 0
+    with job(log):
+        assert not [thread for thread in threading.enumerate() if thread.daemon and "silent" in thread.name]
+
+
+@pytest.mark.parametrize("said", ["0", "-1", "soon", "nan"])
+def test_a_limit_that_is_no_time_is_refused(log, monkeypatch, capfd, said):
+    monkeypatch.setenv("PROXYCAST_STALL_MINUTES", said)
+    with pytest.raises(SystemExit), job(log):
+        pytest.fail("it has begun")
+    assert capfd.readouterr().err == (
+        f"error: PROXYCAST_STALL_MINUTES: found {said!r}; give a number of minutes above 0, or unset it\n"
+    )
+
+
+def test_the_presence_of_one_process_is_seen_and_ends(log):
+    first, second = jobs.Presence(log), jobs.Presence(log)
+    assert [a.state for a in attempts(log)] == ["running"]
+    second.touch()
+    second.end("failed")  # it holds nothing
+    assert [a.state for a in attempts(log)] == ["running"]
+    os.utime(jobs.attempts_file(log), (1, 1))
+    first.touch()
+    assert time.time() - jobs.attempts_file(log).stat().st_mtime < 5
+    first.end("done")
+    third = jobs.Presence(log)
+    assert [a.state for a in attempts(log)] == ["done", "running"]
+    third.end("failed")

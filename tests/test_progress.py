@@ -2,9 +2,10 @@
 
 import fcntl
 import os
+import signal
 import subprocess
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,12 +13,12 @@ from types import SimpleNamespace
 import polars as pl
 import pytest
 from proxycast import progress
-from proxycast.checkpoints import plan_checkpoints
+from proxycast.checkpoints import plan_checkpoints, scored_checkpoints, scoring_jobs
 from proxycast.config import load_plan, read_yaml
-from proxycast.jobs import attempts, attempts_file
-from proxycast.progress import Watch, screen
-from proxycast.slurm_states import slurm_states
-from proxycast.summary import Logged, end_of, logged_jobs, told, used
+from proxycast.jobs import Presence, attempts, attempts_file
+from proxycast.progress import Follower, Watch, screen, watched
+from proxycast.slurm_states import SlurmError, slurm_states, waiting_jobs
+from proxycast.summary import Logged, end_of, logged_jobs, report_line, told, used
 from rich.console import Console
 
 ROOT = Path(__file__).parents[1]
@@ -82,7 +83,8 @@ def text_of(renderable, width: int = 120, height: int = 24) -> str:
 
 def test_nothing_is_there_at_first(plan):
     state = look(Watch(plan))
-    assert phases(state) == {"weights": (0, 30), "token statistics": (0, 20), "targets": (0, 30), "proxies": (0, 5)}
+    of_checkpoints = {"weights": (0, 30), "token statistics": (0, 20), "targets": (0, 30)}
+    assert phases(state) == of_checkpoints | {"proxies": (0, 5), "experiments": (0, 2)}
     assert (state.running, state.failed, state.tokens_per_second) == ([], [], None)
     assert {phase.share for phase in state.phases} == {0} and {phase.seconds_left for phase in state.phases} == {None}
     assert "no job runs" in text_of(screen("smoke", state, NOW))
@@ -102,7 +104,8 @@ def test_files_are_counted_by_phase(plan):
     watch = Watch(plan)
     state = look(watch)
     # The weights of a checkpoint that has been scored were there, wherever they are now.
-    assert phases(state) == {"weights": (2, 30), "token statistics": (1, 20), "targets": (2, 30), "proxies": (1, 5)}
+    of_checkpoints = {"weights": (2, 30), "token statistics": (1, 20), "targets": (2, 30)}
+    assert phases(state) == of_checkpoints | {"proxies": (1, 5), "experiments": (0, 2)}
     small, large = parameters["core-30k-seed0-step20"], parameters["core-43k-seed0-step60"]
     assert large > small
     shares = {phase.name: phase.share for phase in state.phases}
@@ -241,6 +244,237 @@ def test_once_prints_and_writes_nothing(plan):
     assert missing.returncode == 1 and missing.stderr.endswith("error: config/none.yaml: no such file\n")
 
 
+# Off a terminal, and the end of a study
+
+
+def complete(plan) -> None:
+    """Every file that the phases count."""
+    scored = scored_checkpoints(plan, plan_checkpoints(plan))
+    for job, found in scoring_jobs(plan, scored).items():
+        for c in found:
+            Path(c.folder).mkdir(parents=True, exist_ok=True)
+            if c.role != "target":
+                write_table(RESULTS / f"token_stats/{job}/{c.checkpoint}.parquet", 1, age=0)
+            write_table(RESULTS / f"targets/{job}/{c.checkpoint}.parquet", 1, age=0)
+    for corpus in {c.corpus for c in scored}:
+        write_table(RESULTS / f"proxies/{corpus}.parquet", 1, age=0)
+    write_table(RESULTS / "data_selection/summary.parquet", 1, age=0)
+    (RESULTS / "data_selection/pareto_frontier.png").touch()
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Time that passes while `progress` sleeps; `after[seconds]` is called when they have passed."""
+    start, after = NOW.timestamp(), {}
+    time = SimpleNamespace(now=start, after=after)
+
+    def sleep(seconds):
+        time.now += seconds
+        for due in sorted(s for s in after if s <= time.now - start):
+            after.pop(due)()
+        assert time.now - start < 20000, "it does not end"
+
+    monkeypatch.setattr(progress, "time", SimpleNamespace(time=lambda: time.now, sleep=sleep))
+    return time
+
+
+def seen(plan) -> tuple[progress.State, list[str], float]:
+    """The last look, the plain lines and the seconds that `progress` took off a terminal."""
+    begun, lines = progress.time.time(), []
+    state = watched(Watch(plan), Follower(lines.append).see)
+    return state, lines, progress.time.time() - begun
+
+
+def read_terminal(terminal: int) -> str:
+    """All that comes until the other side is closed."""
+    said = b""
+    with suppress(OSError):  # as Linux tells that it is closed
+        while new := os.read(terminal, 65536):
+            said += new
+    return said.decode()
+
+
+def run_progress(stdout: int = subprocess.PIPE) -> subprocess.Popen:
+    slurm("squeue", "")
+    path = {"PATH": f"{Path('bin').resolve()}:/usr/bin:/bin"}
+    command = [sys.executable, "-m", "proxycast.progress", "config/smoke.yaml"]
+    return subprocess.Popen(command, stdout=stdout, stderr=subprocess.PIPE, text=True, env=os.environ | path)
+
+
+def test_a_complete_study_ends_with_status_0(plan):
+    complete(plan)
+    said, errors = (process := run_progress()).communicate(timeout=60)
+    assert process.returncode == 0 and not errors
+    assert said.rstrip().endswith("smoke: ended, all phases are complete") and "30 of 30" in said
+
+
+def test_the_last_screen_stays_on_a_terminal(plan):
+    complete(plan)
+    terminal, other = os.openpty()
+    process = run_progress(other)
+    os.close(other)
+    said = read_terminal(terminal)
+    os.close(terminal)
+    assert process.wait(60) == 0 and not process.stderr.read()
+    stays = said.rpartition("\x1b[?1049l")[2]  # leaves the screen that is thrown away
+    assert "30 of 30" in stays and "smoke: ended, all phases are complete" in stays
+
+
+def test_failures_that_stand_end_with_status_1(plan, monkeypatch):
+    log = log_of("score", "base", "error: base: NaN", NOW, f"=== failed {NOW.isoformat()}")
+    monkeypatch.setattr(progress, "IDLE_SECONDS", 0.0)
+    monkeypatch.setattr(sys, "argv", ["progress", "config/smoke.yaml"])
+    said = []
+    monkeypatch.setattr("builtins.print", lambda *words, **_: said.append(" ".join(map(str, words))))
+    monkeypatch.setattr(progress, "_print", lambda shown: said.append(text_of(shown)))
+    assert progress.main() == 1
+    assert f"score base: error: base: NaN\n  {log}" in said[0] and said[-1].startswith("smoke: ended with failures")
+
+
+def test_a_study_with_outputs_that_are_being_made_again_has_not_ended(plan, clock):
+    complete(plan)
+    log = log_of("", "data_selection_figures", "", NOW)
+    file = attempts_file(log).open("a")
+    fcntl.flock(file, fcntl.LOCK_EX)
+    assert phases(look(Watch(plan)))["experiments"] == (1, 2)
+
+    def end():
+        file.write(f"=== done {NOW.isoformat()}\n")
+        file.close()
+
+    clock.after[700] = end
+    state, _, seconds = seen(plan)
+    assert state.is_complete and 700 <= seconds < 720
+
+
+@pytest.mark.parametrize(("state", "fails"), [("done", False), ("failed", True)])
+def test_files_of_an_earlier_run_do_not_make_up_for_one_that_failed(plan, clock, state, fails):
+    complete(plan)
+    log_of("score", "base", "", NOW)  # killed
+    Presence(RESULTS / "logs/snakemake.log").end(state)
+    ended, _, seconds = seen(plan)
+    assert ended.is_complete and ended.failed and ended.has_failed == fails
+    assert (seconds >= progress.IDLE_SECONDS) == fails
+
+
+def test_it_does_not_end_while_a_snakemake_queues_jobs(plan, clock):
+    """Failures stand, no job runs: a Snakemake with nothing but jobs in a queue, or that waits for a retry."""
+    log_of("score", "base", "error: base: NaN", NOW, f"=== failed {NOW.isoformat()}")
+    snakemake = Presence(RESULTS / "logs/snakemake.log")
+    assert look(Watch(plan)).snakemake_runs
+    clock.after[3000] = lambda: snakemake.end("failed")
+    state, lines, seconds = seen(plan)
+    assert state.has_failed and 3000 + progress.IDLE_SECONDS <= seconds < 3100
+    assert len(lines) == 7 and "score base: error: base: NaN" in lines[0]  # one failure, and a line every 10 minutes
+
+
+def test_a_snakemake_without_locks_is_known_by_the_time_of_its_log(plan, clock, monkeypatch):
+    log_of("score", "base", "error: base: NaN", NOW, f"=== failed {NOW.isoformat()}")
+    log = log_of("", "snakemake", "", NOW)  # nobody holds its lock
+    for second in range(0, 1000, 60):
+        clock.after[second] = lambda: os.utime(attempts_file(log), (clock.now, clock.now))
+    os.utime(attempts_file(log), (clock.now, clock.now))
+    state, _, seconds = seen(plan)
+    assert state.snakemake.state == "killed" and 1000 + progress.ALIVE_SECONDS < seconds < 1400
+
+
+def test_it_waits_for_a_study_that_has_not_begun(plan, clock):
+    def begin():
+        complete(plan)
+
+    clock.after[2000] = begin
+    state, lines, seconds = seen(plan)
+    assert state.is_complete and seconds < 2010 and 3 <= len(lines) <= 6
+
+
+def test_it_does_not_end_while_jobs_wait_in_slurms_queue(plan, clock):
+    """They outlive a Snakemake that is gone."""
+    log_of("score", "base", "error: base: NaN", NOW, f"=== failed {NOW.isoformat()}")
+    slurm("squeue", f"8|PENDING|Priority|(null)|{Path().resolve()}\n9|PENDING|Priority|(null)|/elsewhere")
+    clock.after[500] = lambda: slurm("squeue", "9|PENDING|Priority|(null)|/elsewhere")
+    assert 500 <= seen(plan)[2] < 520
+    slurm("squeue", "")
+    Path("bin/squeue").write_text("#!/bin/sh\necho 'slurm_load_jobs error: no controller' >&2; exit 1\n")
+    clock.after[1000] = lambda: slurm("squeue", "")
+    assert seen(plan)[2] > 400
+    with pytest.raises(SlurmError, match="squeue: no"):
+        Path("bin/squeue").write_text("#!/bin/sh\necho no >&2; exit 1\n")
+        waiting_jobs(Path())
+
+
+def test_a_line_comes_when_something_changes_and_not_more_often_than_needed(plan, clock):
+    running = log_of("score", "core", "12:00:00 reading core", NOW)
+
+    def write():
+        write_table(RESULTS / f"token_stats/core/core-30k-seed{next(seeds)}.parquet", 1, age=0)
+
+    seeds = iter(["0-step20", "0-step40", "1-step20", "1-step40"])
+    for second in (100, 105, 300, 302):
+        clock.after[second] = write
+    clock.after[5000] = lambda: complete(plan)
+    with locked(running):
+        watch, lines = Watch(plan), []
+        follower = Follower(lines.append)
+        while clock.now < NOW.timestamp() + 400:
+            follower.see(watch.look(clock.now), clock.now)
+            progress.time.sleep(5)
+    counts = [line.partition("token statistics ")[2].partition(",")[0].split(" (")[0] for line in lines]
+    assert counts == ["0 of 20", "1 of 20", "2 of 20", "3 of 20", "4 of 20"]
+    assert "1 running: score core for 0:00:00 (12:00:00 reading core)" in lines[0]
+
+
+def test_a_reader_that_goes_away_and_ctrl_c_leave_no_traceback(plan):
+    log_of("score", "base", "error: no", NOW, f"=== failed {NOW.isoformat()}")
+    process = run_progress()
+    assert "score base: error: no" in process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130 and not process.stderr.read()
+    read, write = os.pipe()
+    os.close(read)
+    process = run_progress(write)
+    os.close(write)
+    assert (process.communicate(timeout=60)[1], process.returncode) == ("", 141)
+
+
+# Stalls
+
+
+def test_a_job_that_is_silent_for_much_longer_than_usual_stalls(plan):
+    begun = NOW - timedelta(minutes=30)
+    logs = [log_of("score", name, "reading", begun) for name in ("core", "base")] + [log_of("join", "x", "", begun)]
+    for log, age in zip(logs, (720, 20, 720)):
+        os.utime(attempts_file(log), (NOW.timestamp() - age,) * 2)
+    for number, (seed, step) in enumerate([(0, 20), (0, 40), (1, 20)]):
+        write_table(RESULTS / f"token_stats/core/core-30k-seed{seed}-step{step}.parquet", 1, age=900 - 60 * number)
+    with locked(logs[0]), locked(logs[1]), locked(logs[2]):
+        state = look(Watch(plan))
+        assert {job.label: job.stalls for job in state.running} == {
+            "score core": "stalls: nothing new for 12 min, usually 1 min",
+            "score base": None,
+            "join x": None,  # nothing tells what is usual
+        }
+        assert "stalls: nothing new for 12 min" in text_of(screen("smoke", state, NOW))
+        lines = []
+        follower = Follower(lines.append)
+        for _ in range(2):
+            follower.see(state, NOW.timestamp())
+        assert [f"log: {logs[0]}" in line for line in lines] == [True, False]
+        os.utime(attempts_file(logs[2]), (NOW.timestamp() - 1801,) * 2)
+        os.utime(attempts_file(logs[1]), (NOW.timestamp() - 661,) * 2)  # by the steps of its rule
+        stalls = {job.label: job.stalls for job in look(Watch(plan)).running}
+        assert stalls["join x"] == "stalls: nothing new for 30 min" and "11 min, usually 1" in stalls["score base"]
+        write_table(RESULTS / "targets/core/core-30k-seed0-step20.parquet", 1, age=5)
+        assert {job.label for job in look(Watch(plan)).running if not job.stalls} == {"score core"}
+
+
+def test_that_a_worker_waits_for_one_that_hangs_is_no_news(plan):
+    hangs = "(EngineCore) INFO No available shared memory broadcast block found in 60 seconds. This typically happens"
+    log = log_of("score", "core", f"reading\n{hangs}", NOW - timedelta(minutes=40))
+    os.utime(attempts_file(log), (NOW.timestamp(),) * 2)
+    with locked(log):
+        assert look(Watch(plan)).running[0].stalls == "stalls: nothing new for 40 min"
+
+
 # What Snakemake tells when it ends.
 
 
@@ -277,7 +511,8 @@ def test_the_time_of_every_attempt_counts(plan):
 def test_gpus_are_read_from_either_dialect():
     def job(**resources):
         rule, wildcards = SimpleNamespace(name="score"), {"job": "core"}
-        return SimpleNamespace(rule=rule, wildcards_dict=wildcards, log=["a.log"], resources=resources, benchmark=None)
+        kind = dict(rule=rule, wildcards_dict=wildcards, log=["a.log"], group=None, benchmark=None)
+        return SimpleNamespace(**kind, resources=resources)
 
     jobs = [job(gres="gpu:h100:2"), job(gpu=4), job(mem_mb=5), SimpleNamespace(log=[])]
     assert [(found.rule, found.name, found.gpus) for found in logged_jobs(jobs)] == [
@@ -302,3 +537,72 @@ def test_failures_name_job_reason_and_log(plan):
     assert f"score job=core: killed (TIMEOUT)\n  log: {killed}\n    reading\n" in text
     assert "score job=web_edu: ended before its script began" in text and "yesterday" not in text
     assert text.endswith("score job=new: ended before its script began; what Snakemake said of it stands above")
+
+
+def slurm_log(folder: str, number: str, said: str, age: float) -> Path:
+    path = Path(".snakemake/slurm_logs") / folder / f"{number}.log"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(said)
+    os.utime(path, (NOW.timestamp() - age,) * 2)
+    return path
+
+
+def test_slurms_own_log_tells_of_a_job_that_ended_before_its_script(plan):
+    since = NOW - timedelta(minutes=10)
+    slurm_log("rule_score/base", "70", "of yesterday", age=86400)
+    slurm_log("rule_score/base", "71", "first", age=500)
+    said = "\n".join(map(str, range(20))) + "\n\nslurmstepd: \x1b[31merror\x1b[0m: execve(): python3: No such file\n"
+    newest = slurm_log("rule_score/base", "72", said, age=100)
+    slurm_log("rule_score/core", "73", "of the first attempt, that had begun", age=50)
+    begun = log_of("score", "core", "error: NaN", NOW, f"=== failed {NOW.isoformat()}", slurm_job="73")
+    later = slurm_log("rule_score/web_edu", "75", "bad interpreter", age=40)
+    again = log_of("score", "web_edu", "error: first", NOW, f"=== failed {NOW.isoformat()}", slurm_job="74")
+    slurm_log("rule_score/web_crawl", "70", "of yesterday", age=86400)
+    failed = [
+        Logged("score", f"job={log.stem}", log, 0, None, f"rule_score/{log.stem}/*.log")
+        for log in (RESULTS / "logs/score/base.log", begun, again, RESULTS / "logs/score/web_crawl.log")
+    ]
+    text = "\n".join(told(failed, since, RESULTS))
+    assert text.startswith(f"score job=base: ended before its script began\n  Slurm's log: {newest}\n    11\n")
+    assert "    slurmstepd: error: execve(): python3: No such file\n" in text
+    assert f"score job=core: error: NaN\n  log: {begun}" in text and "that had begun" not in text
+    assert f"score job=web_edu: ended before its script began\n  Slurm's log: {later}\n    bad interpreter" in text
+    assert text.endswith("score job=web_crawl: ended before its script began; what Snakemake said of it stands above")
+    assert "yesterday" not in text
+    of_group = [
+        Logged("score", f"job={log.stem}", log, 0, None, "group_scores_*/*.log", True) for log in (begun, again)
+    ]
+    newest = slurm_log("group_scores_score", "90", "of another job of the group", age=1)
+    assert "of another job" not in "\n".join(told(of_group, since, RESULTS))
+    before = [Logged("score", "job=new", Path("new.log"), 0, None, "group_scores_*/*.log", True)]
+    assert str(newest) in told(before, since, RESULTS)[0]
+
+
+def test_slurms_logs_are_looked_for_where_its_plugin_puts_them():
+    def folder(group=None, **wildcards):
+        rule = SimpleNamespace(name="score")
+        job = dict(rule=rule, wildcards_dict=wildcards, log=["a.log"], resources={}, benchmark=None, group=group)
+        return logged_jobs([SimpleNamespace(**job)])[0].slurm_logs
+
+    assert folder(job="core", part="a/b") == "rule_score/core_a_b/*.log" and folder() == "rule_score//*.log"
+    assert folder(group="scores", job="core") == "group_scores_*/*.log"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--cores", "2", "--report", "x/r.html", "--report-after-run"], "report: x/r.html, made now"),
+        (["--cores", "2", "--report-after-run", "--report"], "report: report.html, made now"),
+        (["--cores", "2", "--profile", "with_report"], "report: p.html, made now"),
+        (["--cores", "2"], "report: snakemake --configfile config/smoke.yaml --report results/smoke/report.html"),
+        (
+            ["-n", "auto", "--no-such"],
+            "report: snakemake --configfile config/smoke.yaml --report results/smoke/report.html",
+        ),
+    ],
+)
+def test_the_report_that_this_run_makes_is_not_advised(plan, capfd, arguments, line):
+    Path("with_report").mkdir()
+    Path("with_report/config.yaml").write_text("report: p.html\nreport-after-run: true\n")
+    assert report_line(plan, arguments) == line
+    assert capfd.readouterr() == ("", "")

@@ -21,6 +21,7 @@ import polars as pl
 import pytest
 import torch
 from polars.testing import assert_frame_equal
+from proxycast.jobs import attempts
 from proxycast.miniature.sources import write_sources
 from proxycast.proxies import STATISTICS, WEIGHTINGS
 from safetensors.torch import load_file, save_file
@@ -233,6 +234,15 @@ def test_a_second_run_does_nothing(smoke):
     started = time.monotonic()
     assert "Nothing to be done" in snakemake(smoke)
     print(f"the second run took {time.monotonic() - started:.1f} s")
+
+
+def test_progress_has_seen_the_study_end(smoke):
+    """Snakemake's hooks told that it ran and ended, and every phase counts what the rules really write."""
+    assert [attempt.state for attempt in attempts(smoke / "results/smoke/logs/snakemake.log")] == ["done"]
+    command = [sys.executable, "-m", "proxycast.progress", SMOKE]
+    environment = os.environ | {"PYTHONPATH": str(smoke / "workflow")}
+    ended = subprocess.run(command, cwd=smoke, env=environment, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 0 and ended.stdout.endswith("smoke: ended, all phases are complete\n")
 
 
 def test_an_edited_corpus_reruns_that_corpus_alone(project):

@@ -4,9 +4,14 @@ A log holds one attempt after the other, so that why the first one died is still
 As Snakemake removes a job's log before it starts the job, the log is a link to a file beside it, `<job>.attempts`.
 While a job runs it holds a lock on that file: of two processes that are to do the same work, as after the death of the
 Snakemake that had started the first, one waits for the other.
+
+With PROXYCAST_STALL_MINUTES in its environment a job that hangs ends itself: when its log has not grown for so long, it
+writes the stack of every thread to the log and exits with status 1, so that Snakemake tries it again. Every job that
+takes long tells its log of each checkpoint, file or batch; what its own processes say counts too.
 """
 
 import contextlib
+import faulthandler
 import fcntl
 import logging
 import math
@@ -16,6 +21,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Iterator
@@ -24,11 +30,18 @@ from datetime import datetime
 from pathlib import Path
 from typing import Literal, TextIO
 
+import psutil
+
 from proxycast.options import InputError
 
 STDERR = 2  # the file descriptor, which other processes inherit
 PROGRESS_SECONDS = 5.0  # between two updates of a progress bar, so that a log file stays readable
 LOCK_SECONDS = 600.0  # that a lock of another host is believed: file systems keep those of a dead one for a while
+STALL_VARIABLE = "PROXYCAST_STALL_MINUTES"
+STALL_LOOKS = 60  # that a job is silent for before it counts as hung
+HANGING = re.compile(
+    r"No available shared memory broadcast block"
+)  # vLLM, every minute, while a worker gives no answer
 STARTED = re.compile(r"=== started (\S+) on (\S+), process (\d+)(?:, Slurm job (\S+))?")
 ENDED = re.compile(r"=== (done|failed) (\S+)")
 
@@ -66,14 +79,66 @@ def job(log: Path | str) -> Iterator[None]:
             os.dup2(file.fileno(), STDERR)
             logging.basicConfig(stream=file, level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
             try:
-                print(f"=== started {_now()} on {socket.gethostname()}, process {os.getpid()}{slurm_job}", file=file)
-                yield
+                print(f"{_started()}{slurm_job}", file=file)
+                with _ended_when_silent(file, console):
+                    yield
                 print(f"\n=== done {_now()}", file=file)
             except Exception as error:
                 _tell(error, file, console)
                 sys.exit(1)
             finally:
                 os.dup2(console.fileno(), STDERR)
+
+
+@contextlib.contextmanager
+def _ended_when_silent(file: TextIO, console: TextIO) -> Iterator[None]:
+    """End this process and its own when the log has not grown for the minutes that the environment names."""
+    minutes = stall_minutes()
+    if minutes is None:
+        yield
+        return
+    over = threading.Event()
+    watchdog = threading.Thread(target=_end_when_silent, args=(minutes, file, console, over), daemon=True)
+    watchdog.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watchdog.join()  # never while it is writing that the job hangs
+
+
+def _end_when_silent(minutes: float, file: TextIO, console: TextIO, over: threading.Event) -> None:
+    """Counts looks, not time: a job that Slurm has suspended does not look, and is silent without hanging."""
+    log, silent = Path(file.name).open("rb"), 0
+    log.seek(0, os.SEEK_END)
+    while not over.wait(minutes * 60 / STALL_LOOKS):
+        new = log.read().decode(errors="replace").splitlines()
+        silent = 0 if any(line.strip() and not HANGING.search(line) for line in new) else silent + 1
+        if silent < STALL_LOOKS:
+            continue
+        children = psutil.Process().children(recursive=True)
+        message = f"error: stalled: nothing new in the log for {minutes:g} minutes ({STALL_VARIABLE})"
+        with contextlib.suppress(OSError):
+            print("the stack of every thread:", file=file, flush=True)
+            faulthandler.dump_traceback(file, all_threads=True)
+            print(f"{message}\n=== failed {_now()}", file=file, flush=True)
+        _say(console, message)
+        for child in children:  # a worker that outlives its parent keeps its GPU
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
+        os._exit(1)
+
+
+def stall_minutes() -> float | None:
+    """How long a job may be silent, as the environment says, or None. `InputError` for what is no number above 0."""
+    said = os.environ.get(STALL_VARIABLE, "")
+    try:
+        minutes = float(said or math.inf)
+    except ValueError:
+        minutes = math.nan
+    if not minutes > 0:
+        raise InputError(f"{STALL_VARIABLE}: found {said!r}; give a number of minutes above 0, or unset it")
+    return None if math.isinf(minutes) else minutes
 
 
 def _tell(error: Exception, file: TextIO, console: TextIO) -> None:
@@ -84,6 +149,32 @@ def _tell(error: Exception, file: TextIO, console: TextIO) -> None:
         if not isinstance(error, InputError):
             traceback.print_exception(error, file=file)
         print(f"error: {message}\n=== failed {_now()}", file=file, flush=True)
+
+
+class Presence:
+    """Tells others, by a log with a lock as jobs have it, that this process is at work. A second one has none."""
+
+    def __init__(self, log: Path):
+        log.parent.mkdir(parents=True, exist_ok=True)
+        self._file = attempts_file(log).open("a", buffering=1, encoding="utf8")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._file.close()
+        except OSError:  # a file system without locks
+            pass
+        if not self._file.closed:
+            print(_started(), file=self._file)
+
+    def touch(self) -> None:
+        """Say that it still is, for whoever sees no locks. Raises `OSError`."""
+        if not self._file.closed:
+            os.utime(self._file.fileno())
+
+    def end(self, state: Literal["done", "failed"]) -> None:
+        if not self._file.closed:
+            with self._file:
+                print(f"=== {state} {_now()}", file=self._file)
 
 
 def attempts_file(log: Path) -> Path:
@@ -174,6 +265,10 @@ def _tell_and_cancel(log: Path, holder: Attempt | None, console: TextIO) -> None
 
 def _say(console: TextIO, line: str) -> None:
     print(line, file=console, flush=True)
+
+
+def _started() -> str:
+    return f"=== started {_now()} on {socket.gethostname()}, process {os.getpid()}"
 
 
 def _now() -> str:

@@ -1,8 +1,13 @@
-"""How far a study is, on one screen: `python -m proxycast.progress config/smoke.yaml`.
+"""How far a study is: `python -m proxycast.progress config/smoke.yaml`, one screen on a terminal, else plain lines.
 
 It reads what lies in the results folder, the files of each phase and the logs of the jobs, and writes nothing. So it
 serves whoever sees that folder, whatever the executor, and while no Snakemake runs. Files that an earlier setting of
 the study left count until the job that makes them again has begun to replace them.
+
+It ends with the study. The exit status is 0 when every phase is complete and nothing is at work. It is 1 when failures
+stand (jobs have failed and work is left, or the last Snakemake failed or was killed) and for a minute nothing has been
+at work: no job runs or waits in Slurm's queue, and no Snakemake runs. Snakemake holds a lock on
+logs/snakemake.attempts, and touches that file every minute for file systems without locks.
 """
 
 import argparse
@@ -10,21 +15,22 @@ import math
 import os
 import re
 import shutil
+import statistics
 import sys
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import polars as pl
 
-from proxycast.checkpoints import plan_checkpoints, scored_checkpoints, scoring_jobs
+from proxycast.checkpoints import Checkpoint, plan_checkpoints, scored_checkpoints, scoring_jobs
 from proxycast.config import Plan, load_plan, read_yaml
-from proxycast.jobs import Attempt, attempts, attempts_file
+from proxycast.jobs import HANGING, Attempt, attempts, attempts_file
 from proxycast.options import InputError
-from proxycast.slurm_states import slurm_states
+from proxycast.slurm_states import AT_WORK, QUEUED, SlurmError, slurm_states, waiting_jobs
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -34,15 +40,29 @@ WINDOW_SECONDS = 900.0  # what the rate is measured over: long enough for a few 
 COUNTED_TABLES = 50  # the newest ones, whose rows tell how many tokens a checkpoint has
 SHOWN_JOBS = 10
 LAST_LINES = 10
+LINE_CHARACTERS = 100  # of what a job said last, in a line that tells of several jobs
+LINE_SECONDS = 30.0  # between two plain lines on what has changed; failures are told at once
+AT_LEAST_SECONDS = 600.0  # a plain line comes this often even if nothing has changed
+IDLE_SECONDS = 60.0  # that nothing is at work before a study with failures has ended: a Snakemake may be planning
+ALIVE_SECONDS = 180.0  # a Snakemake touches its log every minute, and is late while the machine is busy
+STALL_TIMES = 10  # a job stalls when it is silent for this many times its usual interval,
+STALL_SECONDS = 300.0  # and for at least this long;
+SILENT_SECONDS = 1800.0  # where nothing tells what is usual, for this long
+SNAKEMAKE = "snakemake"  # whose log stands beside those of the jobs
+EXPERIMENTS = {  # experiment -> a table and a figure that it always has
+    "data_selection": ("summary.parquet", "pareto_frontier.png"),
+    "model_selection": ("summary.parquet", "methods.png"),
+    "forecasting": ("errors.parquet", "error_over_horizon.png"),
+}
 RULES = {  # phase -> rules whose jobs work on it
     "weights": ("train_corpus", "train_run", "download_run", "convert_run"),
     "token statistics": ("score",),
     "targets": ("score",),
     "lm-eval": ("evaluate_harness",),
     "proxies": ("solution_proxies",),
+    "experiments": tuple(f"{name}{part}" for name in EXPERIMENTS for part in ("", "_figures")),
 }
-AT_WORK = {"RUNNING", "COMPLETING", "SUSPENDED"}  # states of Slurm
-QUEUED = {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "RESIZING"}
+BAR = re.compile(r"\|[█▏▎▍▌▋▊▉# ]*\|")  # of tqdm; the numbers beside it tell the same
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
@@ -55,6 +75,8 @@ class Job:
     log: Path
     last: Attempt
     slurm_state: str | None = None  # where Slurm knows it, of one that is not known to have ended
+    silent_seconds: float = 0.0  # since its last new checkpoint or line; of one that runs
+    usual_seconds: float | None = None  # between its checkpoints, or those of its rule; None where nothing tells
 
     @property
     def label(self) -> str:
@@ -69,6 +91,23 @@ class Job:
     def is_failed(self) -> bool:
         """Killed ones too, unless Slurm has them in its queue again, as after a preemption."""
         return self.last.state in ("failed", "killed") and self.slurm_state not in AT_WORK | QUEUED
+
+    @property
+    def is_queued(self) -> bool:
+        """Slurm has it in its queue again."""
+        return self.slurm_state in QUEUED
+
+    @property
+    def stalls(self) -> str | None:
+        """How long nothing new has come from it, where that is much longer than usual."""
+        if self.usual_seconds is None:
+            limit, usually = SILENT_SECONDS, ""
+        else:
+            limit = max(STALL_SECONDS, STALL_TIMES * self.usual_seconds)
+            usually = f", usually {_minutes(self.usual_seconds)}"
+        if not self.is_running or self.silent_seconds < limit:
+            return None
+        return f"stalls: nothing new for {_minutes(self.silent_seconds)}{usually}"
 
     @property
     def why(self) -> str:
@@ -100,39 +139,106 @@ class State:
     tokens_per_second: float | None
     running: list[Job]
     failed: list[Job]  # killed ones too
+    queued: list[Job] = field(default_factory=list)  # that had begun, and are in Slurm's queue again
+    snakemake: Attempt | None = None  # the last one that ran this study
+    snakemake_runs: bool = False
+
+    @property
+    def is_complete(self) -> bool:
+        return all(phase.done == phase.total for phase in self.phases)
+
+    @property
+    def is_at_work(self) -> bool:
+        return bool(self.running or self.queued or self.snakemake_runs)
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether it needs somebody: work is left and jobs have failed, or the last Snakemake failed or was killed.
+
+        After such a Snakemake a complete study may consist of what an earlier one made.
+        """
+        gave_up = self.snakemake is not None and self.snakemake.state != "done" and not self.snakemake_runs
+        return gave_up or bool(self.failed and not self.is_complete)
 
 
 class Watch:
     """Looks at a study again and again. What has not changed since the last look is not read again."""
 
-    def __init__(self, plan: Plan):
+    def __init__(self, plan: Plan, checkpoints: list[Checkpoint] | None = None):
+        """`checkpoints`: all of the plan, where they are known already."""
         self.results = plan.results
-        checkpoints = scored_checkpoints(plan, plan_checkpoints(plan))
+        checkpoints = scored_checkpoints(plan, plan_checkpoints(plan) if checkpoints is None else checkpoints)
         self.jobs = scoring_jobs(plan, checkpoints)
         given = {corpus.name for corpus in plan.corpora if corpus.checkpoints}
         made = [c for c in checkpoints if c.corpus not in given or c.revision or c.convert_from]
         self.made = [(c, *c.folder.rsplit("/", 1)) for c in made]
+        self.run_folders: dict[tuple[bool, str], set[str]] = {}  # (of a whole corpus, name of a job) -> folders
+        for c, run, _ in self.made:
+            self.run_folders.setdefault((True, c.corpus), set()).add(run)
+            self.run_folders.setdefault((False, c.run), set()).add(run)
         self.measured, self.by_harness = bool(plan.measured_tasks), bool(plan.harness_tasks)
+        wanted = (plan.selects_data, plan.study.model_selection, plan.study.forecasting)
+        self.experiments = [name for name, is_wanted in zip(EXPERIMENTS, wanted, strict=True) if is_wanted]
         self._folders: dict[str, tuple[int, dict[str, float]]] = {}  # folder -> when it changed, what it held
         self._seen: dict[str, dict[str, float]] = {}  # the same, of this look
-        self._logs: dict[Path, tuple[tuple[int, int], Attempt | None]] = {}
+        self._logs: dict[Path, tuple[tuple[int, int], Attempt | None]] = {}  # log -> (when changed, size), last attempt
         self._rows: dict[tuple[Path, float], int] = {}
         self._ended: dict[str, str] = {}
 
-    def look(self, now: float) -> State:
+    def look(self, now: float, counts_tokens: bool = True) -> State:
+        """`counts_tokens`: read the rows of the newest tables, from which the tokens per second follow."""
         self._seen = {}
-        jobs = self._all_jobs()
+        snakemakes, jobs = self._all_jobs()
         running = [job for job in jobs if job.is_running]
         read = {job: self._tables(f"token_stats/{job}") for job in self.jobs}
-        phases = [self._phase(name, found, jobs, now) for name, found in self._work(read) if found]
+        phases = [self._phase(name, found, jobs, now) for name, found in self._work(read, jobs) if found]
+        since = self._active_since(["score"], jobs, now) if counts_tokens else None
         return State(
             phases=phases,
-            tokens_per_second=self._tokens_per_second(read, self._active_since(["score"], jobs, now), now),
-            running=sorted(running, key=lambda job: job.last.started),
+            tokens_per_second=self._tokens_per_second(read, since, now),
+            running=self._with_silence(sorted(running, key=lambda job: job.last.started), now),
             failed=[job for job in jobs if job.is_failed],
+            queued=[job for job in jobs if job.is_queued],
+            snakemake=snakemakes[0].last if snakemakes else None,
+            snakemake_runs=any(self._runs(found, now) for found in snakemakes),
         )
 
-    def _work(self, read: Mapping[str, Mapping[str, float]]) -> Iterator[tuple[str, list[tuple[float, float | None]]]]:
+    def _runs(self, snakemake: Job, now: float) -> bool:
+        """By its lock, or, on a file system without locks, by the time of its log."""
+        touched = self._logs[snakemake.log][0][0] / 1e9
+        return snakemake.is_running or (snakemake.last.ended is None and now - touched < ALIVE_SECONDS)
+
+    def _with_silence(self, running: list[Job], now: float) -> list[Job]:
+        """The jobs with how long each has been silent, and how long the steps of its work usually take."""
+        parts = {job.log: sorted(self._parts(job)) for job in running}
+        steps = {job.log: [b - a for a, b in zip(parts[job.log], parts[job.log][1:])] for job in running}
+        of_rule: dict[str, list[float]] = {}
+        for job in running:
+            of_rule.setdefault(job.rule, []).extend(steps[job.log])
+        found = []
+        for job in running:
+            # A worker that waits for one that hangs says so every minute, which is no news.
+            is_news = not any(map(HANGING.search, job.last_lines(1)))
+            logged = [self._logs[job.log][0][0] / 1e9] if is_news else []
+            heard = max([job.last.started.timestamp(), *parts[job.log][-1:], *logged])
+            usual = statistics.median(steps[job.log] or of_rule[job.rule] or [math.nan])
+            found.append(replace(job, silent_seconds=now - heard, usual_seconds=None if math.isnan(usual) else usual))
+        return found
+
+    def _parts(self, job: Job) -> list[float]:
+        """When each checkpoint that a job has made, or measured, in its last attempt was written."""
+        if job.rule == "score":
+            folders = [self._tables(f"{kind}/{job.name}") for kind in ("token_stats", "targets")]
+        else:
+            of_corpus = job.rule == "train_corpus"
+            runs = self.run_folders.get((of_corpus, job.name), ()) if job.rule in RULES["weights"] else ()
+            folders = [self._entries(run) for run in runs]
+        begun = job.last.started.timestamp()
+        return [written for folder in folders for written in folder.values() if written >= begun]
+
+    def _work(
+        self, read: Mapping[str, Mapping[str, float]], jobs: list[Job]
+    ) -> Iterator[tuple[str, list[tuple[float, float | None]]]]:
         """Phase -> (work, when it was done or None) of each of its files. Work is the parameters of the models."""
         all_read = {name: written for tables in read.values() for name, written in tables.items()}
         records = self._entries(f"{self.results}/revisions")  # stay when weights of the hub are removed
@@ -151,6 +257,14 @@ class Watch:
             yield "lm-eval", [(sum(c.parameters for c in found), tables.get(job)) for job, found in self.jobs.items()]
         tables = self._tables("proxies")
         yield "proxies", [(1, tables.get(corpus)) for corpus in dict.fromkeys(c.corpus for _, c in scored)]
+        # A job of an experiment writes many files: one stands for all, unless the job is writing them or has failed.
+        unfinished = {job.rule for job in jobs if job.last.state != "done"}
+        outputs = [
+            (rule, self._entries(f"{self.results}/{name}").get(file))
+            for name in self.experiments
+            for rule, file in zip((name, f"{name}_figures"), EXPERIMENTS[name])
+        ]
+        yield "experiments", [(1, None if rule in unfinished else written) for rule, written in outputs]
 
     def _phase(self, name: str, work: list[tuple[float, float | None]], jobs: list[Job], now: float) -> Phase:
         total, done = sum(size for size, _ in work), sum(size for size, written in work if written)
@@ -215,15 +329,16 @@ class Watch:
             return {}
         return self._folders[folder][1]
 
-    def _all_jobs(self) -> list[Job]:
-        """Every job that has a log, and what Slurm says of those that the log does not see end."""
+    def _all_jobs(self) -> tuple[list[Job], list[Job]]:
+        """Snakemake, if it has a log, and every job that has one, with what Slurm says of those without an end."""
         logs = sorted(path.with_suffix(".log") for path in self.results.glob("logs/**/*.attempts"))
         last = {log: self._last_attempt(log) for log in logs}
         there = {log: attempt for log, attempt in last.items() if attempt}
         asked = {a.slurm_job for a in there.values() if a.slurm_job and a.state == "killed"}
         states = slurm_states(asked - self._ended.keys()) | self._ended
         self._ended |= {number: state for number, state in states.items() if state not in AT_WORK | QUEUED}
-        return [job_of(log, attempt, states, self.results) for log, attempt in there.items()]
+        found = [job_of(log, attempt, states, self.results) for log, attempt in there.items()]
+        return [job for job in found if job.rule == SNAKEMAKE], [job for job in found if job.rule != SNAKEMAKE]
 
     def _last_attempt(self, log: Path) -> Attempt | None:
         """One that has ended stays as it is until the log grows; whether one runs is seen by its lock alone."""
@@ -261,12 +376,9 @@ def _bars(phases: Iterable[Phase]) -> "RenderableType":
 
     table = Table.grid(padding=(0, 2))
     for phase in phases:
-        if phase.done == phase.total:
-            left = "done"
-        elif phase.seconds_left is None:
-            left = f"{phase.total - phase.done:,} left"
-        else:
-            left = f"{phase.total - phase.done:,} left, about {_duration(phase.seconds_left)}"
+        left = f"{phase.total - phase.done:,} left" if phase.done < phase.total else "done"
+        if phase.done < phase.total and phase.seconds_left is not None:
+            left += f", about {_duration(phase.seconds_left)}"
         bar = ProgressBar(total=1.0, completed=phase.share, width=30)
         table.add_row(phase.name, bar, f"{phase.done:,} of {phase.total:,}", left)
     return table
@@ -282,7 +394,9 @@ def _running(jobs: list[Job], now: datetime) -> "RenderableType":
     for job in jobs[:SHOWN_JOBS]:
         where = job.last.host + (f", Slurm job {job.last.slurm_job}" if job.last.slurm_job else "")
         since = _duration((now - job.last.started).total_seconds())
-        table.add_row(Text(job.label), f"for {since}", where, Text(" ".join(job.last_lines(1)), overflow="ellipsis"))
+        said = Text(job.stalls, style="bold yellow") if job.stalls else Text(" ".join(job.last_lines(1)))
+        said.overflow = "ellipsis"
+        table.add_row(Text(job.label), f"for {since}", where, said)
     table.columns[-1].no_wrap = True
     hidden = len(jobs) - SHOWN_JOBS
     table.title, table.title_justify = f"{len(jobs)} jobs run" + (f", {hidden} not shown" if hidden > 0 else ""), "left"
@@ -309,7 +423,123 @@ def _duration(seconds: float) -> str:
     return str(timedelta(seconds=round(seconds)))
 
 
-def main() -> None:
+def _minutes(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min" if seconds >= 60 else f"{seconds:.0f} s"
+
+
+def phases_line(phases: Iterable[Phase]) -> str:
+    """Done, total and time left of each phase in one line."""
+    words = []
+    for phase in phases:
+        left = (
+            f" (about {_duration(phase.seconds_left)} left)" if phase.seconds_left and phase.done < phase.total else ""
+        )
+        words.append(f"{phase.name} {phase.done:,} of {phase.total:,}{left}")
+    return ", ".join(words)
+
+
+def running_line(running: list[Job], now: datetime, shown: int) -> str:
+    """What runs in one line: the jobs that have run longest, each with the last line that it said."""
+    if not running:
+        return "no job runs"
+    words = []
+    for job in running[:shown]:
+        said = BAR.sub("", " ".join(job.last_lines(1))).strip()[:LINE_CHARACTERS]
+        since = _duration((now - job.last.started).total_seconds())
+        words.append(f"{job.label} for {since}" + (f" ({job.stalls or said})" if job.stalls or said else ""))
+    rest = f"; {len(running) - shown} more" if len(running) > shown else ""
+    return f"{len(running)} running: " + "; ".join(words) + rest
+
+
+class Follower:
+    """Tells in plain lines what has changed between looks."""
+
+    def __init__(self, tell: Callable[[str], None]):
+        self.tell = tell
+        self._counts: list[tuple[int, int]] | None = None
+        self._told_at = -math.inf
+        self._known: set[tuple[str, datetime]] = set()  # failures and stalls: job, attempt
+
+    def see(self, state: State, now: float) -> None:
+        """Tell what is new in a look, at `now` (seconds since 1970); called with every look."""
+        then = datetime.fromtimestamp(now)
+        for job in state.failed:
+            if self._is_new(job.label, job.last.started):
+                self.tell(f"{then:%Y-%m-%d %H:%M:%S} {job.label}: {ESCAPES.sub('', job.why)}; log: {job.log}")
+        for job in state.running:
+            if job.stalls and self._is_new(f"stalls: {job.label}", job.last.started):
+                self.tell(f"{then:%Y-%m-%d %H:%M:%S} {job.label} {job.stalls}; log: {job.log}")
+        counts = [(phase.done, phase.total) for phase in state.phases]
+        since = now - self._told_at
+        if since >= AT_LEAST_SECONDS or (counts != self._counts and since >= LINE_SECONDS):
+            work = running_line(state.running, then, shown=1)
+            queue = f", {len(state.queued)} back in the queue" if state.queued else ""
+            idle = "" if state.is_at_work or state.snakemake is None else ", no Snakemake runs"
+            self.tell(f"{then:%Y-%m-%d %H:%M:%S} {phases_line(state.phases)}; {work}{queue}{idle}")
+            self._counts, self._told_at = counts, now
+
+    def _is_new(self, label: str, started: datetime) -> bool:
+        is_new = (label, started) not in self._known
+        self._known.add((label, started))
+        return is_new
+
+
+def watched(watch: Watch, show: Callable[[State, float], None]) -> State:
+    """Look and show again and again until the study has ended; the last look is returned, and not shown."""
+    idle_since = None
+    while True:
+        now = time.time()
+        state = watch.look(now)
+        if state.is_at_work or not (state.is_complete or state.has_failed):
+            idle_since = None
+        else:
+            idle_since = now if idle_since is None else idle_since
+            if (not state.has_failed or now - idle_since >= IDLE_SECONDS) and not _is_queued():
+                return state
+        show(state, now)
+        time.sleep(REFRESH_SECONDS)
+
+
+def _is_queued() -> bool:
+    """Whether jobs of this folder wait in Slurm's queue, as they do when Snakemake is gone; true without an answer."""
+    try:
+        return bool(waiting_jobs(Path()))
+    except SlurmError:
+        return True
+
+
+def follow(study: str, watch: Watch) -> int:
+    """Show the study until it has ended, then what became of it; the exit status."""
+    if sys.stdout.isatty():
+        from rich.live import Live
+
+        with Live(screen=True, auto_refresh=False) as live:
+
+            def show(state: State, now: float) -> None:
+                then = datetime.fromtimestamp(now)
+                live.update(screen(study, state, then, live.console.height), refresh=True)
+
+            state = watched(watch, show)
+    else:
+        state = watched(watch, Follower(lambda line: print(line, flush=True)).see)
+    _print(screen(study, state, datetime.now()))
+    if not state.has_failed:
+        print(f"{study}: ended, all phases are complete", flush=True)
+        return 0
+    ended = {"failed": "has failed", "killed": "was killed"}.get(state.snakemake.state if state.snakemake else "")
+    print(f"{study}: ended with failures; no job runs, and Snakemake {ended or 'does not run'}", flush=True)
+    return 1
+
+
+def _print(screen: "RenderableType") -> None:
+    """In full; wide off a terminal, so that lines can be searched."""
+    from rich.console import Console
+
+    Console(width=None if sys.stdout.isatty() else 200, highlight=False).print(screen)
+    sys.stdout.flush()
+
+
+def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m proxycast.progress", description="How far a study is.")
     parser.add_argument("study", type=Path, help="file of the study, as in --configfile")
     parser.add_argument("--once", action="store_true", help="print the screen once, in full")
@@ -319,23 +549,17 @@ def main() -> None:
         watch = Watch(plan)
     except InputError as error:
         sys.exit(f"error: {error}")
-
-    from rich.console import Console
-    from rich.live import Live
-
-    if arguments.once:
-        console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
-        console.print(screen(plan.study.study, watch.look(time.time()), datetime.now()))
-        return
-    with Live(screen=True, auto_refresh=False) as live:
-        try:
-            while True:
-                state = watch.look(time.time())
-                live.update(screen(plan.study.study, state, datetime.now(), live.console.height), refresh=True)
-                time.sleep(REFRESH_SECONDS)
-        except KeyboardInterrupt:
-            pass
+    if not arguments.once:
+        return follow(plan.study.study, watch)
+    _print(screen(plan.study.study, watch.look(time.time()), datetime.now()))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)  # as a shell has it for Ctrl-C
+    except BrokenPipeError:  # its reader is gone, as with `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)  # as a shell has it for a closed pipe

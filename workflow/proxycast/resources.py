@@ -112,6 +112,9 @@ class Site(Options):
     longest_hours: float = Field(
         24, gt=0, description="time limit of the partition where models run; no job that runs them asks for more"
     )
+    stall_minutes: float | None = Field(
+        None, gt=0, description="a job whose log has not grown for so long ends itself, and is tried again"
+    )
 
     @model_validator(mode="after")
     def _memory_of_gpus(self) -> Self:

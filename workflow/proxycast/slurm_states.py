@@ -1,8 +1,11 @@
-"""What Slurm says of jobs: why one was killed, or that it still runs."""
+"""What Slurm says of jobs: why one was killed, that it still runs, what one in the queue waits for."""
 
+import os
 import shutil
 import subprocess
 from collections.abc import Collection
+from pathlib import Path
+from typing import NamedTuple
 
 ANSWER_SECONDS = 20.0  # a controller that is down or overrun must not hold up whoever looks
 QUESTIONS = (
@@ -10,6 +13,22 @@ QUESTIONS = (
     ("squeue", "--noheader", "--states=all", "--format=%i|%T", "--jobs"),
     ("sacct", "--noheader", "--allocations", "--parsable2", "--format=JobIDRaw,State", "--jobs"),
 )
+QUEUE = ("squeue", "--me", "--noheader", "--states=all", "--format=%i|%T|%r|%k|%Z")
+ACCOUNTING = ("sacct", "--noheader", "--allocations", "--parsable2", "--format=JobIDRaw", "--starttime=now")
+AT_WORK = {"RUNNING", "COMPLETING", "SUSPENDED"}
+QUEUED = {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "RESIZING", "SPECIAL_EXIT"}
+
+
+class SlurmError(Exception):
+    """Slurm does not answer, or refuses to; the message is its own."""
+
+
+class Waiting(NamedTuple):
+    """A job in the queue."""
+
+    number: str
+    reason: str  # Slurm's own, such as Priority or JobHeldUser
+    comment: str  # that of Snakemake's plugin: rule_<rule>_wildcards_<values>; some clusters allow none
 
 
 def slurm_states(jobs: Collection[str]) -> dict[str, str]:
@@ -20,6 +39,40 @@ def slurm_states(jobs: Collection[str]) -> dict[str, str]:
         if asked and shutil.which(command):
             found |= _ask([command, *options, ",".join(asked)])
     return found
+
+
+def waiting_jobs(folder: Path) -> list[Waiting]:
+    """The user's jobs in the queue that were submitted from a folder; none where there is no Slurm.
+
+    Raises `SlurmError` when Slurm does not answer.
+    """
+    if not shutil.which("squeue"):
+        return []
+    rows = (line.strip().split("|", 4) for line in _answer(QUEUE).splitlines() if line.count("|") >= 4)
+    return [
+        Waiting(number, reason.strip("() "), "" if comment == "(null)" else comment)
+        for number, state, reason, comment, of in rows
+        if state in QUEUED and os.path.realpath(of) == os.path.realpath(folder)
+    ]
+
+
+def require_accounting() -> None:
+    """Raise `SlurmError` when sacct does not answer, as where no accounting runs."""
+    _answer(ACCOUNTING)
+
+
+def _answer(command: Collection[str]) -> str:
+    name = next(iter(command))
+    try:
+        done = subprocess.run([*command], capture_output=True, text=True, timeout=ANSWER_SECONDS)
+    except subprocess.TimeoutExpired:
+        raise SlurmError(f"{name} gave no answer within {ANSWER_SECONDS:.0f} s") from None
+    except OSError as error:
+        raise SlurmError(f"{name}: {error}") from None
+    if done.returncode:
+        said = (done.stderr.strip() or done.stdout.strip()).splitlines()
+        raise SlurmError(f"{name}: {said[-1] if said else f'exit status {done.returncode}'}")
+    return done.stdout
 
 
 def _ask(command: list[str]) -> dict[str, str]:

@@ -1,21 +1,25 @@
 """What Snakemake tells when it ends: what the run took, or which jobs failed and why."""
 
 import re
+import sys
+from argparse import ArgumentParser
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
+from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from proxycast.config import Plan
+from proxycast.config import Plan, read_yaml
 from proxycast.jobs import Attempt, attempts
-from proxycast.progress import job_of
+from proxycast.progress import ESCAPES, LAST_LINES, job_of
 from proxycast.resources import asked_gpus, read_benchmark
 from proxycast.slurm_states import slurm_states
 
 if TYPE_CHECKING:
     from snakemake.workflow import Workflow
 
+SLURM_LOGS = Path(".snakemake/slurm_logs")  # unless --slurm-logdir says otherwise
 TIME_OF_LINE = re.compile(r"(\d\d):(\d\d):(\d\d) ")  # as `jobs.job` begins each record
 
 
@@ -27,6 +31,8 @@ class Logged(NamedTuple):
     log: Path
     gpus: int
     benchmark: Path | None
+    slurm_logs: str = ""  # pattern of Slurm's own logs of it, below the folder of all; empty: unknown
+    shares_slurm_logs: bool = False  # with other jobs of its group
 
 
 def logged_jobs(jobs) -> list[Logged]:
@@ -38,10 +44,20 @@ def logged_jobs(jobs) -> list[Logged]:
             Path(job.log[0]),
             asked_gpus(job.resources),
             Path(job.benchmark) if job.benchmark else None,
+            _slurm_logs(job),
+            bool(job.group),
         )
         for job in jobs
         if job.log
     ]
+
+
+def _slurm_logs(job) -> str:
+    """As Slurm's plugin names them: a folder for a job, or for all jobs of a group, which is named by its rules too."""
+    if job.group:
+        return f"group_{escape(getattr(job.group, 'groupid', job.group))}_*/*.log"
+    values = "_".join(map(str, job.wildcards_dict.values())).replace("/", "_")
+    return escape(f"rule_{job.rule.name}/{values}") + "/*.log"
 
 
 def summary(workflow: "Workflow", plan: Plan) -> list[str]:
@@ -51,8 +67,23 @@ def summary(workflow: "Workflow", plan: Plan) -> list[str]:
     return [
         *used(jobs, since),
         f"results: {plan.results}",
-        f"report: snakemake --configfile {plan.where} --report {plan.results}/report.html",
+        report_line(plan, sys.argv[1:]),
     ]
+
+
+def report_line(plan: Plan, arguments: Sequence[str]) -> str:
+    """Where the report will lie that this run makes, or how to make one. `arguments`: Snakemake's command line."""
+    parser = ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--profile")
+    parser.add_argument("--report", nargs="?", const="report.html")
+    parser.add_argument("--report-after-run", action="store_true")
+    given = parser.parse_known_args(arguments)[0]
+    profile = Path(given.profile or "", "config.yaml")
+    said = read_yaml(profile) if given.profile and profile.is_file() else {}
+    report = given.report or said.get("report")
+    if report and (given.report_after_run or said.get("report-after-run")):
+        return f"report: {report}, made now"
+    return f"report: snakemake --configfile {plan.where} --report {plan.results}/report.html"
 
 
 def used(jobs: list[Logged], since: datetime) -> list[str]:
@@ -109,19 +140,28 @@ def failures(workflow: "Workflow", plan: Plan) -> list[str]:
     failed = sorted(logged_jobs(workflow.scheduler.failed))
     waiting = len(list(workflow.dag.needrun_jobs())) - len(failed)
     return [
-        *told(failed, since, plan.results),
+        *told(failed, since, plan.results, Path(getattr(workflow.executor_settings, "logdir", None) or SLURM_LOGS)),
         f"{len(failed)} jobs failed; {waiting} others were not run or not ended",
     ]
 
 
-def told(failed: list[Logged], since: datetime, results: Path) -> list[str]:
-    """Each failed job, why it failed, its log and the log's last lines."""
+def told(failed: list[Logged], since: datetime, results: Path, slurm_logs: Path = SLURM_LOGS) -> list[str]:
+    """Each failed job, why it failed, its log and the log's last lines.
+
+    Where its last attempt ended before the script began (Python missing, a prolog that fails), Slurm's own log is told.
+    """
     last = {job.log: next(iter(attempts(job.log)[-1:]), None) for job in failed}
     begun = {log: attempt for log, attempt in last.items() if attempt and attempt.started >= since}
     states = slurm_states({a.slurm_job for a in begun.values() if a.slurm_job and a.state != "failed"})
     lines = []
     for job in failed:
         title = f"{job.rule} {job.name}".rstrip()
+        slurm_log = newest_log(slurm_logs, job.slurm_logs, since) if job.slurm_logs else None
+        is_later = slurm_log and job.log in begun and slurm_log.stem != begun[job.log].slurm_job
+        if slurm_log and (job.log not in begun or (is_later and not job.shares_slurm_logs)):
+            lines.append(f"{title}: ended before its script began\n  Slurm's log: {slurm_log}")
+            lines += [f"    {line}" for line in last_lines(slurm_log)]
+            continue
         if job.log not in begun:
             lines.append(f"{title}: ended before its script began; what Snakemake said of it stands above")
             continue
@@ -129,3 +169,15 @@ def told(failed: list[Logged], since: datetime, results: Path) -> list[str]:
         lines.append(f"{title}: {found.why}\n  log: {job.log}")
         lines += [f"    {line}" for line in found.last_lines()]
     return lines
+
+
+def newest_log(folder: Path, pattern: str, since: datetime) -> Path | None:
+    """The log that was written last, at `since` or later."""
+    times = {path: path.stat().st_mtime for path in folder.glob(pattern)}
+    new = [path for path, written in times.items() if written >= since.timestamp()]
+    return max(new, key=times.get, default=None)
+
+
+def last_lines(log: Path) -> list[str]:
+    lines = ESCAPES.sub("", log.read_text(encoding="utf8", errors="replace")).splitlines()
+    return [line for line in lines if line.strip()][-LAST_LINES:] or ["(empty)"]
