@@ -14,6 +14,7 @@ SCRIPTS = sorted((ROOT / "workflow/scripts").glob("*.py"))
 # Modules that no script computes with: they plan, tell of a study, or document it.
 NO_RESULTS = PLANNING | {
     "config_reference",
+    "console",
     "disk",
     "models",
     "plan",

@@ -459,7 +459,7 @@ class Run:
             self.expected |= {f"{step}/{name}": data for name, data in contents(folder / "expected" / step).items()}
 
     def make(self) -> None:
-        convert_run(self.sources, self.folder, self.tokenizer)
+        convert_run(self.sources, self.folder, self.tokenizer, "code")
 
     def found(self) -> dict[str, bytes]:
         return {name: data for name, data in contents(self.folder).items() if Path(name).name != FINGERPRINT_FILE}

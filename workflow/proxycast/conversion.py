@@ -25,7 +25,7 @@ from proxycast.engines.model_folder import (
     tokenizer_files,
 )
 from proxycast.options import InputError
-from proxycast.tables import fingerprint
+from proxycast.tables import fingerprint, input_states
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -127,26 +127,25 @@ def needs_conversion(folder: Path) -> bool:
     return config.get("model_type") == "hf_olmo" or "OLMoForCausalLM" in (config.get("architectures") or [])
 
 
-def convert_run(checkpoints: Mapping[str, Path], folder: Path, tokenizer: Path | None = None) -> None:
+def convert_run(checkpoints: Mapping[str, Path], folder: Path, tokenizer: Path | None, code: str) -> None:
     """Convert the checkpoints (name -> folder) of a training run to `folder`/name.
 
     `folder` appears when it is complete. Until then what is converted lies in a hidden folder beside it, where it
-    survives an error and a kill: the next call converts the rest.
+    survives an error and a kill: the next call converts the rest. `code`: fingerprint of the code that converts.
     """
     shutil.rmtree(folder, ignore_errors=True)
     partial = folder.with_name(f".{folder.name}.partial")
     partial.mkdir(parents=True, exist_ok=True)
     remove_others(partial, checkpoints)
     for name, source in tqdm(checkpoints.items(), unit="checkpoint", mininterval=5):
-        files = sorted(path for path in source.glob("*") if path.is_file())
-        state = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-        convert_once(source, partial / name, tokenizer, conversion_fingerprint(state, tokenizer))
+        state = input_states([path for path in source.glob("*") if path.is_file()], most_bytes=-1)
+        convert_once(source, partial / name, tokenizer, conversion_fingerprint(state, tokenizer, code))
     partial.rename(folder)
 
 
-def conversion_fingerprint(source: object, tokenizer: Path | None) -> str:
-    """What a converted checkpoint is marked with: its `source`, in words of JSON, and the tokenizer that it may get."""
-    return fingerprint(source, tokenizer_files(tokenizer) if tokenizer else [])
+def conversion_fingerprint(source: object, tokenizer: Path | None, code: str) -> str:
+    """What marks a converted checkpoint: its `source` (JSON values), the tokenizer that it may get, the code."""
+    return fingerprint(source, tokenizer_files(tokenizer) if tokenizer else [], code)
 
 
 def convert_once(source: Path, folder: Path, tokenizer: Path | None, mark: str) -> None:

@@ -243,15 +243,17 @@ def fetch_run(
     code: bool = False,
     to_convert: Collection[str] = (),
     tokenizer: Path | None = None,
+    conversion_code: str = "",
     record_file: Path | None = None,
     patience: Patience = Patience(),
 ) -> dict[str, dict[str, object]]:
     """All checkpoints (name, repository, revision) of a training run, in `folder`/name; the record of each name.
 
-    `folder` appears when it is complete, with those of `to_convert` converted (`tokenizer` as in `convert`) and the
-    record written to `record_file`. Until then the files lie in a hidden folder beside it, where they survive an error
-    and a kill: another call downloads and converts the rest. A file that several checkpoints share, such as the
-    tokenizer, is downloaded once and hard-linked: replace files, never write into them.
+    `folder` appears when it is complete, with those of `to_convert` converted (`tokenizer` as in `convert`; the
+    fingerprint of its code is `conversion_code`) and the record written to `record_file`. Until then the files lie in a
+    hidden folder beside it, where they survive an error and a kill: another call downloads and converts the rest. A
+    file that several checkpoints share, such as the tokenizer, is downloaded once and hard-linked: replace files, never
+    write into them.
 
     With `options.disk_gb`, waits until what all runs beside `folder` take leaves room for this one; `InputError` where
     there is none in all of `patience`.
@@ -262,7 +264,7 @@ def fetch_run(
         everything = resolve(Source(repo, revision), options)
         snapshots[name] = choose(everything, lambda names: needed_model_files(names, code))
     record = {name: snapshot.record() for name, snapshot in snapshots.items()}
-    marks = {name: conversion_fingerprint(record[name], tokenizer) for name in to_convert}
+    marks = {name: conversion_fingerprint(record[name], tokenizer, conversion_code) for name in to_convert}
     converted = {name for name, mark in marks.items() if is_finished(partial / name, mark)}
     places = {name: partial / f"{name}{SOURCE}" if name in marks else partial / name for name in snapshots}
     with _reserved(partial, folder, _planned_bytes(snapshots, marks), options.disk_gb, patience):

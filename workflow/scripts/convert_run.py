@@ -6,7 +6,7 @@ from proxycast.conversion import convert_run
 from proxycast.jobs import job
 
 with job(snakemake.log[0]):
-    inputs = snakemake.input
+    inputs, folder = snakemake.input, Path(snakemake.output[0])
     tokenizer = Path(inputs.tokenizer) if inputs.get("tokenizer") else None
-    folders = zip(snakemake.params.steps, inputs.weights, strict=True)
-    convert_run({f"step{step}": Path(folder) for step, folder in folders}, Path(snakemake.output[0]), tokenizer)
+    sources = zip(snakemake.params.steps, inputs.weights, strict=True)
+    convert_run({f"step{step}": Path(source) for step, source in sources}, folder, tokenizer, snakemake.params.code)

@@ -22,6 +22,7 @@ with job(snakemake.log[0]):
         options,
         to_convert=[f"step{step}" for step, _, _, convert_from in checkpoints if convert_from],
         tokenizer=Path(snakemake.input.tokenizer) if snakemake.input.get("tokenizer") else None,
+        conversion_code=snakemake.params.code,
         record_file=Path(snakemake.output.record),
         patience=Patience(60 * snakemake.resources.idle_minutes, partial(any_runs, logs, besides="download_")),
     )
