@@ -110,7 +110,9 @@ def pytest_terminal_summary(terminalreporter):
         terminalreporter.line(f"{counts[SLOW]} tests not run: they take minutes (.ci/run runs them)")
     for report in skipped:
         if isinstance(report, pytest.CollectReport):
-            terminalreporter.line(f"{report.nodeid} not run: {report.longrepr[2].removeprefix("Skipped: ")} (.ci/run runs it)")
+            terminalreporter.line(
+                f"{report.nodeid} not run: {report.longrepr[2].removeprefix('Skipped: ')} (.ci/run runs it)"
+            )
 
 
 def properties(report) -> list[tuple[str, str]]:
