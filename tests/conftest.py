@@ -1,11 +1,14 @@
 """Tiny tokenizers and models that several test modules share, and how tests of components are left out.
 
-A test that needs a package which proxycast itself does not is marked with the package's name; one that needs the local
-Slurm of components/slurm-local.sh with `slurm`. Without the component it is skipped; with `--require-components`, as in
-CI, it fails.
+A test that needs what proxycast itself does not is marked with the component's name: a package; `slurm`, the local
+Slurm of components/slurm-local.sh; or `published`, the folder of measurements that others published, beside the project
+or where PROXYCAST_PUBLISHED says. Without the component it is skipped, and a line at the end tells how many were. With
+`--require-components`, as in CI, it fails.
 """
 
+import os
 import subprocess
+from collections import Counter
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -26,8 +29,16 @@ from transformers import (
 settings.register_profile("no deadline", deadline=None)  # a test's time says nothing on a shared machine
 settings.load_profile("no deadline")
 
+ROOT = Path(__file__).parents[1]
+PUBLISHED = Path(os.environ.get("PROXYCAST_PUBLISHED", ROOT.parent / "shared" / "published"))
 PACKAGES = ("vllm", "lm_eval", "triton", "olmo")
-COMPONENTS = (*PACKAGES, "slurm")
+# What is missing without the component, and what to do about it.
+COMPONENTS = {
+    **{name: (f"the package {name}", ".ci/run installs it") for name in PACKAGES},
+    "slurm": ("the Slurm of tests/components/slurm-local.sh", ".ci/run starts it"),
+    "published": (f"the folder {PUBLISHED}", "PROXYCAST_PUBLISHED names another one"),
+}
+NOT_RUN, SLOW = "not run", "slow"
 SLURM_CONF = Path("/etc/slurm/slurm.conf")
 
 
@@ -39,6 +50,7 @@ def pytest_configure(config):
     for name in PACKAGES:
         config.addinivalue_line("markers", f"{name}: needs the package {name}")
     config.addinivalue_line("markers", "slurm: breaks the Slurm of components/slurm-local.sh; only with -n 0")
+    config.addinivalue_line("markers", "published: needs the measurements that others published")
     config.addinivalue_line("markers", "gpu: needs a GPU")
     config.addinivalue_line("markers", "slow: takes too long for the suite; only with --require-components")
     config.addinivalue_line("markers", "interpreter: needs Triton's interpreter; test_token_stats.py runs it")
@@ -50,6 +62,8 @@ def pytest_collection_modifyitems(items):
 
 
 def is_there(component: str) -> bool:
+    if component == "published":
+        return PUBLISHED.is_dir()
     if component != "slurm":
         return find_spec(component) is not None
     # Never a cluster that others use.
@@ -58,16 +72,51 @@ def is_there(component: str) -> bool:
 
 
 def pytest_runtest_setup(item):
+    required = item.config.getoption("--require-components")
     missing = [name for name in COMPONENTS if item.get_closest_marker(name) and not is_there(name)]
-    if missing and item.config.getoption("--require-components"):
-        pytest.fail(f"missing: {', '.join(missing)}", pytrace=False)
+    if missing and required:
+        pytest.fail(f"missing: {', '.join(COMPONENTS[name][0] for name in missing)}", pytrace=False)
+    # Counted by the first one alone: the lines at the end add up to the tests that did not run.
     if missing:
-        pytest.skip(f"missing: {', '.join(missing)} (.ci/run installs it)")
-    is_slow = item.get_closest_marker("slow") or item.get_closest_marker("slurm")
-    if is_slow and not item.config.getoption("--require-components"):
-        pytest.skip("takes too long for the suite (.ci/run runs it)")
+        skip_and_count(item, missing[0])
+    if not required and (item.get_closest_marker("slow") or item.get_closest_marker("slurm")):
+        skip_and_count(item, SLOW)
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
         pytest.skip("no GPU")
+
+
+def skip_and_count(item, why: str) -> None:
+    item.user_properties.append((NOT_RUN, why))  # reaches the process that prints the summary
+    pytest.skip(f"missing: {COMPONENTS[why][0]}" if why in COMPONENTS else "takes too long for the suite")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector):
+    """A file that needs a package at its top skips itself: with --require-components that is an error, too."""
+    report = yield
+    if report.skipped and collector.config.getoption("--require-components"):
+        report.outcome, report.longrepr = "failed", f"{collector.nodeid}: {report.longrepr[2]}"
+    return report
+
+
+def pytest_terminal_summary(terminalreporter):
+    """A line for each reason why tests did not run."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    counts = Counter(why for report in skipped for name, why in properties(report) if name == NOT_RUN)
+    for name, (thing, remedy) in COMPONENTS.items():
+        if counts[name]:
+            terminalreporter.line(f"{counts[name]} tests not run: {thing} is missing ({remedy})")
+    if counts[SLOW]:
+        terminalreporter.line(f"{counts[SLOW]} tests not run: they take minutes (.ci/run runs them)")
+    for report in skipped:
+        if isinstance(report, pytest.CollectReport):
+            terminalreporter.line(
+                f"{report.nodeid} not run: {report.longrepr[2].removeprefix('Skipped: ')} (.ci/run runs it)"
+            )
+
+
+def properties(report) -> list[tuple[str, str]]:
+    return getattr(report, "user_properties", [])  # a file's report has none
 
 
 SAMPLE = ["Q: what is 2 plus 3?\nA: 2 plus 3 is five.\n\nThe cat sat on the mat; the hat. é€😀"] * 3

@@ -10,7 +10,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 import torch
-from conftest import tiny_model
+from conftest import PUBLISHED, tiny_model
 from hypothesis import given
 from hypothesis import strategies as st
 from proxycast.checkpoints import (
@@ -38,7 +38,6 @@ from safetensors.torch import load_file, save_file
 from snakemake.cli import parse_args
 
 CONFIG = Path(__file__).parents[1] / "config"
-PUBLISHED = Path(__file__).parents[2] / "shared" / "published"
 STUDIES = sorted(CONFIG.glob("*.yaml"))
 
 
@@ -635,8 +634,6 @@ def test_target_that_others_measured_needs_no_weights():
 @pytest.fixture(scope="module")
 def listed() -> pl.DataFrame:
     """size, corpus, seed, step of every published checkpoint, each once."""
-    if not PUBLISHED.is_dir():
-        pytest.skip(f"the published measurements are not in {PUBLISHED}")
     table = pl.read_csv(PUBLISHED / "datadecide_checkpoint_steps.csv")
     recipes = pl.read_csv(PUBLISHED / "datadecide_recipes.csv")
     table = table.join(recipes, left_on="recipe", right_on="internal_name")  # drops three runs that stand twice
@@ -665,6 +662,7 @@ LAST_OF_1B = 69369
 SMALL = ["4M", "6M", "8M", "10M", "14M", "16M", "20M", "60M", "90M"]
 
 
+@pytest.mark.published
 def test_study_of_the_paper(listed):
     """Proxies from 4M to 90M, three seeds, every step of the rule that a run has; they are counted from the lists."""
     plan, checkpoints = shipped("data_selection")
@@ -685,6 +683,7 @@ def test_study_of_the_paper(listed):
     assert {c.folder.split("/")[2] for c in checkpoints} == {"weights"}
 
 
+@pytest.mark.published
 def test_study_of_all_of_datadecide(listed):
     _, checkpoints = shipped("datadecide_full")
     targets = {(corpus, "1B", seed, LAST_OF_1B) for corpus in listed["corpus"].unique() for seed in range(3)}

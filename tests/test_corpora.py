@@ -5,6 +5,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from conftest import PUBLISHED
 from hypothesis import given
 from hypothesis import strategies as st
 from proxycast.config import read_yaml
@@ -13,7 +14,6 @@ from proxycast.ladder import Ladder
 from pydantic import ValidationError
 
 CONFIG = Path(__file__).parents[1] / "config"
-PUBLISHED = Path(__file__).parents[2] / "shared" / "published"
 
 SHAPE = {"hidden_size": 64, "layers": 1, "heads": 2, "batch_sequences": 4, "learning_rate": 0.01}
 LADDER = Ladder(
@@ -321,11 +321,10 @@ def shipped() -> tuple[Ladder, dict[str, Corpus]]:
 
 @pytest.fixture(scope="module")
 def recipes() -> pl.DataFrame:
-    if not PUBLISHED.is_dir():
-        pytest.skip(f"the published measurements are not in {PUBLISHED}")
     return pl.read_csv(PUBLISHED / "datadecide_recipes.csv")
 
 
+@pytest.mark.published
 def test_corpora_of_datadecide_are_the_published_ones(shipped, recipes):
     _, corpora = shipped
     assert len(corpora) == 25 and {len(corpus.checkpoints) for corpus in corpora.values()} == {1}
@@ -339,6 +338,7 @@ def test_corpora_of_datadecide_are_the_published_ones(shipped, recipes):
     assert {c.checkpoints[0].convert_from for c in corpora.values()} == {"hf_olmo"}
 
 
+@pytest.mark.published
 def test_checkpoints_of_datadecide_are_the_published_ones(shipped, recipes):
     """Every revision of every repository: 31,491 listed, of which three runs stand twice, by another name."""
     ladder, corpora = shipped

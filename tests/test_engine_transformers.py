@@ -351,6 +351,16 @@ def test_checks_import_no_heavy_module():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"
 
 
+def test_what_generation_does_not_need_is_not_imported(model_folder):
+    """scikit-learn would take a second of every job's start."""
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom proxycast.engines import ExtractionOptions, make_engine\n"
+        f"engine = make_engine(ExtractionOptions(device='cpu'))\nengine.load(Path({str(model_folder())!r}))\n"
+        "assert engine.generate(['The cat'], 2)\nprint({'sklearn'} & set(sys.modules))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"
+
+
 def test_missing_weights_are_no_random_weights(model_folder):
     folder = model_folder()
     weights = load_file(folder / "model.safetensors")

@@ -5,12 +5,11 @@ from statistics import fmean
 
 import polars as pl
 import pytest
+from conftest import PUBLISHED
 from proxycast.evaluations import METRICS, PROBLEMS, read_evaluations
 from proxycast.ladder import Ladder, LadderSize, Tokenizer
 from proxycast.options import InputError
 from proxycast.targets import TARGETS_SCHEMA
-
-ACCURACY_1B = Path(__file__).parents[2] / "shared" / "published" / "datadecide_accuracy_1b.csv"
 
 SHAPE = dict(hidden_size=8, layers=1, heads=2, batch_sequences=1, learning_rate=1e-3)
 LADDER = Ladder(
@@ -215,9 +214,9 @@ def test_problems_behind_a_value(write):
     assert dict(table.select("task", "n").unique().iter_rows()) == {"boolq": 3270, "mmlu": 14042, "mmlu_anatomy": 1}
 
 
-@pytest.mark.skipif(not ACCURACY_1B.is_file(), reason=f"{ACCURACY_1B} is not there")
+@pytest.mark.published
 def test_problems_follow_from_published_accuracies():
-    table = pl.read_csv(ACCURACY_1B)
+    table = pl.read_csv(PUBLISHED / "datadecide_accuracy_1b.csv")
     for task in PROBLEMS.keys() - {"mmlu"}:
         accuracies = table.filter(task=task)["acc_1b_default_seed"]
         smallest = next(n for n in range(1, 20_000) if ((accuracies * n) - (accuracies * n).round()).abs().max() < 1e-6)

@@ -1,10 +1,9 @@
 """Forecasts against closed forms, numpy and a published training curve; their errors, intervals and every mistake."""
 
-from pathlib import Path
-
 import numpy as np
 import polars as pl
 import pytest
+from conftest import PUBLISHED
 from proxycast.curves import FitOptions, student
 from proxycast.forecast_methods import Forecaster, Series, TaskRun, _noise, _shift, direct, fit_series
 from proxycast.forecasting import ForecastingOptions, errors_table, forecast
@@ -12,7 +11,6 @@ from proxycast.options import InputError
 from proxycast.wide_curve import WideCurve, read_wide_curve
 from pydantic import ValidationError
 
-PUBLISHED = Path(__file__).parents[2] / "shared" / "published"
 TOKENS_PER_STEP = 1000
 STEPS = [*range(0, 201, 20), 400, 800, 1800, 3600]
 CUT = 200
@@ -634,8 +632,6 @@ OLMES = {
 @pytest.fixture(scope="module")
 def olmo2():
     """OLMo-2 7B's own curve: fit on steps up to 50,000, forecast the mean of steps >= 860,000, 18 times the compute."""
-    if not PUBLISHED.is_dir():
-        pytest.skip(f"the published measurements are not in {PUBLISHED}")
     tasks = {
         name: {
             "truth": f"eval/downstream/{name}_{split}_rc_5shot_len_norm",
@@ -671,6 +667,7 @@ def olmo2():
     return tables, forecast(*tables.values(), "accuracy", list(tasks), choices)
 
 
+@pytest.mark.published
 def test_the_known_answers_of_a_published_curve(olmo2):
     tables, found = olmo2
     rows = found["forecasts"].filter(method="compute_only")
@@ -688,6 +685,7 @@ def test_the_known_answers_of_a_published_curve(olmo2):
     assert {name: rmse[name] for name in known} == pytest.approx(known, abs=0.002)
 
 
+@pytest.mark.published
 def test_the_rule_chosen_in_advance_on_a_published_curve(olmo2):
     """What the rehearsal up to step 50,000 chose, and what it came to."""
     _, found = olmo2

@@ -5,6 +5,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 import torch
+from conftest import PUBLISHED
 from hypothesis import given
 from hypothesis import strategies as st
 from proxycast.compute import training_flops
@@ -14,7 +15,6 @@ from pydantic import ValidationError
 from transformers import LlamaConfig, LlamaForCausalLM
 
 CONFIG = Path(__file__).parents[1] / "config"
-PUBLISHED = Path(__file__).parents[2] / "shared" / "published"
 
 SMALL = {"hidden_size": 64, "layers": 2, "heads": 2, "batch_sequences": 4, "steps": 10, "learning_rate": 0.01}
 LADDER = {
@@ -137,7 +137,7 @@ def test_ladder_that_makes_no_sense(change, words):
 # DataDecide's
 
 
-@pytest.mark.skipif(not PUBLISHED.is_dir(), reason=f"the published measurements are not in {PUBLISHED}")
+@pytest.mark.published
 def test_ladder_of_datadecide_is_the_published_one():
     """Shape, N, tokens, FLOPs, batch and learning rate of all 14 sizes, exactly; sizes in the published order."""
     mine = Ladder(**read_yaml(CONFIG / "ladders" / "datadecide.yaml"))

@@ -12,7 +12,16 @@ from hypothesis import strategies as st
 from proxycast.checkpoints import count_parameters
 from proxycast.engines.model_folder import check_folder
 from proxycast.miniature import pretraining
-from proxycast.miniature.pretraining import ARCHITECTURES, Muon, orthogonalise, pretrain_corpus, schedule, train
+from proxycast.miniature.pretraining import (
+    ARCHITECTURES,
+    Muon,
+    compiled_loss,
+    next_token_loss,
+    orthogonalise,
+    pretrain_corpus,
+    schedule,
+    train,
+)
 from proxycast.miniature.recipes import token_stream, tokens_column
 from proxycast.miniature.suite import CONTEXT, Component, Recipe, Size, Suite, Training
 from proxycast.miniature.tokenizer import save_tokenizer, train_tokenizer
@@ -40,7 +49,7 @@ every_architecture = pytest.mark.parametrize("architecture", CLASSES)
 @pytest.fixture(autouse=True)
 def uncompiled(monkeypatch):
     """Compilation takes longer than all of these models train."""
-    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
+    monkeypatch.setattr(pretraining, "compiled_loss", lambda size, *_: next_token_loss(size))
     pretraining._loss.cache_clear()
     yield
     pretraining._loss.cache_clear()
@@ -252,7 +261,7 @@ def test_loss_goes_down(architecture):
     size = TINY.model_copy(update={"steps": 60, "architecture": architecture})
     training = TRAINING.model_copy(update={"batch_sequences": 4, "sequence_length": 16})
     stream = np.resize(np.arange(5, 25), size.steps * training.batch_tokens + 1).astype(np.int32)
-    loss = pretraining.compiled_loss(size)
+    loss = pretraining.next_token_loss(size)
     (_, trained), *_ = train(loss, size, VOCABULARY, training, stream, seed=0, checkpoints={size.steps})
     tokens = torch.from_numpy(stream[:65].astype(np.int64))[None]
     with torch.no_grad():
@@ -462,9 +471,64 @@ def test_models_read_in_their_own_tokenizer(pretrain, monkeypatch):
 @pytest.mark.parametrize("compile", [True, False])
 def test_loss_is_compiled_where_it_is_asked_for(pretrain, monkeypatch, compile):
     compiled = []
-    monkeypatch.setattr(torch, "compile", lambda function, **options: compiled.append(function) or function)
+    monkeypatch.setattr(pretraining, "compiled_loss", lambda size, *_: compiled.append(size) or next_token_loss(size))
     pretrain(suite=change(training=TRAINING.model_copy(update={"compile": compile})))
     assert len(compiled) == (2 if compile else 0)
+
+
+@pytest.fixture
+def compiler_cache(tmp_path, monkeypatch):
+    """An empty one."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def gradients(loss) -> dict[str, torch.Tensor]:
+    parameters = {name: p.requires_grad_() for name, p in initialise(TINY, VOCABULARY, seed=1).items()}
+    tokens = torch.randint(0, VOCABULARY, (2, 9), generator=torch.Generator().manual_seed(0))
+    loss(parameters, tokens).backward()
+    return {name: p.grad for name, p in parameters.items()}
+
+
+def test_a_compiled_loss_is_kept_for_later_jobs(compiler_cache, monkeypatch):
+    made = gradients(compiled_loss(TINY, VOCABULARY, TRAINING))
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: pytest.fail("compiled again"))
+    loaded = gradients(compiled_loss(TINY.model_copy(update={"seeds": (3,), "steps": 9}), VOCABULARY, TRAINING))
+    plain = gradients(next_token_loss(TINY))
+    for name in plain:
+        assert torch.equal(loaded[name], made[name])
+        torch.testing.assert_close(loaded[name], plain[name], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "size, vocabulary, training, cpu, threads",
+    [
+        (TINY.model_copy(update={"intermediate_size": 64}), VOCABULARY, TRAINING, {}, 1),
+        (TINY, VOCABULARY + 1, TRAINING, {}, 1),
+        (TINY, VOCABULARY, TRAINING.model_copy(update={"batch_sequences": 3}), {}, 1),
+        (TINY, VOCABULARY, TRAINING, {"avx512_f": None}, 1),
+        (TINY, VOCABULARY, TRAINING, {}, 2),
+    ],
+)
+def test_what_a_compiled_loss_depends_on_is_in_its_name(monkeypatch, size, vocabulary, training, cpu, threads):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    known = pretraining._compiled_file(TINY, VOCABULARY, TRAINING)
+    found = dict(torch.cpu.get_capabilities())
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found | cpu)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    assert pretraining._compiled_file(size, vocabulary, training) != known
+
+
+def test_without_a_compiler_the_loss_runs_uncompiled(compiler_cache, monkeypatch, caplog):
+    def no_compiler(*_):
+        raise RuntimeError("No working C++ compiler found")
+
+    monkeypatch.setattr(pretraining, "_compile", no_compiler)
+    found = gradients(compiled_loss(TINY, VOCABULARY, TRAINING))
+    assert "uncompiled, which is slower: No working C++ compiler found" in caplog.text
+    expected = gradients(next_token_loss(TINY))
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert not list(compiler_cache.rglob("*.bin"))
 
 
 def test_a_tokenizer_that_is_not_there():

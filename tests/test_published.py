@@ -1,15 +1,13 @@
 """The ranking and compute code against measurements that others published. They are read in place and never copied."""
 
-from pathlib import Path
-
 import numpy as np
 import polars as pl
 import pytest
+from conftest import PUBLISHED
 from proxycast.compute import compute_to_reach, pareto_frontier, training_flops
 from proxycast.ranking import SelectionOptions, decision_accuracy, decision_accuracy_table
 
-PUBLISHED = Path(__file__).parents[2] / "shared" / "published"
-pytestmark = pytest.mark.skipif(not PUBLISHED.is_dir(), reason=f"the published measurements are not in {PUBLISHED}")
+pytestmark = pytest.mark.published
 
 TARGET_FLOPS = 7.062e20
 

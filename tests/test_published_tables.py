@@ -6,14 +6,14 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+from conftest import PUBLISHED
 from proxycast.ladder import Ladder, LadderSize, Tokenizer
 from proxycast.options import InputError
 from proxycast.published import published_curve, published_targets
 from proxycast.ranking import DECISION_ACCURACY_COLUMNS, SelectionOptions, decision_accuracy, decision_accuracy_table
 from proxycast.targets import TARGETS_SCHEMA, read_target_table
 
-PUBLISHED = Path(__file__).parents[2] / "shared" / "published"
-pytestmark = pytest.mark.skipif(not PUBLISHED.is_dir(), reason=f"the published measurements are not in {PUBLISHED}")
+pytestmark = pytest.mark.published
 
 RECIPES, SIZES = "datadecide_recipes.csv", "datadecide_sizes.csv"
 ACCURACY, NLL = "datadecide_accuracy_1b.csv", "datadecide_correct_prob_nll.csv"

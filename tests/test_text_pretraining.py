@@ -14,7 +14,7 @@ import polars as pl
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import EOS, byte_level_tokenizer
+from conftest import EOS, PUBLISHED, byte_level_tokenizer
 from proxycast.checkpoints import count_parameters
 from proxycast.engines.model_folder import check_folder, context_of
 from proxycast.ladder import Ladder, LadderSize
@@ -23,7 +23,6 @@ from proxycast.text import pretraining
 from proxycast.text.pretraining import learning_rate, pretrain, summed_loss
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-PUBLISHED = Path(__file__).parents[2] / "shared" / "published"
 VOCABULARY = 352
 
 
@@ -561,7 +560,7 @@ def test_gpu_trains_as_the_cpu_does_within_bfloat16(train, tmp_path):
 # The published sizes
 
 
-@pytest.mark.skipif(not PUBLISHED.is_dir(), reason=f"the published measurements are not in {PUBLISHED}")
+@pytest.mark.published
 def test_parameters_of_datadecides_sizes_are_the_published_ones():
     table = pl.read_csv(PUBLISHED / "datadecide_sizes.csv")
     assert len(table) == 14

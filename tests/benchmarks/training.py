@@ -167,7 +167,7 @@ def train_one(choice: Choice, training: Training) -> Iterator[None]:
     """The workflow's own `train`; yields after every step."""
     size = SIZES[choice.size]
     stream = np.random.default_rng(0).integers(VOCABULARY, size=STEPS * training.batch_tokens + 1)
-    loss = compiled_loss(size) if choice.kind == "compiled" else plain_loss(size)
+    loss = compiled_loss(size, VOCABULARY, training) if choice.kind == "compiled" else plain_loss(size)
     while True:
         for _ in train(loss, size, VOCABULARY, training, stream, 0, set(range(1, STEPS + 1))):
             yield

@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
+from unittest.mock import patch
 
 import numpy as np
 import polars as pl
@@ -328,6 +329,7 @@ def exact_head(model: torch.nn.Module) -> Head | None:
 
 def _build(folder: Path, options: ExtractionOptions, device: torch.device) -> torch.nn.Module:
     """The model in `folder`, every weight of it from the file, in evaluation mode."""
+    _import_generation()
     from transformers import AutoModelForCausalLM, GenerationConfig
     from transformers.utils import logging as transformers_logging
 
@@ -364,6 +366,14 @@ def _build(folder: Path, options: ExtractionOptions, device: torch.device) -> to
             f"{folder}: {size:.1f} GiB of weights do not fit into the memory of {device} ({_free_memory(device)}); "
             f"give dtype bfloat16 (found {options.dtype}), or engine vllm with tensor_parallel_size"
         ) from error
+
+
+def _import_generation() -> None:
+    """Import `generate` without scikit-learn, which assisted decoding alone uses: a second of every job's start."""
+    from transformers import utils
+
+    with patch.object(utils, "is_sklearn_available", lambda: False):
+        import transformers.generation.candidate_generator  # noqa: F401
 
 
 def _free_memory(device: torch.device) -> str:

@@ -1,11 +1,16 @@
 """Pretraining of the miniature models: a compiled loss, Muon on matrices, AdamW on the rest, checkpoints on the way."""
 
+import fcntl
+import logging
+import platform
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
+from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -18,6 +23,11 @@ from proxycast.jobs import PROGRESS_SECONDS
 from proxycast.miniature import gpt, llama
 from proxycast.miniature.suite import Size, Suite, Training
 from proxycast.tables import fingerprint
+
+if TYPE_CHECKING:
+    from torch._dynamo.aot_compile import AOTCompiledFunction
+
+log = logging.getLogger(__name__)
 
 ADAM_BETAS = (0.9, 0.95)
 MUON_MOMENTUM = 0.95
@@ -71,11 +81,50 @@ def next_token_loss(size: Size) -> Callable[[dict[str, Tensor], Tensor], Tensor]
     return loss
 
 
-def compiled_loss(size: Size) -> Callable[[dict[str, Tensor], Tensor], Tensor]:
-    """`next_token_loss`, compiled for its fixed shape."""
-    # Where no C++ compiler is at hand, the loss runs uncompiled, with a warning.
-    torch._dynamo.config.suppress_errors = True
-    return torch.compile(next_token_loss(size), dynamic=False)
+def compiled_loss(size: Size, vocabulary: int, training: Training) -> Callable[[dict[str, Tensor], Tensor], Tensor]:
+    """`next_token_loss`, compiled for its fixed shape. Without a C++ compiler it runs uncompiled, with a warning.
+
+    A Llama's is compiled once on a machine and then loaded. Even where the compiler finds its kernels in its cache, to
+    trace three sizes again takes two seconds of every job. The other architectures run modules of transformers, which
+    cannot be saved.
+    """
+    if size.architecture != "llama":
+        torch._dynamo.config.suppress_errors = True
+        return torch.compile(next_token_loss(size), dynamic=False)
+    made = _compiled_file(size, vocabulary, training)
+    made.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        # Of two jobs that start together, one compiles and the other waits.
+        with made.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not made.exists():
+                _compile(size, vocabulary, training).save_compiled_function(str(made))
+        with made.open("rb") as file:
+            return torch.compiler.load_compiled_function(file)
+    except Exception as error:  # the compiler raises many kinds
+        log.warning("the loss runs uncompiled, which is slower: %s", error)
+        return next_token_loss(size)
+
+
+def _compile(size: Size, vocabulary: int, training: Training) -> "AOTCompiledFunction":
+    parameters = ARCHITECTURES[size.architecture].initialise(size, vocabulary, seed=0)
+    parameters = {name: p.requires_grad_() for name, p in parameters.items()}
+    tokens = torch.zeros(training.batch_sequences, training.sequence_length + 1, dtype=torch.int64)
+    compiled = torch.compile(next_token_loss(size), dynamic=False, fullgraph=True)
+    return compiled.aot_compile(((parameters, tokens), {}))
+
+
+def _compiled_file(size: Size, vocabulary: int, training: Training) -> Path:
+    """A file in torch's own cache. Its name changes with shapes, code, versions and what the CPU can do."""
+    from torch._inductor.runtime.cache_dir_utils import cache_dir  # imports the compiler
+
+    shape = size.model_dump(include={"hidden_size", "layers", "intermediate_size", "architecture"})
+    batch = training.batch_sequences, training.sequence_length
+    code = [Path(__file__), Path(ARCHITECTURES[size.architecture].__file__)]
+    versions = [platform.python_version(), *(metadata.version(name) for name in ("torch", "transformers"))]
+    machine = dict(torch.cpu.get_capabilities()), torch.get_num_threads()  # the number stands in the compiled code
+    mark = fingerprint(shape, vocabulary, batch, code, versions, machine)
+    return Path(cache_dir()) / "proxycast" / f"{mark}.bin"
 
 
 def schedule(step: int, steps: int, training: Training) -> float:
@@ -146,7 +195,7 @@ def pretrain_corpus(
         for run in to_do:
             bar.set_description(run.name, refresh=False)
             stream, done = stream_of(run.size.steps * batch + 1, run.seed, run.size.tokenizer), 0
-            loss, checkpoints = _loss(run.size, suite.training.compile), set(run.folders)
+            loss, checkpoints = _loss(run.size, run.vocabulary, suite.training), set(run.folders)
             for step, parameters in train(
                 loss, run.size, run.vocabulary, suite.training, stream, run.seed, checkpoints
             ):
@@ -184,9 +233,9 @@ def _plan_runs(
     return runs
 
 
-@cache  # the compilation is the same for every seed
-def _loss(size: Size, compiled: bool) -> Callable[[dict[str, Tensor], Tensor], Tensor]:
-    return compiled_loss(size) if compiled else next_token_loss(size)
+@cache  # the same for every seed
+def _loss(size: Size, vocabulary: int, training: Training) -> Callable[[dict[str, Tensor], Tensor], Tensor]:
+    return compiled_loss(size, vocabulary, training) if training.compile else next_token_loss(size)
 
 
 def _write_checkpoint(parameters: dict[str, Tensor], size: Size, tokenizer: Path, folder: Path, mark: str) -> None:
