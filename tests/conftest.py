@@ -38,7 +38,9 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     for name in PACKAGES:
         config.addinivalue_line("markers", f"{name}: needs the package {name}")
-    config.addinivalue_line("markers", "slurm: breaks the Slurm of components/slurm-local.sh; only with -n 0")
+    config.addinivalue_line(
+        "markers", "slurm: disturbs the Slurm of components/slurm-local.sh; only with --dist loadgroup"
+    )
     config.addinivalue_line("markers", "gpu: needs a GPU")
     config.addinivalue_line("markers", "slow: takes too long for the suite; only with --require-components")
     config.addinivalue_line("markers", "interpreter: needs Triton's interpreter; test_token_stats.py runs it")
