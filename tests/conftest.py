@@ -49,7 +49,9 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     for name in PACKAGES:
         config.addinivalue_line("markers", f"{name}: needs the package {name}")
-    config.addinivalue_line("markers", "slurm: breaks the Slurm of components/slurm-local.sh; only with -n 0")
+    config.addinivalue_line(
+        "markers", "slurm: disturbs the Slurm of components/slurm-local.sh; only with --dist loadgroup"
+    )
     config.addinivalue_line("markers", "published: needs the measurements that others published")
     config.addinivalue_line("markers", "gpu: needs a GPU")
     config.addinivalue_line("markers", "slow: takes too long for the suite; only with --require-components")

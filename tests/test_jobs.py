@@ -260,10 +260,9 @@ def test_a_limit_that_is_no_time_is_refused(log, monkeypatch, capfd, said):
 
 
 def test_the_presence_of_one_process_is_seen_and_ends(log):
-    first, second = jobs.Presence(log), jobs.Presence(log)
-    assert [a.state for a in attempts(log)] == ["running"]
-    second.touch()
-    second.end("failed")  # it holds nothing
+    first = jobs.Presence(log)
+    with pytest.raises(InputError, match=rf"^process {os.getpid()} on \S+ works on this study \({log.parent.parent}\)"):
+        jobs.Presence(log)
     assert [a.state for a in attempts(log)] == ["running"]
     os.utime(jobs.attempts_file(log), (1, 1))
     first.touch()

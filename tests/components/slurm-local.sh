@@ -6,8 +6,8 @@
 #   slurm-local.sh status   nodes and jobs
 #
 # `up` may be said at any time: it starts again whatever was killed, and resumes nodes that are drained or down.
-# SLURM_ACCOUNTING=1 in front of `up` adds MariaDB and slurmdbd, so that sacct works; a cluster that is up without (or
-# with) them is brought down first.
+# SLURM_ACCOUNTING=1 in front of `up` adds MariaDB and slurmdbd, so that sacct works and limits of users are kept; a
+# cluster that is up without (or with) them is brought down first.
 # SLURM_CPUS=8 in front of `up` gives each node that many CPUs, where no cluster is up yet.
 #
 # Partitions: cpu (the default), gpu and preemptible, each of all nodes. A job of cpu or gpu that needs the room sends
@@ -70,7 +70,8 @@ node_lines() {
 accounting_lines() {
   if [[ $ACCOUNTING == 1 ]]; then
     printf '%s\n' AccountingStorageType=accounting_storage/slurmdbd AccountingStorageHost=127.0.0.1 \
-      AccountingStoragePort=17098 "AccountingStoragePass=$MUNGE" AccountingStorageTRES=gres/gpu
+      AccountingStoragePort=17098 "AccountingStoragePass=$MUNGE" AccountingStorageTRES=gres/gpu \
+      AccountingStorageEnforce=limits
   else
     echo AccountingStorageType=accounting_storage/none
   fi
@@ -110,7 +111,8 @@ SwitchType=switch/none
 MpiDefault=none
 SlurmdParameters=config_overrides
 SelectType=select/cons_tres
-SelectTypeParameters=CR_Core_Memory
+# Jobs of one study lie on different nodes where that is possible.
+SelectTypeParameters=CR_Core_Memory,CR_LLN
 GresTypes=gpu
 # Schedule at once: nobody waits for thousands of other users here.
 SchedulerType=sched/backfill
@@ -126,6 +128,8 @@ KillWait=2
 InactiveLimit=0
 # A node that is gone is to be noticed within a test, and comes back by itself.
 SlurmdTimeout=10
+# Commands give up sooner where nobody answers; it is 10 s, if nothing is said.
+MessageTimeout=5
 ReturnToService=2
 $(accounting_lines)
 $(node_lines)

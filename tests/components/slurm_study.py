@@ -1,9 +1,10 @@
 """What the tests of Slurm share: a project on the local cluster (slurm-local.sh), and a study that is to be disturbed.
 
-The study scores two runs of eight checkpoints; nothing is trained, and a table is the truth. One checkpoint takes about
-a second, so that a fault hits a job in the middle of its run.
+The study scores two runs of six checkpoints; nothing is trained, and a table is the truth. One checkpoint takes the
+better part of a second, so that a fault hits a job in the middle of its run.
 """
 
+import fcntl
 import json
 import os
 import re
@@ -31,7 +32,7 @@ STUDY = "config/disturbed.yaml"
 RESULTS = Path("results/disturbed")
 PROXIES = RESULTS / "proxies.parquet"
 JOBS = ("left-small-seed0", "right-small-seed0")
-STEPS = tuple(range(10, 90, 10))
+STEPS = tuple(range(10, 70, 10))
 CHECKPOINTS = {f"{job}-step{step}" for job in JOBS for step in STEPS}
 UNFINISHED = "PENDING,RUNNING,COMPLETING"
 WRITTEN = re.compile(r"token_stats of (\S+) written")
@@ -53,6 +54,35 @@ class SlurmJob(NamedTuple):
 def cluster(action: str, **environment: str) -> None:
     """`slurm-local.sh up` starts again whatever a test has killed or drained."""
     subprocess.run([CLUSTER, action], check=True, env=os.environ | environment)
+
+
+@contextmanager
+def locked(path: Path, kind: int = fcntl.LOCK_EX):
+    """A lock on a file or folder that is there, between the workers of pytest."""
+    file = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(file, kind)
+        yield
+    finally:
+        os.close(file)
+
+
+@contextmanager
+def shared_cluster():
+    """Tests that disturb nothing but their own jobs run side by side, on the cluster that was there before them."""
+    with locked(CLUSTER, fcntl.LOCK_SH):
+        yield
+
+
+@contextmanager
+def cluster_to_break(**environment: str):
+    """No other test runs; the cluster is whole before and after."""
+    with locked(CLUSTER):
+        cluster("up", **environment)
+        try:
+            yield
+        finally:
+            cluster("up")
 
 
 def daemon(name: str) -> int:
@@ -106,7 +136,7 @@ def write_study(project: Path) -> None:
             checkpoints.append({"folder": folder, "size": "small", "step": step, "tokens": 1000 * step, "seed": 0})
         write_json({"name": corpus, "checkpoints": checkpoints}, project / f"config/corpora/given/{corpus}.yaml")
     for task in ("sums", "times"):
-        texts = [f" {n} {task} three: " + "the cat sat on the mat; " * 8 for n in range(80)]
+        texts = [f" {n} {task} three: " + "the cat sat on the mat; " * 8 for n in range(50)]
         rows = [{"id": f"{task}-{n}", "prompt": f"Q: {n}?\nA:", "solution": text} for n, text in enumerate(texts)]
         write_rows(rows, project / f"own/{task}.jsonl")
         write_json({"name": task, "solutions": f"own/{task}.jsonl"}, project / f"config/tasks/given/{task}.yaml")
@@ -136,9 +166,8 @@ class Snakemake:
 
     def __init__(self, project: Path, *arguments: str, target: str = str(PROXIES)):
         command = [sys.executable, "-m", "snakemake", target, "--profile", "slurm", "--configfile", STUDY]
-        # Short jobs end within 7 s; the plugin, if it asks earlier and in vain, waits 10 s longer the next time.
         # The nodes have more cores than the machine.
-        command += ["--slurm-init-seconds-before-status-checks", "7", "--set-threads", "score=1"]
+        command += ["--slurm-init-seconds-before-status-checks", "1", "--set-threads", "score=1"]
         number = len(list(project.glob("snakemake*.log")))
         self.project, self.log = project, project / f"snakemake{number}.log"
         with self.log.open("w") as log:

@@ -1,4 +1,4 @@
-"""The smoke study by `snakemake --profile slurm`, on a real Slurm; Snakemake in a job of its own; accounting.
+"""The smoke study by `snakemake --profile slurm`, on a real Slurm.
 
 What a user would type is what runs here. The results are those of a plain run on one machine.
 """
@@ -13,22 +13,10 @@ from typing import NamedTuple
 import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
-from slurm_study import (
-    CHECKPOINTS,
-    PROXIES,
-    STUDY,
-    cluster,
-    copy_project,
-    score_job,
-    slurm,
-    slurm_jobs,
-    snakemake,
-    times_written,
-    write_study,
-)
+from slurm_study import copy_project, shared_cluster, slurm, slurm_jobs
 from test_secrets import SECRETS, holders
 
-pytestmark = pytest.mark.slurm
+pytestmark = [pytest.mark.slurm, pytest.mark.xdist_group("smoke")]
 
 SMOKE = "config/smoke.yaml"
 RESULTS = Path("results/smoke")
@@ -60,9 +48,9 @@ def on_one_machine(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def on_slurm(tmp_path_factory):
-    cluster("up")
     project = copy_project(tmp_path_factory.mktemp("slurm"))
-    return run(project, "--profile", "slurm", "--configfile", SMOKE, **SECRETS)
+    with shared_cluster():
+        yield run(project, "--profile", "slurm", "--configfile", SMOKE, **SECRETS)
 
 
 def files(project: Path, *suffixes: str) -> list[Path]:
@@ -109,36 +97,3 @@ def test_slurm_takes_little_longer_than_one_machine(on_slurm, on_one_machine):
     local, seconds = on_one_machine.seconds, on_slurm.seconds
     print(f"smoke study: {local:.0f} s on one machine, {seconds:.0f} s on Slurm, {seconds / local:.1f} times as long")
     assert seconds < 4 * local + 20 * len(LEVELS)
-
-
-@pytest.fixture
-def project(tmp_path):
-    cluster("up")
-    write_study(copy_project(tmp_path))
-    yield tmp_path
-    cluster("up")
-
-
-def test_snakemake_in_a_job_of_its_own(project):
-    """As where nothing may run on the machine that one logs in to."""
-    command = f"#!/bin/sh\n{sys.executable} -m snakemake {PROXIES} --profile slurm --configfile {STUDY}\n"
-    (project / "study.sh").write_text(command)
-    options = ["--chdir", str(project), "--output", "study.log", "--mem", "1000", "--time", "60", "--wait"]
-    finished = subprocess.run(["sbatch", *options, "study.sh"], cwd=project, timeout=600)
-    assert finished.returncode == 0, (project / "study.log").read_text()[-3000:]
-    assert times_written(project) == dict.fromkeys(CHECKPOINTS, 1)
-    jobs = slurm_jobs(project, "COMPLETED")
-    assert sum("rule_score" in job.what for job in jobs) == 2 and (project / PROXIES).is_file()
-
-
-def test_sacct_tells_the_states_of_jobs(project):
-    cluster("up", SLURM_ACCOUNTING="1")
-    with snakemake(project, "--slurm-status-command", "sacct") as run:
-        run.wait_for_checkpoints(1)
-        cancelled = score_job(project).number
-        slurm("scancel", cancelled)
-        assert run.finish() == 0
-    assert f"SLURM-job '{cancelled}' failed, SLURM status is: 'CANCELLED" in run.said
-    assert times_written(project) == dict.fromkeys(CHECKPOINTS, 1)
-    states = slurm("sacct", "--allocations", "--noheader", "--parsable2", "--format", "State").split("\n")
-    assert states.count("COMPLETED") >= 5

@@ -2,6 +2,9 @@
 
 After each fault the study is finished; no checkpoint that was scored is scored again, by the count of what the logs say
 and by the files themselves; no job failed over a file that it read; and the tables are the undisturbed run's.
+
+Studies of which only jobs are disturbed run side by side (`pytest -n 3 --dist loadgroup`). Those that break the cluster
+wait until they have it for themselves, and suffer several faults each.
 """
 
 import contextlib
@@ -24,46 +27,76 @@ from slurm_study import (
     JOBS,
     PROXIES,
     RESULTS,
+    ROOT,
     STUDY,
     Part,
     Snakemake,
     cluster,
+    cluster_to_break,
     copy_project,
     daemon,
     last_attempt,
+    locked,
     log_of,
     parts,
     score_job,
+    shared_cluster,
     slurm,
     slurm_jobs,
     snakemake,
     times_written,
+    wait_for,
     write_study,
 )
 
 pytestmark = pytest.mark.slurm
+LEFT, RIGHT = JOBS
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    """The study, finished without Slurm; to be read only."""
-    project = tmp_path_factory.mktemp("undisturbed")
-    write_study(copy_project(project))
-    command = [sys.executable, "-m", "snakemake", str(PROXIES), "--configfile", STUDY, "--cores", "2"]
-    subprocess.run(command, cwd=project, check=True)
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory, worker_id):
+    """The study, finished without Slurm, once for all workers of pytest; to be read only."""
+    base = tmp_path_factory.getbasetemp()
+    project = (base if worker_id == "master" else base.parent) / "undisturbed"
+    with locked(project.parent):
+        if not project.exists():
+            project.mkdir()
+            write_study(copy_project(project))
+            command = [sys.executable, "-m", "snakemake", "--configfile", STUDY, "--cores", "2"]
+            subprocess.run(command, cwd=project, check=True)
     assert times_written(project) == dict.fromkeys(CHECKPOINTS, 1)
     return project
 
 
+def copy_study(undisturbed: Path, project: Path, *left_out: str) -> None:
+    shutil.copytree(undisturbed, project, ignore=shutil.ignore_patterns("models", *left_out), dirs_exist_ok=True)
+    (project / "models").symlink_to(undisturbed / "models")
+
+
 @pytest.fixture
 def project(undisturbed, tmp_path):
-    """The study before its first run; the cluster is whole before and after."""
-    cluster("up")
-    left_out = shutil.ignore_patterns("results", ".snakemake", "models")
-    shutil.copytree(undisturbed, tmp_path, ignore=left_out, dirs_exist_ok=True)
-    (tmp_path / "models").symlink_to(undisturbed / "models")
-    yield tmp_path
-    cluster("up")
+    """The study before its first job, on a cluster that stays whole. Its solutions are there: they cost time."""
+    copy_study(undisturbed, tmp_path, ".snakemake", "results")
+    solutions = RESULTS / "solutions"
+    shutil.copytree(undisturbed / solutions, tmp_path / solutions)
+    with shared_cluster():
+        yield tmp_path
+
+
+@pytest.fixture
+def finished(undisturbed, tmp_path):
+    """The study after a run on one machine."""
+    copy_study(undisturbed, tmp_path)
+    with shared_cluster():
+        yield tmp_path
+
+
+@pytest.fixture
+def project_alone(undisturbed, tmp_path):
+    """The study before its first run, on a cluster that may be broken."""
+    copy_study(undisturbed, tmp_path, ".snakemake", "results")
+    with cluster_to_break():
+        yield tmp_path
 
 
 def check(project: Path, undisturbed: Path, before: dict[str, Part], again: Collection[str] = ()) -> None:
@@ -82,8 +115,13 @@ def check(project: Path, undisturbed: Path, before: dict[str, Part], again: Coll
     assert_frame_equal(found, expected, check_exact=False, rel_tol=1e-10, abs_tol=1e-12)
 
 
-def states(project: Path, job: str = JOBS[0]) -> list[str]:
+def states(project: Path, job: str = LEFT) -> list[str]:
     return [attempt.state for attempt in attempts(log_of(project, job))]
+
+
+def slurm_numbers(project: Path, job: str = LEFT) -> list[str | None]:
+    """Of the attempts of a job."""
+    return [attempt.slurm_job for attempt in attempts(log_of(project, job))]
 
 
 def consoles(project: Path) -> str:
@@ -91,35 +129,42 @@ def consoles(project: Path) -> str:
     return "".join(path.read_text(errors="replace") for path in project.glob(".snakemake/slurm_logs/**/*.log"))
 
 
-def test_a_cancelled_job(project, undisturbed):
-    with snakemake(project) as run:
-        before = run.wait_for_checkpoints(2)
-        slurm("scancel", score_job(project).number)
-        assert run.finish() == 0
-    assert states(project) == ["killed", "done"]
-    check(project, undisturbed, before)
+def memory_asked(number: str) -> str:
+    """Of a job of Slurm, in MB."""
+    return re.search(r"MinMemoryNode=(\S+)", slurm("scontrol", "show", "job", number))[1]
 
 
-def test_a_preempted_job(project, undisturbed):
-    """Another job takes every node; this one goes back to the queue, and starts again as the same job of Slurm."""
+def use_partition(project: Path, name: str) -> None:
+    """For all jobs, those with GPUs too."""
     profile = project / "slurm/config.yaml"
-    profile.write_text(re.sub(r"(slurm_partition: )\w+", r"\1preemptible", profile.read_text()))
-    with snakemake(project) as run:
-        before = run.wait_for_checkpoints(2)
-        job = score_job(project).number
-        slurm("srun", "--partition", "cpu", "--nodes", "4", "--exclusive", "true")
-        assert run.finish() == 0
-    assert [attempt.slurm_job for attempt in attempts(log_of(project))] == [job, job]
-    assert states(project) == ["killed", "done"]
-    check(project, undisturbed, before)
+    profile.write_text(re.sub(r"(slurm_partition: )\w+", rf"\1{name}", profile.read_text()))
 
 
-def test_a_killed_worker(project, undisturbed):
+def preempt() -> None:
+    """A job takes every node for a moment."""
+    slurm("srun", "--partition", "cpu", "--nodes", "4", "--exclusive", "true")
+
+
+def wait_for_both(run: Snakemake, number: int) -> dict[str, Part]:
+    """`parts`, once that many checkpoints of each job are scored."""
+    run.wait_for_checkpoints(number, LEFT)
+    return run.wait_for_checkpoints(number, RIGHT)
+
+
+def test_a_cancelled_job_a_killed_worker_and_a_second_snakemake(project, undisturbed):
+    """The second Snakemake is refused, and told why; the first does not notice."""
     with snakemake(project) as run:
-        before = run.wait_for_checkpoints(2)
-        os.kill(last_attempt(project).process, signal.SIGKILL)
+        run.wait_for_checkpoints(1)
+        second = Snakemake(project)
+        before = wait_for_both(run, 2)
+        slurm("scancel", score_job(project, LEFT).number)
+        os.kill(last_attempt(project, RIGHT).process, signal.SIGKILL)
+        assert second.finish() != 0
+        assert "no other Snakemake process" in second.said and "Submitted" not in second.said
+        assert run.process.poll() is None
         assert run.finish() == 0
-    assert states(project) == ["killed", "done"]
+    assert "SLURM status is: 'CANCELLED'" in run.said and "SLURM status is: 'FAILED'" in run.said
+    assert states(project, LEFT) == states(project, RIGHT) == ["killed", "done"]
     check(project, undisturbed, before)
 
 
@@ -134,16 +179,71 @@ def test_out_of_memory(project, undisturbed):
     check(project, undisturbed, before)
 
 
-def test_a_drained_node(project, undisturbed):
-    """It finishes what it has begun, and is given nothing more."""
-    with snakemake(project) as run:
-        before = run.wait_for_checkpoints(2)
-        node = score_job(project).node
-        slurm("scontrol", "update", f"NodeName={node}", "State=DRAIN", "Reason=test")
+def test_a_full_disk(project, undisturbed):
+    """The study fails and says why; with room, and started again, it goes on with what was whole."""
+    disk = project / RESULTS.parts[0]
+    shutil.rmtree(disk)
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=900k", "tmpfs", str(disk)], check=True)
+    try:
+        with snakemake(project, "--retries", "0") as run:
+            assert run.finish() != 0
+        assert "No space left on device" in run.said
+        before = parts(project)
+        assert 0 < len(before) < len(CHECKPOINTS)
+        subprocess.run(["mount", "-o", "remount,size=100m", str(disk)], check=True)
+        with snakemake(project) as run:
+            assert run.finish() == 0
+        check(project, undisturbed, before)
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_truncated_outputs(finished, undisturbed):
+    """Of what a copy or a file system cut short, that alone is made again which was lost, and what follows from it."""
+    before = parts(finished)
+    lost = f"{LEFT}-step50"
+    cut = [RESULTS / f"token_stats/{LEFT}/{lost}.parquet", RESULTS / "proxies/right.parquet"]
+    for path in cut:
+        os.truncate(finished / path, (finished / path).stat().st_size * 2 // 3)
+    with snakemake(finished, target="all") as run:
         assert run.finish() == 0
-    assert states(project) == ["done"]
-    later = [job for job in slurm_jobs(project, "COMPLETED") if "rule_score" not in job.what]
-    assert len(later) >= 2 and node not in {job.node for job in later}
+    assert all(f"{path} was truncated" in run.said for path in cut)
+    assert states(finished) == ["done", "done"] and states(finished, RIGHT) == ["done"]
+    check(finished, undisturbed, before, {lost})
+
+
+def submit_as_documented(project: Path) -> str:
+    """The lines of docs/cluster.md that run Snakemake in a job of its own. -> the number of that job"""
+    page = (ROOT / "docs/cluster.md").read_text()
+    lines = re.search(r"^```sh\n(study=.*?)```$", page, re.MULTILINE | re.DOTALL)[1]
+    options = f"{PROXIES} --set-threads score=1 --slurm-init-seconds-before-status-checks 1"
+    command = f"{sys.executable} -m snakemake {options} --profile slurm"
+    for there, here in (("config/data_selection.yaml", STUDY), ("snakemake --profile slurm", command), ("3-0", "1-0")):
+        lines = lines.replace(there, here)  # a partition of the local cluster allows a day
+    said = subprocess.run(["sh", "-euc", lines], cwd=project, stdout=subprocess.PIPE, text=True, check=True).stdout
+    return re.search(r"Submitted batch job (\d+)", said)[1]
+
+
+def test_snakemake_in_a_job_of_its_own_that_begins_again(project, undisturbed):
+    """As where nothing may run on the machine that one logs in to, and that job's node has died.
+
+    Its jobs run on. Begun again, it has them all anew: each cancels its forerunner, and goes on where that was.
+    """
+    number = submit_as_documented(project)
+    try:
+        wait_for(lambda: len(parts(project)) > 2 and score_job(project), "scored checkpoints")
+        slurm("scontrol", "requeue", number)
+        before, job = parts(project), score_job(project)
+        os.kill(last_attempt(project).process, signal.SIGSTOP)  # slow, and still there when the second one comes
+        wait_for(lambda: job in slurm_jobs(project, "CANCELLED"), "cancelled forerunner")
+        wait_for(lambda: number not in {job.number for job in slurm_jobs(project, "PENDING,RUNNING,COMPLETING")}, "end")
+        assert number in {job.number for job in slurm_jobs(project, "COMPLETED")}
+    finally:
+        for left in slurm_jobs(project, "PENDING,RUNNING"):
+            slurm("scancel", left.number)
+    assert states(project) == ["killed", "done"] and len(set(slurm_numbers(project))) == 2
+    assert "Unlocked" in (project / f"slurm-{number}.out").read_text()
     check(project, undisturbed, before)
 
 
@@ -157,115 +257,99 @@ def kill_job(number: str) -> None:
                     member.kill()
 
 
-def test_a_dead_node(project, undisturbed):
-    """With all that ran on it; the job is begun again elsewhere."""
-    with snakemake(project) as run:
-        before = run.wait_for_checkpoints(2)
-        job = score_job(project)
-        os.kill(daemon(f"slurmd-{job.node}"), signal.SIGKILL)
-        kill_job(job.number)
-        run.wait_for(lambda: score_job(project) not in (None, job), "second attempt on another node")
-        assert run.finish() == 0
-    assert states(project) == ["killed", "done"]
-    check(project, undisturbed, before)
+@pytest.mark.xdist_group("alone")
+def test_nodes_that_die_are_given_up_and_are_drained(project_alone, undisturbed):
+    """What a dead node did is begun again elsewhere. A drained node finishes what it has begun, and is given no more.
 
-
-def test_a_node_given_up_whose_processes_live(project, undisturbed):
-    """The job is begun again elsewhere, waits for its first process, which is slow here, and finds all done."""
+    A node that was given up, but whose processes live: the job's next attempt waits for the first one, which is slow
+    here, and finds all done.
+    """
+    project = project_alone
     with snakemake(project) as run:
-        before = run.wait_for_checkpoints(2)
-        job, worker = score_job(project), last_attempt(project).process
+        before = wait_for_both(run, 2)
+        dead, given_up = score_job(project, LEFT), score_job(project, RIGHT)
+        assert dead.node != given_up.node
+        worker = last_attempt(project, RIGHT).process
         os.kill(worker, signal.SIGSTOP)
         try:
-            os.kill(daemon(f"slurmd-{job.node}"), signal.SIGKILL)
+            for job in (dead, given_up):
+                os.kill(daemon(f"slurmd-{job.node}"), signal.SIGKILL)
+            kill_job(dead.number)
+            run.wait_for(lambda: score_job(project, LEFT) not in (None, dead), "second attempt on another node")
+            drained = score_job(project, LEFT).node
+            run.wait_for_checkpoints(3)
+            slurm("scontrol", "update", f"NodeName={drained}", "State=DRAIN", "Reason=test")
             run.wait_for(lambda: "this job runs already" in consoles(project), "second attempt that waits")
-            assert score_job(project).node != job.node
+            assert score_job(project, RIGHT).node != given_up.node
         finally:
             os.kill(worker, signal.SIGCONT)
         assert run.finish() == 0
-    assert states(project) == ["done", "done"]
+    assert drained != dead.node and states(project, LEFT) == ["killed", "done"]
+    assert states(project, RIGHT) == ["done", "done"]
+    later = [job for job in slurm_jobs(project, "COMPLETED") if "rule_score" not in job.what]
+    assert len(later) >= 2 and drained not in {job.node for job in later}
     check(project, undisturbed, before)
 
 
-def test_snakemake_killed(project, undisturbed):
-    """Its jobs run on. Started again, it has them all anew: each cancels its forerunner, and goes on where that was."""
-    with snakemake(project) as first:
-        before = first.wait_for_checkpoints(2)
-        job = score_job(project)
-        first.kill()
-        os.kill(last_attempt(project).process, signal.SIGSTOP)  # slow, and still there when the second one comes
-        assert job in slurm_jobs(project)
-        unlock(project)
-        with snakemake(project) as second:
-            second.wait_for(lambda: job in slurm_jobs(project, "CANCELLED"), "cancelled forerunner")
-            assert second.finish() == 0
-    assert states(project) == ["killed", "done"]
-    assert len({attempt.slurm_job for attempt in attempts(log_of(project))}) == 2
-    check(project, undisturbed, before)
+@pytest.mark.xdist_group("alone")
+def test_slurmctld_away_and_preempted_jobs(project_alone, undisturbed):
+    """Jobs are submitted again until slurmctld takes them, in their first attempt. Asked in vain of their states, more
+    often than its plugin has patience by default, Snakemake still gets its answer.
 
-
-def unlock(project: Path) -> None:
-    command = [sys.executable, "-m", "snakemake", "--profile", "slurm", "--configfile", STUDY, "--unlock"]
-    subprocess.run(command, cwd=project, check=True)
-
-
-def test_a_full_disk(project, undisturbed):
-    """The study fails and says why; with room, and started again, it goes on with what was whole."""
-    (project / RESULTS.parts[0]).mkdir()
-    disk = str(project / RESULTS.parts[0])
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1500k", "tmpfs", disk], check=True)
-    try:
-        with snakemake(project, "--retries", "0") as run:
-            assert run.finish() != 0
-        assert "No space left on device" in run.said
-        before = parts(project)
-        assert 0 < len(before) < len(CHECKPOINTS)
-        subprocess.run(["mount", "-o", "remount,size=100m", disk], check=True)
-        with snakemake(project) as run:
-            assert run.finish() == 0
-        check(project, undisturbed, before)
-    finally:
-        subprocess.run(["umount", disk], check=True)
-
-
-def test_truncated_outputs(project, undisturbed):
-    """Of what a copy or a file system cut short, that alone is made again which was lost, and what follows from it."""
-    with snakemake(project, target="all") as run:
-        assert run.finish() == 0
-    before = parts(project)
-    lost = f"{JOBS[0]}-step50"
-    cut = [RESULTS / f"token_stats/{JOBS[0]}/{lost}.parquet", RESULTS / "proxies/right.parquet"]
-    for path in cut:
-        os.truncate(project / path, (project / path).stat().st_size * 2 // 3)
-    with snakemake(project, target="all") as run:
-        assert run.finish() == 0
-    assert all(f"{path} was truncated" in run.said for path in cut)
-    assert states(project) == ["done", "done"] and states(project, JOBS[1]) == ["done"]
-    check(project, undisturbed, before, {lost})
-
-
-def test_two_snakemakes(project, undisturbed):
-    """The second is refused, and told why; the first does not notice."""
-    with snakemake(project) as first:
-        before = first.wait_for_checkpoints(1)
-        second = Snakemake(project)
-        assert second.finish() != 0
-        assert "no other Snakemake process" in second.said and "Submitted" not in second.said
-        assert first.process.poll() is None
-        assert first.finish() == 0
-    assert states(project) == ["done"]
-    check(project, undisturbed, before)
-
-
-def test_slurmctld_restarted(project, undisturbed):
-    """Snakemake asks in vain, more often than its plugin has patience by default, and still gets its answer."""
+    Another job takes every node: those of the study go back to the queue, and start again as the same jobs of Slurm.
+    """
+    project = project_alone
+    use_partition(project, "preemptible")
     with snakemake(project, "--verbose") as run:
-        before = run.wait_for_checkpoints(2)
+        run.wait_for(lambda: "SLURM run ID" in run.said, "start")
+        os.kill(daemon("slurmctld"), signal.SIGKILL)
+        run.wait_for(lambda: "trying again in 10 s" in run.said, "second refusal")
+        assert "Unable to contact slurm controller" in run.said
+        cluster("up")
+        before = wait_for_both(run, 2)
+        jobs = score_job(project, LEFT), score_job(project, RIGHT)
+        preempt()
+        run.wait_for(lambda: len(states(project, LEFT)) == len(states(project, RIGHT)) == 2, "second attempts")
         os.kill(daemon("slurmctld"), signal.SIGKILL)
         run.wait_for(
             lambda: run.said.count("could not check status of job") > 5, "question that slurmctld left unanswered"
         )
         cluster("up")
         assert run.finish() == 0
-    assert states(project) == ["done"]
+    assert "Trying to restart" not in run.said
+    for name, job in zip(JOBS, jobs):
+        assert slurm_numbers(project, name) == [job.number, job.number]
+        assert states(project, name) == ["killed", "done"] and memory_asked(job.number) == "4008M"
+    check(project, undisturbed, before)
+
+
+@pytest.mark.xdist_group("alone")
+def test_accounting_limits_and_jobs_preempted_for_good(project_alone, undisturbed):
+    """With sacct as the status command. A limit on the jobs that a user may have costs no attempt.
+
+    A partition whose PreemptMode is CANCEL ends jobs for good, and Slurm calls them preempted: they are tried again.
+    """
+    project = project_alone
+    use_partition(project, "preemptible")
+    cluster("up", SLURM_ACCOUNTING="1")
+    slurm("scontrol", "update", "PartitionName=preemptible", "PreemptMode=CANCEL")
+    slurm("sacctmgr", "--immediate", "modify", "user", "root", "set", "MaxSubmitJobs=1")
+    with snakemake(project, "--slurm-status-command", "sacct") as run:
+        run.wait_for(lambda: "trying again in 10 s" in run.said, "second refusal")
+        assert "AssocMaxSubmitJobLimit" in run.said
+        slurm("sacctmgr", "--immediate", "modify", "user", "root", "set", "MaxSubmitJobs=-1")
+        before = wait_for_both(run, 2)
+        first = score_job(project, LEFT), score_job(project, RIGHT)
+        preempt()
+        run.wait_for(lambda: score_job(project, LEFT) not in (None, first[0]), "second attempt")
+        run.wait_for_checkpoints(3)
+        cancelled = score_job(project, LEFT).number
+        slurm("scancel", cancelled)
+        assert run.finish() == 0
+    assert [memory_asked(job.number) for job in first] == ["4008M", "4008M"]
+    assert all(f"SLURM-job '{job.number}' is lost: its state is PREEMPTED" in run.said for job in first)
+    assert f"SLURM-job '{cancelled}' failed, SLURM status is: 'CANCELLED" in run.said
+    assert states(project, LEFT) == ["killed", "killed", "done"] and states(project, RIGHT) == ["killed", "done"]
+    counted = slurm("sacct", "--allocations", "--noheader", "--parsable2", "--format", "State").split("\n")
+    assert counted.count("COMPLETED") >= 5
     check(project, undisturbed, before)

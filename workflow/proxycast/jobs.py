@@ -152,7 +152,11 @@ def _tell(error: Exception, file: TextIO, console: TextIO) -> None:
 
 
 class Presence:
-    """Tells others, by a log with a lock as jobs have it, that this process is at work. A second one has none."""
+    """One Snakemake a study: tells others, by a log with a lock as jobs have it, that this process is at work.
+
+    Snakemake's own lock is of a whole folder, so that `--unlock` frees every study in it, and stays when its process is
+    killed. This one ends with its process. Raises `InputError` while another process has it.
+    """
 
     def __init__(self, log: Path):
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -161,20 +165,20 @@ class Presence:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             self._file.close()
+            holder = next(iter(attempts(log)[-1:]), None)
+            who = f"process {holder.process} on {holder.host}" if holder else "another process"
+            raise InputError(f"{who} works on this study ({log.parent.parent}); wait for its end, or stop it") from None
         except OSError:  # a file system without locks
             pass
-        if not self._file.closed:
-            print(_started(), file=self._file)
+        print(_started(), file=self._file)
 
     def touch(self) -> None:
         """Say that it still is, for whoever sees no locks. Raises `OSError`."""
-        if not self._file.closed:
-            os.utime(self._file.fileno())
+        os.utime(self._file.fileno())
 
     def end(self, state: Literal["done", "failed"]) -> None:
-        if not self._file.closed:
-            with self._file:
-                print(f"=== {state} {_now()}", file=self._file)
+        with self._file:
+            print(f"=== {state} {_now()}", file=self._file)
 
 
 def attempts_file(log: Path) -> Path:

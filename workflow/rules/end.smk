@@ -1,4 +1,4 @@
-# What is told while Snakemake runs, and when it ends. Jobs on a cluster run without it (--no-hooks).
+# What happens when the jobs of a study begin and end. Dry runs, reports and jobs on a cluster (--no-hooks) run without it.
 import os
 
 from proxycast.console import Progress
@@ -13,7 +13,10 @@ PROGRESS = Progress(workflow, PLAN, CHECKPOINTS, logger)
 
 
 onstart:
-    PROGRESS.start()
+    try:
+        PROGRESS.start()
+    except InputError as error:
+        raise WorkflowError(str(error)) from None
 
 
 onsuccess:
