@@ -6,8 +6,12 @@ or where PROXYCAST_PUBLISHED says. Without the component it is skipped, and a li
 `--require-components`, as in CI, it fails.
 """
 
+import fcntl
 import os
+import shutil
 import subprocess
+import sys
+import time
 from collections import Counter
 from importlib.util import find_spec
 from pathlib import Path
@@ -38,6 +42,7 @@ COMPONENTS = {
     "slurm": ("the Slurm of tests/components/slurm-local.sh", ".ci/run starts it"),
     "published": (f"the folder {PUBLISHED}", "PROXYCAST_PUBLISHED names another one"),
 }
+LONGEST = ("test_workflow.py", "test_studies.py", "test_vllm.py")
 NOT_RUN, SLOW = "not run", "slow"
 SLURM_CONF = Path("/etc/slurm/slurm.conf")
 
@@ -59,8 +64,8 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(items):
-    """The longest file first: begun last, it would run alone."""
-    items.sort(key=lambda item: item.path.name != "test_workflow.py")
+    """The longest files first: begun last, one would run alone."""
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
 
 
 def is_there(component: str) -> bool:
@@ -185,3 +190,39 @@ def model_folder(tmp_path):
         return folder
 
     return build
+
+
+def copy_project(folder: Path) -> Path:
+    """What a user has before the first study: workflow, configuration, Snakefile."""
+    for name in ("workflow", "config"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy2(ROOT / "Snakefile", folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def smoke(tmp_path_factory) -> Path:
+    """A project whose smoke study is finished, the same for all tests and processes; to be read only.
+
+    PROXYCAST_SMOKE may name one that ran already, as in .ci/run; it is copied, as another study may run there.
+    """
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    project, finished = shared / "smoke" / "project", shared / "smoke" / "finished"
+    project.parent.mkdir(exist_ok=True)
+    with project.with_name("lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not finished.exists():
+            shutil.rmtree(project, ignore_errors=True)
+            copy_project(project)
+            if "PROXYCAST_SMOKE" in os.environ:
+                for part in (".snakemake/metadata", "results/smoke"):
+                    shutil.copytree(Path(os.environ["PROXYCAST_SMOKE"], part), project / part, symlinks=True)
+            started = time.monotonic()
+            command = [sys.executable, "-m", "snakemake", "--configfile", "config/smoke.yaml", "--cores", "2"]
+            run = subprocess.run(command, cwd=project, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+            assert run.returncode == 0, run.stdout[-5000:]
+            print(f"the smoke study took {time.monotonic() - started:.0f} s")
+            finished.touch()
+    return project

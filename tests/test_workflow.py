@@ -96,20 +96,6 @@ def model_times(project: Path) -> dict[str, int]:
     return {"/".join(path.parts[-3:-1]): path.stat().st_mtime_ns for path in weights}
 
 
-@pytest.fixture(scope="module")
-def smoke(tmp_path_factory):
-    """The project after its smoke study; to be read only."""
-    project = tmp_path_factory.mktemp("smoke") / "project"
-    project.mkdir()
-    for name in ("workflow", "config"):
-        shutil.copytree(ROOT / name, project / name, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy2(ROOT / "Snakefile", project)
-    started = time.monotonic()
-    snakemake(project)
-    print(f"the smoke study took {time.monotonic() - started:.0f} s")
-    return project
-
-
 @pytest.fixture
 def project(smoke, tmp_path):
     """A copy of the finished smoke study, with its times, to be damaged."""

@@ -5,7 +5,6 @@ They train two dozen models and half a dozen curves, some minutes each, so they 
 
 import json
 import re
-import shutil
 import subprocess
 import sys
 from itertools import combinations
@@ -15,10 +14,10 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+from conftest import copy_project
 from scipy.stats import spearmanr
 
 pytestmark = pytest.mark.slow
-ROOT = Path(__file__).parents[2]
 METRIC = "multiple_choice_accuracy"
 
 
@@ -27,12 +26,6 @@ def run(project: Path, study: str, *arguments: str) -> str:
     finished = subprocess.run(command, cwd=project, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert finished.returncode == 0, finished.stdout[-5000:]
     return finished.stdout
-
-
-def copy_project(folder: Path) -> None:
-    for name in ("workflow", "config"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy2(ROOT / "Snakefile", folder)
 
 
 def finished_study(folder: Path, study: str) -> Path:

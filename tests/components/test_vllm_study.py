@@ -16,7 +16,6 @@ from polars.testing import assert_frame_equal
 from proxycast.jobs import attempts
 
 pytestmark = pytest.mark.vllm
-ROOT = Path(__file__).parents[2]
 KEY = ["checkpoint", "task", "statistic", "weighting"]
 
 
@@ -37,18 +36,15 @@ def read(project: Path) -> dict[str, pl.DataFrame]:
     return tables
 
 
-def test_the_engine_changes_no_ranking(tmp_path):
-    for name in ("workflow", "config"):
-        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy2(ROOT / "Snakefile", tmp_path)
-    run(tmp_path)
-    by_transformers = read(tmp_path)
+def test_the_engine_changes_no_ranking(smoke, tmp_path):
+    project = shutil.copytree(smoke, tmp_path / "project", symlinks=True)
+    by_transformers = read(project)
     # The engine in a process of its own, as on a GPU: the job's script is imported by it again.
-    output = run(tmp_path, "--config", "extraction={engine: vllm}", VLLM_ENABLE_V1_MULTIPROCESSING="1")
+    output = run(project, "--config", "extraction={engine: vllm}", VLLM_ENABLE_V1_MULTIPROCESSING="1")
     assert "rule score:" in output and "rule train_corpus:" not in output
-    for log in (tmp_path / "results/smoke/logs/score").iterdir():
+    for log in (project / "results/smoke/logs/score").iterdir():
         assert "vLLM's model runner v1" in log.read_text()
-    by_vllm = read(tmp_path)
+    by_vllm = read(project)
 
     tokens = [table["token_stats"] for table in (by_transformers, by_vllm)]
     names = ["logprob", "max_logprob", "second_logprob", "entropy"]
