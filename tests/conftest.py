@@ -55,7 +55,7 @@ def pytest_configure(config):
     for name in PACKAGES:
         config.addinivalue_line("markers", f"{name}: needs the package {name}")
     config.addinivalue_line(
-        "markers", "slurm: disturbs the Slurm of components/slurm-local.sh; only with --dist loadgroup"
+        "markers", "slurm: disturbs the Slurm of components/slurm-local.sh; only with --dist loadscope"
     )
     config.addinivalue_line("markers", "published: needs the measurements that others published")
     config.addinivalue_line("markers", "gpu: needs a GPU")

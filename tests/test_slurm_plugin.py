@@ -109,19 +109,22 @@ def slurm(tmp_path, monkeypatch):
     return command
 
 
-def snakemake(folder: Path) -> subprocess.Popen:
-    command = [sys.executable, "-m", "snakemake", "--executor", "slurm", "--jobs", "2", "--retries", "2"]
-    command += [
-        "--slurm-init-seconds-before-status-checks",
-        "1",
-        "--slurm-status-command",
-        "squeue",
-        "--latency-wait",
-        "1",
-    ]
-    return subprocess.Popen(
-        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    )
+@pytest.fixture
+def snakemake():
+    """A function that starts Snakemake in a folder."""
+    started = []
+
+    def start(folder: Path) -> subprocess.Popen:
+        command = [sys.executable, "-m", "snakemake", "--executor", "slurm", "--jobs", "2", "--retries", "2"]
+        command += ["--slurm-init-seconds-before-status-checks", "1", "--slurm-status-command", "squeue"]
+        run = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        started.append(run)
+        return run
+
+    yield start
+    for run in started:
+        run.kill()  # nothing, where it has ended
+        run.communicate()
 
 
 def memory_asked(folder: Path) -> list[str]:
@@ -133,7 +136,7 @@ def sbatch(script: str) -> str:
     return f'echo "$*" | head -n 1 >> asked; {script}'
 
 
-def test_a_job_that_slurm_takes_later_is_in_its_first_attempt(slurm, tmp_path):
+def test_a_job_that_slurm_takes_later_is_in_its_first_attempt(slurm, snakemake, tmp_path):
     slurm("sbatch", sbatch(f"if [ $(wc -l < asked) -lt 3 ]; then echo '{AWAY}' >&2; exit 1; fi; {TAKEN}"))
     run = snakemake(tmp_path)
     said, _ = run.communicate(timeout=120)
@@ -143,7 +146,7 @@ def test_a_job_that_slurm_takes_later_is_in_its_first_attempt(slurm, tmp_path):
     assert "Trying to restart" not in said and "--wrap" not in said
 
 
-def test_a_job_that_slurm_will_never_take_fails(slurm, tmp_path):
+def test_a_job_that_slurm_will_never_take_fails(slurm, snakemake, tmp_path):
     words = "sbatch: error: Batch job submission failed: Invalid partition name specified"
     slurm("sbatch", sbatch(f"echo '{words}' >&2; exit 1"))
     run = snakemake(tmp_path)
@@ -153,7 +156,7 @@ def test_a_job_that_slurm_will_never_take_fails(slurm, tmp_path):
     assert "--wrap" not in said
 
 
-def test_an_interrupt_ends_what_waits_for_slurm(slurm, tmp_path):
+def test_an_interrupt_ends_what_waits_for_slurm(slurm, snakemake, tmp_path):
     snakefile = tmp_path / "Snakefile"
     snakefile.write_text(snakefile.read_text().replace("1.0, 2", "1000.0, 2"))
     slurm("sbatch", sbatch(f"echo '{AWAY}' >&2; exit 1"))
@@ -169,7 +172,7 @@ def test_an_interrupt_ends_what_waits_for_slurm(slurm, tmp_path):
 
 
 @pytest.mark.parametrize("answer", ["true", "echo '1|PREEMPTED'"])
-def test_a_job_that_has_gone_is_tried_again(slurm, tmp_path, answer):
+def test_a_job_that_has_gone_is_tried_again(slurm, snakemake, tmp_path, answer):
     """Slurm has forgotten it, or has preempted it for good."""
     slurm("sbatch", sbatch(TAKEN))
     slurm("squeue", f"{answer}; [ $(wc -l < asked) -lt 2 ] || echo '2|COMPLETED'")
@@ -180,7 +183,7 @@ def test_a_job_that_has_gone_is_tried_again(slurm, tmp_path, answer):
     assert "SLURM-job '1' is lost" in said
 
 
-def test_a_forgotten_job_whose_success_is_in_the_accounts(slurm, tmp_path):
+def test_a_forgotten_job_whose_success_is_in_the_accounts(slurm, snakemake, tmp_path):
     slurm("sbatch", sbatch(TAKEN))
     slurm("squeue", "true")
     slurm("sacct", "case $* in *JobIdRaw*) echo '1|COMPLETED';; esac")

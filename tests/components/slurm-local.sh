@@ -16,7 +16,7 @@ set -euo pipefail
 
 NODES=4
 CPUS=${SLURM_CPUS:-4} # of each node, whatever the machine has
-MEMORY_MB=16000 # of each, likewise
+MEMORY_MB=64000 # of each, likewise
 GPUS=2          # fake ones, of each node
 ACCOUNTING=${SLURM_ACCOUNTING:-0}
 
@@ -123,7 +123,7 @@ PreemptMode=REQUEUE
 JobRequeue=1
 MaxArraySize=10001
 MaxJobCount=50000
-MinJobAge=300
+MinJobAge=1800
 KillWait=2
 InactiveLimit=0
 # A node that is gone is to be noticed within a test, and comes back by itself.

@@ -219,7 +219,7 @@ def snakemake(project: Path, *arguments: str, target: str = str(PROXIES)):
 
 
 def slurm_jobs(project: Path, states: str = "RUNNING") -> list[SlurmJob]:
-    """The jobs of this project that are in these states, which Slurm remembers for some minutes."""
+    """The jobs of this project that are in these states, which Slurm remembers for half an hour."""
     found = slurm("squeue", "--noheader", "--states", states, "--format", "%i|%N|%Z|%k").splitlines()
     rows = [line.split("|", maxsplit=3) for line in found]
     return [SlurmJob(number, node, what) for number, node, folder, what in rows if Path(folder) == project]

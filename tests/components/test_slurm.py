@@ -16,7 +16,7 @@ from polars.testing import assert_frame_equal
 from slurm_study import copy_project, shared_cluster, slurm, slurm_jobs
 from test_secrets import SECRETS, holders
 
-pytestmark = [pytest.mark.slurm, pytest.mark.xdist_group("smoke")]
+pytestmark = pytest.mark.slurm
 
 SMOKE = "config/smoke.yaml"
 RESULTS = Path("results/smoke")

@@ -3,7 +3,7 @@
 After each fault the study is finished; no checkpoint that was scored is scored again, by the count of what the logs say
 and by the files themselves; no job failed over a file that it read; and the tables are the undisturbed run's.
 
-Studies of which only jobs are disturbed run side by side (`pytest -n 3 --dist loadgroup`). Those that break the cluster
+Studies of which only jobs are disturbed run side by side (`pytest -n 3 --dist loadscope`). Those that break the cluster
 wait until they have it for themselves, and suffer several faults each.
 """
 
@@ -145,10 +145,17 @@ def preempt() -> None:
     slurm("srun", "--partition", "cpu", "--nodes", "4", "--exclusive", "true")
 
 
-def wait_for_both(run: Snakemake, number: int) -> dict[str, Part]:
-    """`parts`, once that many checkpoints of each job are scored."""
-    run.wait_for_checkpoints(number, LEFT)
-    return run.wait_for_checkpoints(number, RIGHT)
+def the_faster(run: Snakemake) -> tuple[str, str]:
+    """The job that is the first to have scored two checkpoints, and is in the midst of the next one; the other job."""
+
+    def found() -> list[str]:
+        scored = [name.rpartition("-")[0] for name in parts(run.project)]
+        return [job for job in JOBS if scored.count(job) >= 2]
+
+    run.wait_for(found, "scored checkpoints")
+    [fast] = found()[:1]
+    [slow] = {*JOBS} - {fast}
+    return fast, slow
 
 
 def test_a_cancelled_job_a_killed_worker_and_a_second_snakemake(project, undisturbed):
@@ -156,9 +163,10 @@ def test_a_cancelled_job_a_killed_worker_and_a_second_snakemake(project, undistu
     with snakemake(project) as run:
         run.wait_for_checkpoints(1)
         second = Snakemake(project)
-        before = wait_for_both(run, 2)
-        slurm("scancel", score_job(project, LEFT).number)
-        os.kill(last_attempt(project, RIGHT).process, signal.SIGKILL)
+        fast, slow = the_faster(run)
+        slurm("scancel", score_job(project, fast).number)
+        before = run.wait_for_checkpoints(2, slow)
+        os.kill(last_attempt(project, slow).process, signal.SIGKILL)
         assert second.finish() != 0
         assert "no other Snakemake process" in second.said and "Submitted" not in second.said
         assert run.process.poll() is None
@@ -257,99 +265,100 @@ def kill_job(number: str) -> None:
                     member.kill()
 
 
-@pytest.mark.xdist_group("alone")
-def test_nodes_that_die_are_given_up_and_are_drained(project_alone, undisturbed):
-    """What a dead node did is begun again elsewhere. A drained node finishes what it has begun, and is given no more.
+class TestBrokenCluster:
+    """In a class, which `--dist loadscope` gives a worker of its own: each of these waits for all others."""
 
-    A node that was given up, but whose processes live: the job's next attempt waits for the first one, which is slow
-    here, and finds all done.
-    """
-    project = project_alone
-    with snakemake(project) as run:
-        before = wait_for_both(run, 2)
-        dead, given_up = score_job(project, LEFT), score_job(project, RIGHT)
-        assert dead.node != given_up.node
-        worker = last_attempt(project, RIGHT).process
-        os.kill(worker, signal.SIGSTOP)
-        try:
-            for job in (dead, given_up):
-                os.kill(daemon(f"slurmd-{job.node}"), signal.SIGKILL)
-            kill_job(dead.number)
-            run.wait_for(lambda: score_job(project, LEFT) not in (None, dead), "second attempt on another node")
-            drained = score_job(project, LEFT).node
-            run.wait_for_checkpoints(3)
-            slurm("scontrol", "update", f"NodeName={drained}", "State=DRAIN", "Reason=test")
-            run.wait_for(lambda: "this job runs already" in consoles(project), "second attempt that waits")
-            assert score_job(project, RIGHT).node != given_up.node
-        finally:
-            os.kill(worker, signal.SIGCONT)
-        assert run.finish() == 0
-    assert drained != dead.node and states(project, LEFT) == ["killed", "done"]
-    assert states(project, RIGHT) == ["done", "done"]
-    later = [job for job in slurm_jobs(project, "COMPLETED") if "rule_score" not in job.what]
-    assert len(later) >= 2 and drained not in {job.node for job in later}
-    check(project, undisturbed, before)
+    def test_nodes_that_die_are_given_up_and_are_drained(self, project_alone, undisturbed):
+        """What a dead node did is begun again elsewhere. A drained node finishes its job, and is given no more.
 
+        A node that was given up, but whose processes live: the job's next attempt waits for the first one, which is
+        slow here, and finds all done.
+        """
+        project = project_alone
+        with snakemake(project) as run:
+            stopped, other = the_faster(run)
+            worker = last_attempt(project, stopped).process
+            os.kill(worker, signal.SIGSTOP)
+            try:
+                before = run.wait_for_checkpoints(2, other)
+                given_up, dead = score_job(project, stopped), score_job(project, other)
+                assert dead.node != given_up.node
+                for job in (dead, given_up):
+                    os.kill(daemon(f"slurmd-{job.node}"), signal.SIGKILL)
+                kill_job(dead.number)
+                run.wait_for(lambda: score_job(project, other) not in (None, dead), "second attempt on another node")
+                drained = score_job(project, other).node
+                run.wait_for_checkpoints(3, other)
+                slurm("scontrol", "update", f"NodeName={drained}", "State=DRAIN", "Reason=test")
+                run.wait_for(lambda: "this job runs already" in consoles(project), "second attempt that waits")
+                assert score_job(project, stopped).node != given_up.node
+            finally:
+                os.kill(worker, signal.SIGCONT)
+            assert run.finish() == 0
+        assert drained != dead.node and states(project, other) == ["killed", "done"]
+        assert states(project, stopped) == ["done", "done"]
+        later = [job for job in slurm_jobs(project, "COMPLETED") if "rule_score" not in job.what]
+        assert len(later) >= 2 and drained not in {job.node for job in later}
+        check(project, undisturbed, before)
 
-@pytest.mark.xdist_group("alone")
-def test_slurmctld_away_and_preempted_jobs(project_alone, undisturbed):
-    """Jobs are submitted again until slurmctld takes them, in their first attempt. Asked in vain of their states, more
-    often than its plugin has patience by default, Snakemake still gets its answer.
+    def test_slurmctld_away_and_preempted_jobs(self, project_alone, undisturbed):
+        """Jobs are submitted again until slurmctld takes them, in their first attempt.
 
-    Another job takes every node: those of the study go back to the queue, and start again as the same jobs of Slurm.
-    """
-    project = project_alone
-    use_partition(project, "preemptible")
-    with snakemake(project, "--verbose") as run:
-        run.wait_for(lambda: "SLURM run ID" in run.said, "start")
-        os.kill(daemon("slurmctld"), signal.SIGKILL)
-        run.wait_for(lambda: "trying again in 10 s" in run.said, "second refusal")
-        assert "Unable to contact slurm controller" in run.said
-        cluster("up")
-        before = wait_for_both(run, 2)
-        jobs = score_job(project, LEFT), score_job(project, RIGHT)
-        preempt()
-        run.wait_for(lambda: len(states(project, LEFT)) == len(states(project, RIGHT)) == 2, "second attempts")
-        os.kill(daemon("slurmctld"), signal.SIGKILL)
-        run.wait_for(
-            lambda: run.said.count("could not check status of job") > 5, "question that slurmctld left unanswered"
-        )
-        cluster("up")
-        assert run.finish() == 0
-    assert "Trying to restart" not in run.said
-    for name, job in zip(JOBS, jobs):
-        assert slurm_numbers(project, name) == [job.number, job.number]
-        assert states(project, name) == ["killed", "done"] and memory_asked(job.number) == "4008M"
-    check(project, undisturbed, before)
+        Snakemake asks for states in vain, more often than its plugin has patience by default, and gets its answer.
 
+        Another job takes every node: those of the study go back to the queue, and start again under the same number.
+        """
+        project = project_alone
+        use_partition(project, "preemptible")
+        with snakemake(project, "--verbose") as run:
+            run.wait_for(lambda: "SLURM run ID" in run.said, "start")
+            os.kill(daemon("slurmctld"), signal.SIGKILL)
+            run.wait_for(lambda: "trying again in 10 s" in run.said, "second refusal")
+            assert "Unable to contact slurm controller" in run.said
+            cluster("up")
+            preempted, _ = the_faster(run)
+            before = parts(project)
+            preempt()
+            run.wait_for(lambda: len(states(project, preempted)) == 2, "second attempt")
+            os.kill(daemon("slurmctld"), signal.SIGKILL)
+            run.wait_for(
+                lambda: run.said.count("could not check status of job") > 5, "question that slurmctld left unanswered"
+            )
+            cluster("up")
+            assert run.finish() == 0
+        assert "Trying to restart" not in run.said
+        assert states(project, preempted) == ["killed", "done"]
+        for name in JOBS:
+            [number] = {*slurm_numbers(project, name)}
+            assert memory_asked(number) == "4008M"
+        check(project, undisturbed, before)
 
-@pytest.mark.xdist_group("alone")
-def test_accounting_limits_and_jobs_preempted_for_good(project_alone, undisturbed):
-    """With sacct as the status command. A limit on the jobs that a user may have costs no attempt.
+    def test_accounting_limits_and_jobs_preempted_for_good(self, project_alone, undisturbed):
+        """With sacct as the status command. A limit on the jobs that a user may have costs no attempt.
 
-    A partition whose PreemptMode is CANCEL ends jobs for good, and Slurm calls them preempted: they are tried again.
-    """
-    project = project_alone
-    use_partition(project, "preemptible")
-    cluster("up", SLURM_ACCOUNTING="1")
-    slurm("scontrol", "update", "PartitionName=preemptible", "PreemptMode=CANCEL")
-    slurm("sacctmgr", "--immediate", "modify", "user", "root", "set", "MaxSubmitJobs=1")
-    with snakemake(project, "--slurm-status-command", "sacct") as run:
-        run.wait_for(lambda: "trying again in 10 s" in run.said, "second refusal")
-        assert "AssocMaxSubmitJobLimit" in run.said
-        slurm("sacctmgr", "--immediate", "modify", "user", "root", "set", "MaxSubmitJobs=-1")
-        before = wait_for_both(run, 2)
-        first = score_job(project, LEFT), score_job(project, RIGHT)
-        preempt()
-        run.wait_for(lambda: score_job(project, LEFT) not in (None, first[0]), "second attempt")
-        run.wait_for_checkpoints(3)
-        cancelled = score_job(project, LEFT).number
-        slurm("scancel", cancelled)
-        assert run.finish() == 0
-    assert [memory_asked(job.number) for job in first] == ["4008M", "4008M"]
-    assert all(f"SLURM-job '{job.number}' is lost: its state is PREEMPTED" in run.said for job in first)
-    assert f"SLURM-job '{cancelled}' failed, SLURM status is: 'CANCELLED" in run.said
-    assert states(project, LEFT) == ["killed", "killed", "done"] and states(project, RIGHT) == ["killed", "done"]
-    counted = slurm("sacct", "--allocations", "--noheader", "--parsable2", "--format", "State").split("\n")
-    assert counted.count("COMPLETED") >= 5
-    check(project, undisturbed, before)
+        A partition whose PreemptMode is CANCEL ends jobs for good; Slurm calls them preempted. They are tried again.
+        """
+        project = project_alone
+        use_partition(project, "preemptible")
+        cluster("up", SLURM_ACCOUNTING="1")
+        slurm("scontrol", "update", "PartitionName=preemptible", "PreemptMode=CANCEL")
+        slurm("sacctmgr", "--immediate", "modify", "user", "root", "set", "MaxSubmitJobs=0")
+        with snakemake(project, "--slurm-status-command", "sacct") as run:
+            run.wait_for(lambda: "trying again in 10 s" in run.said, "second refusal")
+            assert "AssocMaxSubmitJobLimit" in run.said
+            slurm("sacctmgr", "--immediate", "modify", "user", "root", "set", "MaxSubmitJobs=-1")
+            name, _ = the_faster(run)
+            before, preempted = parts(project), score_job(project, name)
+            preempt()
+            run.wait_for(lambda: score_job(project, name) not in (None, preempted), "second attempt")
+            run.wait_for_checkpoints(len([part for part in before if part.startswith(name)]) + 1, name)
+            cancelled = score_job(project, name).number
+            slurm("scancel", cancelled)
+            assert run.finish() == 0
+        assert f"SLURM-job '{preempted.number}' is lost: its state is PREEMPTED" in run.said
+        assert f"SLURM-job '{cancelled}' failed, SLURM status is: 'CANCELLED" in run.said
+        assert states(project, name) == ["killed", "killed", "done"]
+        assert {memory_asked(slurm_numbers(project, job)[0]) for job in JOBS} == {"4008M"}
+        counted = slurm("sacct", "--allocations", "--noheader", "--parsable2", "--format", "State").split("\n")
+        assert counted.count("COMPLETED") >= 5
+        check(project, undisturbed, before)
