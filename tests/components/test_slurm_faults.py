@@ -8,6 +8,7 @@ wait until they have it for themselves, and suffer several faults each.
 """
 
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -46,6 +47,7 @@ from slurm_study import (
     snakemake,
     times_written,
     wait_for,
+    write_json,
     write_study,
 )
 
@@ -219,6 +221,35 @@ def test_truncated_outputs(finished, undisturbed):
     assert all(f"{path} was truncated" in run.said for path in cut)
     assert states(finished) == ["done", "done"] and states(finished, RIGHT) == ["done"]
     check(finished, undisturbed, before, {lost})
+
+
+def test_a_job_that_was_given_up_leaves_no_old_result(finished):
+    """Its output was removed before it was submitted. Nobody needs that file just now but the result, which is old."""
+    truth, ranking = finished / "own/truth.csv", finished / RESULTS / "data_selection/ranking.parquet"
+    before = pl.read_parquet(ranking)
+    truth.write_text(truth.read_text().replace("0.3", "0.05"))
+    with snakemake(finished, "--set-resources", "join_targets:slurm_partition='nowhere'", target="all") as run:
+        assert run.finish() != 0
+    assert "invalid partition" in run.said.lower() and not (finished / RESULTS / "targets.parquet").exists()
+    with snakemake(finished, target="all") as run:
+        assert run.finish() == 0
+    after = pl.read_parquet(ranking)
+    assert dict(before.select("corpus", "true_rank").iter_rows()) == {"left": 2, "right": 1}
+    assert dict(after.select("corpus", "true_rank").iter_rows()) == {"left": 1, "right": 2}
+
+
+def test_a_study_edited_while_it_runs(project, undisturbed):
+    """Jobs that are submitted later read it as it was."""
+    with snakemake(project, "--jobs", "1") as run:
+        run.wait_for(lambda: len(parts(project)) > 0, "scored checkpoint")
+        before = parts(project)
+        study = json.loads((project / STUDY).read_text())
+        write_json(study | {"extraction": {"tail_tokens": 3}}, project / STUDY)
+        assert run.finish() == 0
+    check(project, undisturbed, before)
+    command = [sys.executable, "-m", "snakemake", str(PROXIES), "--configfile", STUDY, "--dry-run"]
+    planned = subprocess.run(command, cwd=project, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True).stdout
+    assert planned.count("rule score:") == 2
 
 
 def submit_as_documented(project: Path) -> str:
