@@ -390,6 +390,8 @@ class TestBrokenCluster:
         assert f"SLURM-job '{cancelled}' failed, SLURM status is: 'CANCELLED" in run.said
         assert states(project, name) == ["killed", "killed", "done"]
         assert {memory_asked(slurm_numbers(project, job)[0]) for job in JOBS} == {"4008M"}
-        counted = slurm("sacct", "--allocations", "--noheader", "--parsable2", "--format", "State").split("\n")
+        counted = slurm(
+            "sacct", "--starttime", "now-1hours", "--allocations", "--noheader", "--parsable2", "--format", "State"
+        ).split("\n")
         assert counted.count("COMPLETED") >= 5
         check(project, undisturbed, before)

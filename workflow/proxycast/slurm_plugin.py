@@ -40,7 +40,7 @@ def _repair_status(plugin: ModuleType) -> None:
     It waits for ever for a job that Slurm has forgotten, and for one that was preempted for good (PreemptMode=CANCEL).
     Here such a job has ended, unless the other command, squeue or sacct, knows better. After a look at which no job has
     succeeded the plugin waits 10 s longer, up to 180 s. Here it waits half as long again, up to a minute, and begins
-    anew when a job has ended, whether it has succeeded or not.
+    anew when a job has ended, whether it has succeeded or not, and while there is no trace of one.
     """
     executor, get_min_job_age, query_job_status = plugin.Executor, plugin.get_min_job_age, plugin.query_job_status
     check_active_jobs = executor.check_active_jobs
@@ -62,16 +62,20 @@ def _repair_status(plugin: ModuleType) -> None:
         return states, seconds
 
     async def check_jobs(self, active_jobs: list):
-        waited, still_active = self.next_seconds_between_status_checks, 0
+        waited, all_seen, still_active = self.next_seconds_between_status_checks, True, 0
         async for job in check_active_jobs(self, active_jobs):
             number = job.external_jobid
             # squeue shows the tasks of a job array under other numbers as long as they wait.
             is_seen = "_" in number or last_answer.get(number, "PREEMPTED") != "PREEMPTED"
             unseen[number] = 0 if is_seen else unseen[number] + 1
-            if unseen[number] < LOOKS or not await has_ended(self, job):
-                still_active += 1
-                yield job
-        if still_active < len(active_jobs):
+            all_seen = all_seen and is_seen
+            if unseen[number] >= LOOKS:
+                if await has_ended(self, job):
+                    continue
+                unseen[number] = 0
+            still_active += 1
+            yield job
+        if still_active < len(active_jobs) or not all_seen:
             self.next_seconds_between_status_checks = self.workflow.executor_settings.init_seconds_before_status_checks
         elif active_jobs:
             self.next_seconds_between_status_checks = min(1.5 * waited, LONGEST_WAIT)
