@@ -501,6 +501,16 @@ def test_a_compiled_loss_is_kept_for_later_jobs(compiled_file, monkeypatch):
         torch.testing.assert_close(loaded[name], plain[name], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("folder", ["", ".."])
+def test_a_compiled_loss_that_others_may_have_written_is_not_loaded(compiled_file, monkeypatch, folder):
+    made = gradients(compiled_loss(TINY, VOCABULARY, TRAINING))
+    (compiled_file.parent / folder).chmod(0o770)
+    monkeypatch.setattr(torch.compiler, "load_compiled_function", lambda file: pytest.fail("it was loaded"))
+    monkeypatch.setattr(torch, "compile", lambda loss, **_: loss)
+    for name, gradient in gradients(compiled_loss(TINY, VOCABULARY, TRAINING)).items():
+        torch.testing.assert_close(gradient, made[name], rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     "size, vocabulary, training, cpu, threads",
     [

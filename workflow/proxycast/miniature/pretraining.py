@@ -2,6 +2,7 @@
 
 import fcntl
 import logging
+import os
 import platform
 import shutil
 import sys
@@ -22,7 +23,7 @@ from proxycast.engines.model_folder import FINGERPRINT_FILE, is_finished
 from proxycast.jobs import PROGRESS_SECONDS
 from proxycast.miniature import gpt, llama
 from proxycast.miniature.suite import Size, Suite, Training
-from proxycast.tables import fingerprint
+from proxycast.tables import atomic, fingerprint
 
 if TYPE_CHECKING:
     from torch._dynamo.aot_compile import AOTCompiledFunction
@@ -86,24 +87,31 @@ def compiled_loss(size: Size, vocabulary: int, training: Training) -> Callable[[
 
     A Llama's is compiled once on a machine and then loaded. Even where the compiler finds its kernels in its cache, to
     trace three sizes again takes two seconds of every job. The other architectures run modules of transformers, which
-    cannot be saved.
+    cannot be saved. Torch's cache holds code that is run: what another user may have put there is not read, and nothing kept.
     """
-    if size.architecture != "llama":
+    made = _compiled_file(size, vocabulary, training)
+    made.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if size.architecture != "llama" or not _are_own(made.parent.parent, made.parent):
         torch._dynamo.config.suppress_errors = True
         return torch.compile(next_token_loss(size), dynamic=False)
-    made = _compiled_file(size, vocabulary, training)
-    made.parent.mkdir(parents=True, exist_ok=True)
     try:
         # Of two jobs that start together, one compiles and the other waits.
         with made.with_suffix(".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not made.exists():
-                _compile(size, vocabulary, training).save_compiled_function(str(made))
+                with atomic(made) as temporary:
+                    _compile(size, vocabulary, training).save_compiled_function(str(temporary))
         with made.open("rb") as file:
             return torch.compiler.load_compiled_function(file)
     except Exception as error:  # the compiler raises many kinds
         log.warning("the loss runs uncompiled, which is slower: %s", error)
         return next_token_loss(size)
+
+
+def _are_own(*folders: Path) -> bool:
+    """Whether the folders are this user's, and nobody else may write to them."""
+    stats = [folder.stat() for folder in folders]
+    return all(stat.st_uid == os.getuid() and not stat.st_mode & 0o022 for stat in stats)
 
 
 def _compile(size: Size, vocabulary: int, training: Training) -> "AOTCompiledFunction":
