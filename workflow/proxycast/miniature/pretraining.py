@@ -87,7 +87,7 @@ def compiled_loss(size: Size, vocabulary: int, training: Training) -> Callable[[
 
     A Llama's is compiled once on a machine and then loaded. Even where the compiler finds its kernels in its cache, to
     trace three sizes again takes two seconds of every job. The other architectures run modules of transformers, which
-    cannot be saved. Torch's cache holds code that is run: what another user may have put there is not read, and nothing kept.
+    cannot be saved. Torch's cache holds code that is run, so what another user may have put there is not read.
     """
     made = _compiled_file(size, vocabulary, training)
     made.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
