@@ -395,11 +395,23 @@ def test_it_does_not_end_while_jobs_wait_in_slurms_queue(plan, clock):
     assert 500 <= seen(plan)[2] < 520
     slurm("squeue", "")
     Path("bin/squeue").write_text("#!/bin/sh\necho 'slurm_load_jobs error: no controller' >&2; exit 1\n")
+    assert seen(plan)[2] == progress.IDLE_SECONDS  # Slurm has had no job from here
+    Path(".snakemake/slurm_logs").mkdir(parents=True)
     clock.after[1000] = lambda: slurm("squeue", "")
     assert seen(plan)[2] > 400
     with pytest.raises(SlurmError, match="squeue: no"):
         Path("bin/squeue").write_text("#!/bin/sh\necho no >&2; exit 1\n")
         waiting_jobs(Path())
+
+
+def test_it_ends_with_a_complete_study_whatever_slurm_says(plan, clock):
+    """As on a machine that has squeue and no cluster."""
+    complete(plan)
+    slurm("squeue", "")
+    Path("bin/squeue").write_text("#!/bin/sh\nexit 1\n")
+    Path(".snakemake/slurm_logs").mkdir(parents=True)
+    state, _, seconds = seen(plan)
+    assert state.is_complete and seconds < progress.IDLE_SECONDS
 
 
 def test_a_line_comes_when_something_changes_and_not_more_often_than_needed(plan, clock):

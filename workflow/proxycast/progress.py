@@ -494,18 +494,21 @@ def watched(watch: Watch, show: Callable[[State, float], None]) -> State:
             idle_since = None
         else:
             idle_since = now if idle_since is None else idle_since
-            if (not state.has_failed or now - idle_since >= IDLE_SECONDS) and not _is_queued():
+            if not state.has_failed or (now - idle_since >= IDLE_SECONDS and not _is_queued()):
                 return state
         show(state, now)
         time.sleep(REFRESH_SECONDS)
 
 
 def _is_queued() -> bool:
-    """Whether jobs of this folder wait in Slurm's queue, as they do when Snakemake is gone; true without an answer."""
+    """Whether jobs of this folder wait in Slurm's queue, as they do when Snakemake is gone.
+
+    Without an answer they may, if Slurm has ever had a job from here.
+    """
     try:
         return bool(waiting_jobs(Path()))
     except SlurmError:
-        return True
+        return Path(".snakemake/slurm_logs").is_dir()
 
 
 def follow(study: str, watch: Watch) -> int:
