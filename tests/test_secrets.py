@@ -124,6 +124,7 @@ def test_the_password_of_a_mirror_is_not_told(status, monkeypatch, caplog):
     assert "planted" not in str(refused.value) + caplog.text
 
 
+@pytest.mark.slow
 def test_no_secret_reaches_a_file_when_the_hub_refuses(project, models):
     with HubStub(models, token=TOKEN) as hub:
         hub.fail("lab/beta-small", ECHO, times=99)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from proxycast.jobs import Presence
 
 ROOT = Path(__file__).parents[1]
@@ -31,6 +32,7 @@ def test_a_study_is_locked_as_long_as_its_process_lives(tmp_path):
     Presence(tmp_path / "results/one" / LOG)
 
 
+@pytest.mark.slow
 def test_a_second_snakemake_is_refused_after_an_unlock(tmp_path):
     for name in ("workflow", "config"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))

@@ -298,6 +298,7 @@ def test_changed_extraction_scores_everything_and_trains_nothing(project):
     }
 
 
+@pytest.mark.slow
 def test_damage_and_a_kill_cost_only_what_was_lost(project):
     """Two truncated checkpoints and a truncated table; a kill -9 in the middle of making them again; and the rest."""
     models, token_stats = project / "results/smoke/suite/models", project / "results/smoke/token_stats"
@@ -427,6 +428,7 @@ def folders(smoke, tmp_path_factory):
     return project
 
 
+@pytest.mark.slow
 def test_folders_and_a_table_of_the_truth_run_end_to_end(folders, smoke):
     snakemake(folders, study=FOLDERS)
     selection = folders / "results/folders/data_selection"

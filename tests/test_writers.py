@@ -263,6 +263,7 @@ def test_problems_need_answers(engine, tmp_path):
         write_task(loaded(engine), "t", problems, FIVE, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_trained_model_writes_and_is_judged(tmp_path):
     folder = train_writer(tmp_path / "model")
     writer = Writer(folder=folder, temperature=1.0, top_p=1, max_new_tokens=24, samples=3, seed=3)
