@@ -11,10 +11,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import snakemake_executor_plugin_slurm as plugin
 from proxycast.slurm_plugin import _passes, repair
+from snakemake.cli import parse_args
 
 POLICY = "Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)"
 SNAKEFILE = """
@@ -35,7 +37,7 @@ TAKEN = "touch done; echo $(wc -l < asked)"  # job numbers: 1, 2, ...
 def unrepaired_afterwards(monkeypatch):
     for name in ("get_min_job_age", "query_job_status"):
         monkeypatch.setattr(plugin, name, getattr(plugin, name))
-    for name in ("check_active_jobs", "cancel", "shutdown"):
+    for name in ("check_active_jobs", "cancel", "shutdown", "additional_general_args"):
         monkeypatch.setattr(plugin.Executor, name, getattr(plugin.Executor, name))
     for name in ("_report_job_error_threadsafe", "_report_job_submission_threadsafe"):
         monkeypatch.setattr(plugin.Executor, name, getattr(plugin.Executor, name))
@@ -47,6 +49,16 @@ def test_what_slurmctld_said_stands_while_it_is_away(monkeypatch):
     monkeypatch.setattr(plugin, "get_min_job_age", lambda: next(answers))
     repair()
     assert [plugin.get_min_job_age() for _ in range(6)] == [None, 300, 300, 300, 60, 60]
+
+
+def test_the_snakemake_of_a_job_removes_no_output():
+    """The main process does, for the attempt that counts."""
+    repair()
+    settings = SimpleNamespace(pass_command_as_script=False)
+    executor = SimpleNamespace(workflow=SimpleNamespace(executor_settings=settings))
+    arguments = plugin.Executor.additional_general_args(executor).split()
+    assert {"--executor", "slurm-jobstep", "--keep-incomplete"} <= set(arguments)
+    assert parse_args(["--cores", "1", *arguments])[1].keep_incomplete
 
 
 @pytest.mark.parametrize(

@@ -264,6 +264,13 @@ def test_a_lost_intermediate_whose_source_was_edited_is_made_again(project, inte
     assert "Nothing to be done" in snakemake(project)
 
 
+def test_outputs_of_failed_jobs_are_not_kept(project):
+    """Snakemake would record them as made from what is there now."""
+    write_truth(project, 0.3, 0.1)
+    assert "takes old outputs of failed jobs for new ones" in snakemake(project, "--keep-incomplete", fails=True)
+    assert rules(snakemake(project, "-n")) == AFTER_THE_TRUTH
+
+
 def outputs_and_targets(study: str) -> tuple[dict[str, set[str]], set[str]]:
     """Rule -> files that it makes, and the inputs of the rule `all`, of all that a study would run."""
     arguments = ["--configfile", f"config/{study}.yaml", "-n", "--forceall", "--quiet", "progress", "--cores", "1"]

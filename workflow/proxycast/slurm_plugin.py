@@ -27,6 +27,7 @@ def repair() -> None:
     if plugin is not None:
         _repair_status(plugin)
         _repair_submission(plugin)
+        _keep_outputs(plugin.Executor)
 
 
 def _repair_status(plugin: ModuleType) -> None:
@@ -149,6 +150,16 @@ def _repair_submission(plugin: ModuleType) -> None:
 
     executor._report_job_error_threadsafe, executor._report_job_submission_threadsafe = submission_failed, submitted
     executor.cancel, executor.shutdown = stopping(executor.cancel), stopping(executor.shutdown)
+
+
+def _keep_outputs(executor: type) -> None:
+    """Let the Snakemake of a job remove no output.
+
+    On a node that Slurm has given up it may live on, and end, with an error, when the next attempt has finished the
+    same output. The main process removes what a failed job leaves: it alone knows which attempt counts.
+    """
+    general_args = executor.additional_general_args
+    executor.additional_general_args = lambda self: f"{general_args(self)} --keep-incomplete"
 
 
 def _passes(said: str) -> bool:

@@ -13,6 +13,11 @@ PROGRESS = Progress(workflow, PLAN, CHECKPOINTS, logger)
 
 
 onstart:
+    if workflow.execution_settings.keep_incomplete:
+        # It records the job that failed as finished, with the inputs and parameters of now, over an old output.
+        raise WorkflowError(
+            "--keep-incomplete: with it Snakemake takes old outputs of failed jobs for new ones; leave it out"
+        )
     try:
         PROGRESS.start()
     except InputError as error:
