@@ -160,98 +160,6 @@ def the_faster(run: Snakemake) -> tuple[str, str]:
     return fast, slow
 
 
-def test_a_cancelled_job_a_killed_worker_and_a_second_snakemake(project, undisturbed):
-    """The second Snakemake is refused, and told why; the first does not notice."""
-    with snakemake(project) as run:
-        run.wait_for_checkpoints(1)
-        second = Snakemake(project)
-        fast, slow = the_faster(run)
-        slurm("scancel", score_job(project, fast).number)
-        before = run.wait_for_checkpoints(2, slow)
-        os.kill(last_attempt(project, slow).process, signal.SIGKILL)
-        assert second.finish() != 0
-        assert "no other Snakemake process" in second.said and "Submitted" not in second.said
-        assert run.process.poll() is None
-        assert run.finish() == 0
-    assert "SLURM status is: 'CANCELLED'" in run.said and "SLURM status is: 'FAILED'" in run.said
-    assert states(project, LEFT) == states(project, RIGHT) == ["killed", "done"]
-    check(project, undisturbed, before)
-
-
-def test_out_of_memory(project, undisturbed):
-    """A job over its limit is killed, and has more at its second attempt."""
-    with snakemake(project, "--set-resources", "score:mem_mb=400*attempt**2") as run:
-        run.wait_for(lambda: "Trying to restart" in run.said, "second attempt")
-        before = parts(project)
-        assert run.finish() == 0
-    assert "Exceeded job memory limit" in consoles(project)
-    assert states(project)[-1] == "done" and set(states(project)[:-1]) <= {"killed"}
-    check(project, undisturbed, before)
-
-
-def test_a_full_disk(project, undisturbed):
-    """The study fails and says why; with room, and started again, it goes on with what was whole."""
-    disk = project / RESULTS.parts[0]
-    shutil.rmtree(disk)
-    disk.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=900k", "tmpfs", str(disk)], check=True)
-    try:
-        with snakemake(project, "--retries", "0") as run:
-            assert run.finish() != 0
-        assert "No space left on device" in run.said
-        before = parts(project)
-        assert 0 < len(before) < len(CHECKPOINTS)
-        subprocess.run(["mount", "-o", "remount,size=100m", str(disk)], check=True)
-        with snakemake(project) as run:
-            assert run.finish() == 0
-        check(project, undisturbed, before)
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
-
-
-def test_truncated_outputs(finished, undisturbed):
-    """Of what a copy or a file system cut short, that alone is made again which was lost, and what follows from it."""
-    before = parts(finished)
-    lost = f"{LEFT}-step50"
-    cut = [RESULTS / f"token_stats/{LEFT}/{lost}.parquet", RESULTS / "proxies/right.parquet"]
-    for path in cut:
-        os.truncate(finished / path, (finished / path).stat().st_size * 2 // 3)
-    with snakemake(finished, target="all") as run:
-        assert run.finish() == 0
-    assert all(f"{path} was truncated" in run.said for path in cut)
-    assert states(finished) == ["done", "done"] and states(finished, RIGHT) == ["done"]
-    check(finished, undisturbed, before, {lost})
-
-
-def test_a_job_that_was_given_up_leaves_no_old_result(finished):
-    """Snakemake has recorded it as finished, and removed its output, which nobody needs just now but an old result."""
-    truth, ranking = finished / "own/truth.csv", finished / RESULTS / "data_selection/ranking.parquet"
-    before = pl.read_parquet(ranking)
-    truth.write_text(truth.read_text().replace("0.3", "0.05"))
-    with snakemake(finished, "--set-resources", "join_targets:slurm_partition='nowhere'", target="all") as run:
-        assert run.finish() != 0
-    assert "invalid partition" in run.said.lower() and not (finished / RESULTS / "targets.parquet").exists()
-    with snakemake(finished, target="all") as run:
-        assert run.finish() == 0
-    after = pl.read_parquet(ranking)
-    assert dict(before.select("corpus", "true_rank").iter_rows()) == {"left": 2, "right": 1}
-    assert dict(after.select("corpus", "true_rank").iter_rows()) == {"left": 1, "right": 2}
-
-
-def test_a_study_edited_while_it_runs(project, undisturbed):
-    """Jobs that are submitted later read it as it was."""
-    with snakemake(project, "--jobs", "1") as run:
-        run.wait_for(lambda: len(parts(project)) > 0, "scored checkpoint")
-        before = parts(project)
-        study = json.loads((project / STUDY).read_text())
-        write_json(study | {"extraction": {"tail_tokens": 3}}, project / STUDY)
-        assert run.finish() == 0
-    check(project, undisturbed, before)
-    command = [sys.executable, "-m", "snakemake", str(PROXIES), "--configfile", STUDY, "--dry-run"]
-    planned = subprocess.run(command, cwd=project, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True).stdout
-    assert planned.count("rule score:") == 2
-
-
 def submit_as_documented(project: Path) -> str:
     """The lines of docs/cluster.md that run Snakemake in a job of its own. -> the number of that job"""
     page = (ROOT / "docs/cluster.md").read_text()
@@ -264,28 +172,6 @@ def submit_as_documented(project: Path) -> str:
     return re.search(r"Submitted batch job (\d+)", said)[1]
 
 
-def test_snakemake_in_a_job_of_its_own_that_begins_again(project, undisturbed):
-    """As where nothing may run on the machine that one logs in to, and that job's node has died.
-
-    Its jobs run on. Begun again, it has them all anew: each cancels its forerunner, and goes on where that was.
-    """
-    number = submit_as_documented(project)
-    try:
-        wait_for(lambda: len(parts(project)) > 2 and score_job(project), "scored checkpoints")
-        slurm("scontrol", "requeue", number)
-        before, job = parts(project), score_job(project)
-        os.kill(last_attempt(project).process, signal.SIGSTOP)  # slow, and still there when the second one comes
-        wait_for(lambda: job in slurm_jobs(project, "CANCELLED"), "cancelled forerunner")
-        wait_for(lambda: number not in {job.number for job in slurm_jobs(project, "PENDING,RUNNING,COMPLETING")}, "end")
-        assert number in {job.number for job in slurm_jobs(project, "COMPLETED")}
-    finally:
-        for left in slurm_jobs(project, "PENDING,RUNNING"):
-            slurm("scancel", left.number)
-    assert states(project) == ["killed", "done"] and len(set(slurm_numbers(project))) == 2
-    assert "Unlocked" in (project / f"slurm-{number}.out").read_text()
-    check(project, undisturbed, before)
-
-
 def kill_job(number: str) -> None:
     """All processes of a Slurm job on this machine, its steps' daemons first: nobody is left to tell of it."""
     for process in psutil.process_iter(["cmdline"]):
@@ -294,6 +180,125 @@ def kill_job(number: str) -> None:
             for member in family:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     member.kill()
+
+
+class TestEndedJobs:
+    """One worker of pytest has them, another one the class below: they disturb only their own jobs."""
+
+    def test_a_cancelled_job_a_killed_worker_and_a_second_snakemake(self, project, undisturbed):
+        """The second Snakemake is refused, and told why; the first does not notice."""
+        with snakemake(project) as run:
+            run.wait_for_checkpoints(1)
+            second = Snakemake(project)
+            fast, slow = the_faster(run)
+            slurm("scancel", score_job(project, fast).number)
+            before = run.wait_for_checkpoints(2, slow)
+            os.kill(last_attempt(project, slow).process, signal.SIGKILL)
+            assert second.finish() != 0
+            assert "no other Snakemake process" in second.said and "Submitted" not in second.said
+            assert run.process.poll() is None
+            assert run.finish() == 0
+        assert "SLURM status is: 'CANCELLED'" in run.said and "SLURM status is: 'FAILED'" in run.said
+        assert states(project, LEFT) == states(project, RIGHT) == ["killed", "done"]
+        check(project, undisturbed, before)
+
+    def test_snakemake_in_a_job_of_its_own_that_begins_again(self, project, undisturbed):
+        """As where nothing may run on the machine that one logs in to, and that job's node has died.
+
+        Its jobs run on. Begun again, it has them all anew: each cancels its forerunner, and goes on where that was.
+        """
+        number = submit_as_documented(project)
+        try:
+            wait_for(lambda: len(parts(project)) > 2 and score_job(project), "scored checkpoints")
+            slurm("scontrol", "requeue", number)
+            before, job = parts(project), score_job(project)
+            os.kill(last_attempt(project).process, signal.SIGSTOP)  # slow, and still there when the second one comes
+            wait_for(lambda: job in slurm_jobs(project, "CANCELLED"), "cancelled forerunner")
+            wait_for(
+                lambda: number not in {job.number for job in slurm_jobs(project, "PENDING,RUNNING,COMPLETING")}, "end"
+            )
+            assert number in {job.number for job in slurm_jobs(project, "COMPLETED")}
+        finally:
+            for left in slurm_jobs(project, "PENDING,RUNNING"):
+                slurm("scancel", left.number)
+        assert states(project) == ["killed", "done"] and len(set(slurm_numbers(project))) == 2
+        assert "Unlocked" in (project / f"slurm-{number}.out").read_text()
+        check(project, undisturbed, before)
+
+    def test_a_study_edited_while_it_runs(self, project, undisturbed):
+        """Jobs that are submitted later read it as it was."""
+        with snakemake(project, "--jobs", "1") as run:
+            run.wait_for(lambda: len(parts(project)) > 0, "scored checkpoint")
+            before = parts(project)
+            study = json.loads((project / STUDY).read_text())
+            write_json(study | {"extraction": {"tail_tokens": 3}}, project / STUDY)
+            assert run.finish() == 0
+        check(project, undisturbed, before)
+        command = [sys.executable, "-m", "snakemake", str(PROXIES), "--configfile", STUDY, "--dry-run"]
+        planned = subprocess.run(
+            command, cwd=project, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        ).stdout
+        assert planned.count("rule score:") == 2
+
+
+class TestOutputs:
+    """What a job could not write, or lost."""
+
+    def test_out_of_memory(self, project, undisturbed):
+        """A job over its limit is killed, and has more at its second attempt."""
+        with snakemake(project, "--set-resources", "score:mem_mb=400*attempt**2") as run:
+            run.wait_for(lambda: "Trying to restart" in run.said, "second attempt")
+            before = parts(project)
+            assert run.finish() == 0
+        assert "Exceeded job memory limit" in consoles(project)
+        assert states(project)[-1] == "done" and set(states(project)[:-1]) <= {"killed"}
+        check(project, undisturbed, before)
+
+    def test_a_full_disk(self, project, undisturbed):
+        """The study fails and says why; with room, and started again, it goes on with what was whole."""
+        disk = project / RESULTS.parts[0]
+        shutil.rmtree(disk)
+        disk.mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=900k", "tmpfs", str(disk)], check=True)
+        try:
+            with snakemake(project, "--retries", "0") as run:
+                assert run.finish() != 0
+            assert "No space left on device" in run.said
+            before = parts(project)
+            assert 0 < len(before) < len(CHECKPOINTS)
+            subprocess.run(["mount", "-o", "remount,size=100m", str(disk)], check=True)
+            with snakemake(project) as run:
+                assert run.finish() == 0
+            check(project, undisturbed, before)
+        finally:
+            subprocess.run(["umount", str(disk)], check=True)
+
+    def test_truncated_outputs(self, finished, undisturbed):
+        """Of what a copy or a file system cut short, that alone is made again which was lost, and what follows from it."""
+        before = parts(finished)
+        lost = f"{LEFT}-step50"
+        cut = [RESULTS / f"token_stats/{LEFT}/{lost}.parquet", RESULTS / "proxies/right.parquet"]
+        for path in cut:
+            os.truncate(finished / path, (finished / path).stat().st_size * 2 // 3)
+        with snakemake(finished, target="all") as run:
+            assert run.finish() == 0
+        assert all(f"{path} was truncated" in run.said for path in cut)
+        assert states(finished) == ["done", "done"] and states(finished, RIGHT) == ["done"]
+        check(finished, undisturbed, before, {lost})
+
+    def test_a_job_that_was_given_up_leaves_no_old_result(self, finished):
+        """Snakemake has recorded it as finished, and removed its output, which nobody needs just now but an old result."""
+        truth, ranking = finished / "own/truth.csv", finished / RESULTS / "data_selection/ranking.parquet"
+        before = pl.read_parquet(ranking)
+        truth.write_text(truth.read_text().replace("0.3", "0.05"))
+        with snakemake(finished, "--set-resources", "join_targets:slurm_partition='nowhere'", target="all") as run:
+            assert run.finish() != 0
+        assert "invalid partition" in run.said.lower() and not (finished / RESULTS / "targets.parquet").exists()
+        with snakemake(finished, target="all") as run:
+            assert run.finish() == 0
+        after = pl.read_parquet(ranking)
+        assert dict(before.select("corpus", "true_rank").iter_rows()) == {"left": 2, "right": 1}
+        assert dict(after.select("corpus", "true_rank").iter_rows()) == {"left": 1, "right": 2}
 
 
 class TestBrokenCluster:
