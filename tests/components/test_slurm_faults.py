@@ -274,7 +274,7 @@ class TestOutputs:
             subprocess.run(["umount", str(disk)], check=True)
 
     def test_truncated_outputs(self, finished, undisturbed):
-        """Of what a copy or a file system cut short, that alone is made again which was lost, and what follows from it."""
+        """Of what a copy or a file system cut short, only what was lost is made again, and what follows from it."""
         before = parts(finished)
         lost = f"{LEFT}-step50"
         cut = [RESULTS / f"token_stats/{LEFT}/{lost}.parquet", RESULTS / "proxies/right.parquet"]
@@ -287,7 +287,7 @@ class TestOutputs:
         check(finished, undisturbed, before, {lost})
 
     def test_a_job_that_was_given_up_leaves_no_old_result(self, finished):
-        """Snakemake has recorded it as finished, and removed its output, which nobody needs just now but an old result."""
+        """Snakemake has recorded it as finished, and removed its output, which nothing needs but an old result."""
         truth, ranking = finished / "own/truth.csv", finished / RESULTS / "data_selection/ranking.parquet"
         before = pl.read_parquet(ranking)
         truth.write_text(truth.read_text().replace("0.3", "0.05"))
