@@ -45,6 +45,8 @@ try:
     where = str((workflow.overwrite_configfiles or workflow.configfiles)[-1])
     if workflow.is_main_process:
         require_site_kept(sys.argv[1:])
+        if FROZEN in config:
+            raise InputError(f"{where}: {FROZEN}: unknown key; jobs alone read a study that is frozen")
         given = dict(config)
         SITE = read_site(config.pop("site", None))
         PLAN = load_plan(config, where)

@@ -264,6 +264,12 @@ def test_a_lost_intermediate_whose_source_was_edited_is_made_again(project, inte
     assert "Nothing to be done" in snakemake(project)
 
 
+def test_a_frozen_study_is_for_jobs_alone(project):
+    [study] = (project / RESULTS / "study").glob("*.json")
+    said = snakemake(project, "-n", "--configfile", str(study), fails=True)
+    assert "frozen: unknown key; jobs alone read a study that is frozen" in said
+
+
 def test_outputs_of_failed_jobs_are_not_kept(project):
     """Snakemake would record them as made from what is there now."""
     write_truth(project, 0.3, 0.1)
