@@ -162,7 +162,7 @@ def project(finished, tmp_path):
     [
         ("proxies.py", '"margin": Statistic(_p_max - _p,', '"margin": Statistic(_p_max - 2 * _p,', AFTER_SCORING),
         ("token_stats.py", '"""', '"""Another word. ', set()),
-        ("extraction.py", 'log.info("%s of %s written', 'log.info("%s of  %s written', {"score", "join_targets"}),
+        ("extraction.py", "import logging\n", "import logging\n\nOTHER = 1\n", {"score", "join_targets"}),
         ("ranking.py", "import numpy as np", "import numpy as np\n\nOTHER = 1", AFTER_SCORING | {"join_proxies"}),
     ],
     ids=["a formula", "a docstring", "scoring", "the ranking"],
