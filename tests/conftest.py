@@ -7,6 +7,7 @@ or where PROXYCAST_PUBLISHED says. Without the component it is skipped, and a li
 """
 
 import fcntl
+import json
 import os
 import shutil
 import subprocess
@@ -193,11 +194,22 @@ def model_folder(tmp_path):
 
 
 def copy_project(folder: Path) -> Path:
-    """What a user has before the first study: workflow, configuration, Snakefile."""
-    for name in ("workflow", "config"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    """What a user has before the first study: workflow, configuration, profile, Snakefile."""
+    for name in ("workflow", "config", "slurm"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
     shutil.copy2(ROOT / "Snakefile", folder)
     return folder
+
+
+def write_json(value: object, path: Path) -> None:
+    """JSON is YAML."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value))
+
+
+def write_rows(rows: list[dict], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,6 @@
 """What a study is said to take: against what Snakemake itself plans of studies that are shipped, and sums by hand."""
 
 import re
-import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -9,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from conftest import copy_project
 from proxycast.checkpoints import plan_checkpoints
 from proxycast.config import load_plan, read_yaml
 from proxycast.options import InputError
@@ -47,11 +47,7 @@ localrule all:
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
-    project = tmp_path_factory.mktemp("project")
-    for name in ("workflow", "config", "slurm"):
-        shutil.copytree(ROOT / name, project / name, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy2(ROOT / "Snakefile", project)
-    return project
+    return copy_project(tmp_path_factory.mktemp("project"))
 
 
 def data_selection(monkeypatch, project, site=None) -> ModelJobs:

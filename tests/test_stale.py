@@ -15,7 +15,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from conftest import byte_level_tokenizer, tiny_model
+from conftest import byte_level_tokenizer, copy_project, tiny_model, write_json, write_rows
 from polars.testing import assert_frame_equal
 from proxycast.jobs import attempts
 from proxycast.tables import is_sealed
@@ -30,16 +30,6 @@ CHECKPOINTS = {f"{corpus}-small-seed0-step{step}" for corpus in ("left", "right"
 RULE = re.compile(r"^ *rule (\w+):", re.MULTILINE)
 AFTER_SCORING = {"solution_proxies", "join_proxies", "data_selection", "data_selection_figures", "all"}
 AFTER_THE_TRUTH = {"join_targets", "data_selection", "data_selection_figures", "all"}
-
-
-def write_json(value: object, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value))
-
-
-def write_rows(rows: list[dict], path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def write_model(folder: Path, seed: int) -> None:
@@ -57,9 +47,7 @@ def write_truth(project: Path, left: float, right: float) -> None:
 
 
 def write_study(project: Path) -> None:
-    for name in ("workflow", "config"):
-        shutil.copytree(ROOT / name, project / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
-    shutil.copy2(ROOT / "Snakefile", project)
+    copy_project(project)
     for number, corpus in enumerate(("left", "right")):
         checkpoints = []
         for step in (10, 20):

@@ -1,16 +1,15 @@
 """One Snakemake a study, also after `snakemake --unlock`."""
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from conftest import copy_project
 from proxycast.jobs import Presence
 
-ROOT = Path(__file__).parents[1]
 LOG = "logs/snakemake.log"
 HOLD = "import sys, time; from pathlib import Path; from proxycast.jobs import Presence; "
 HOLD += "held = Presence(Path(sys.argv[1])); print('locked', flush=True); time.sleep(600)"
@@ -34,9 +33,7 @@ def test_a_study_is_locked_as_long_as_its_process_lives(tmp_path):
 
 @pytest.mark.slow
 def test_a_second_snakemake_is_refused_after_an_unlock(tmp_path):
-    for name in ("workflow", "config"):
-        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy2(ROOT / "Snakefile", tmp_path)
+    copy_project(tmp_path)
     command = [sys.executable, "-m", "snakemake", "--configfile", "config/smoke.yaml", "--cores", "1"]
     other = holder(tmp_path / "results/smoke")
     try:

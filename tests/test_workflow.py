@@ -20,6 +20,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 import torch
+from conftest import write_json, write_rows
 from polars.testing import assert_frame_equal
 from proxycast.jobs import attempts
 from proxycast.miniature.sources import write_sources
@@ -377,17 +378,6 @@ STUDY = {
     "highlighted": [{"statistic": "cross_entropy"}],
     "budgets": [{"name": "only", "size": "small", "step": 40}],
 }
-
-
-def write_json(value: object, path: Path) -> None:
-    """JSON is YAML."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value))
-
-
-def write_rows(rows: list[dict], path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 @pytest.fixture(scope="module")

@@ -5,10 +5,8 @@ better part of a second, so that a fault hits a job in the middle of its run.
 """
 
 import fcntl
-import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -21,7 +19,7 @@ from typing import NamedTuple
 
 import polars as pl
 import torch
-from conftest import CONTEXT, SLURM_CONF, byte_level_tokenizer
+from conftest import CONTEXT, SLURM_CONF, byte_level_tokenizer, write_json, write_rows
 from proxycast.jobs import Attempt, attempts
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -100,25 +98,6 @@ def wait_for(condition: Callable[[], object], what: str, seconds: float = 180.0)
     while not condition():
         assert time.monotonic() < deadline, f"no {what} after {seconds:.0f} s"
         time.sleep(0.1)
-
-
-def copy_project(folder: Path) -> Path:
-    """What a user clones; the local cluster has the partitions that the site block of the profile names."""
-    for name in ("workflow", "config", "slurm"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy2(ROOT / "Snakefile", folder)
-    return folder
-
-
-def write_json(value: object, path: Path) -> None:
-    """JSON is YAML."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value))
-
-
-def write_rows(rows: list[dict], path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def write_study(project: Path) -> None:

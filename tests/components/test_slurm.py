@@ -12,8 +12,9 @@ from typing import NamedTuple
 
 import polars as pl
 import pytest
+from conftest import copy_project
 from polars.testing import assert_frame_equal
-from slurm_study import copy_project, shared_cluster, slurm, slurm_jobs
+from slurm_study import shared_cluster, slurm, slurm_jobs
 from test_secrets import SECRETS, holders
 
 pytestmark = pytest.mark.slurm

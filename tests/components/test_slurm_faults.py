@@ -21,6 +21,7 @@ from pathlib import Path
 import polars as pl
 import psutil
 import pytest
+from conftest import copy_project
 from polars.testing import assert_frame_equal
 from proxycast.jobs import attempts
 from slurm_study import (
@@ -34,7 +35,6 @@ from slurm_study import (
     Snakemake,
     cluster,
     cluster_to_break,
-    copy_project,
     daemon,
     last_attempt,
     locked,
