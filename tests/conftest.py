@@ -43,7 +43,7 @@ COMPONENTS = {
     "slurm": ("the Slurm of tests/components/slurm-local.sh", ".ci/run starts it"),
     "published": (f"the folder {PUBLISHED}", "PROXYCAST_PUBLISHED names another one"),
 }
-LONGEST = ("test_workflow.py", "test_studies.py", "test_vllm.py")
+LONGEST = ("test_workflow.py", "test_studies.py", "test_vllm.py", "test_stale.py")
 NOT_RUN, SLOW = "not run", "slow"
 SLURM_CONF = Path("/etc/slurm/slurm.conf")
 
