@@ -1,6 +1,8 @@
 """Which engine runs a checkpoint, and with which options: the study's, the corpus's, the checkpoint's own."""
 
+import json
 import logging
+import shutil
 import sys
 import weakref
 from pathlib import Path
@@ -71,6 +73,28 @@ def test_texts_without_prompts_do_not_go_through_a_chat_template(tmp_path):
     decoded = {task: engine.tokenizer.decode(sequences[0].token_ids) for task, sequences in found.items()}
     assert decoded["generic_text"] == "The cat sat on the mat."
     assert decoded["task"].endswith("five") and "user\nWhat is 2 plus 3?" in decoded["task"]
+
+
+def test_vllm_reads_the_same_files_or_none(model_folder, monkeypatch):
+    """transformers takes model.safetensors where it is, vLLM the shards of an index, or else all files."""
+    from proxycast.engines import vllm
+
+    monkeypatch.setattr(vllm, "unsupported", lambda folder, options: None)
+    engine = vllm.VllmEngine(ExtractionOptions(engine="vllm"))
+    folder = model_folder()
+    engine.check(folder)
+    shutil.copy(folder / "model.safetensors", folder / "consolidated.safetensors")
+    with pytest.raises(
+        InputError, match=r"found consolidated.safetensors beside model.safetensors; vLLM would read other"
+    ):
+        engine.check(folder)
+    (folder / "consolidated.safetensors").rename(folder / "model-00001-of-00001.safetensors")
+    index = {"weight_map": {"lm_head.weight": "model-00001-of-00001.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(InputError, match="found model-00001-of-00001.safetensors, model.safetensors beside"):
+        engine.check(folder)
+    (folder / "model.safetensors").unlink()
+    engine.check(folder)
 
 
 def test_vllms_engine_that_ran_out_of_memory_is_gone_before_the_next_one_starts(monkeypatch):

@@ -12,10 +12,11 @@ import polars as pl
 import pytest
 import torch
 from awkward_models import AWKWARD
+from conftest import byte_level_tokenizer
 from proxycast.engines import STATISTICS, ExtractionOptions, make_engine
 from proxycast.options import InputError
 from proxycast.solutions import tokenize
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Phi3Config, Phi3ForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 pytestmark = pytest.mark.vllm
 
@@ -92,6 +93,40 @@ def test_agrees_with_float32_logits_and_reloads_in_place(kind, tmp_path, vllm_en
         assert table["position"].to_list() == [p for s in sequences for p in range(s.start, s.stop)]
         assert table["token"].to_list() == [t for s in sequences for t in s.token_ids[s.start : s.stop]]
     assert running[0] is running[1] is running[2]
+
+
+def small_folder(folder, model):
+    model.save_pretrained(folder)
+    byte_level_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def test_longrope_agrees_up_to_its_original_context_and_is_refused_beyond(tmp_path, vllm_engine):
+    """vLLM chooses the factors by max_model_len, transformers by the length of each text."""
+    rope = dict(rope_type="longrope", rope_theta=10000.0, short_factor=[1.2] * 16, long_factor=[8.0] * 16)
+    shape = dict(hidden_size=64, num_hidden_layers=2, num_attention_heads=2, intermediate_size=128, vocab_size=352)
+    context = dict(max_position_embeddings=256, original_max_position_embeddings=64)
+    tokens = dict(pad_token_id=None, bos_token_id=0, eos_token_id=1)
+    config = Phi3Config(**shape, **context, **tokens, rope_parameters=rope, initializer_range=0.3)
+    folder = small_folder(tmp_path / "phi3", Phi3ForCausalLM(config))
+    with pytest.raises(InputError, match="give max_model_len, at most 64; set extraction.engine .* to transformers"):
+        vllm_engine().check(folder)
+    engine = vllm_engine(max_model_len=64)
+    engine.load(folder)
+    sequences = tokenize(TEXTS, engine.tokenizer, engine.context)
+    assert_agrees(engine.token_stats(sequences), reference(folder, sequences))
+
+
+def test_a_model_that_looks_ahead_is_refused(tmp_path, vllm_engine):
+    """vLLM runs a Qwen2 as an encoder where its config.json says so, and so does transformers."""
+    shape = dict(hidden_size=64, num_hidden_layers=2, num_attention_heads=2, intermediate_size=128, vocab_size=352)
+    model = Qwen2ForCausalLM(Qwen2Config(**shape, max_position_embeddings=128, initializer_range=0.3))
+    folder = small_folder(tmp_path / "qwen2", model)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"is_causal": False}))
+    for engine in (vllm_engine(), make_engine(ExtractionOptions(device="cpu"))):
+        with pytest.raises(InputError, match=f"^{folder}: .*looks ahead"):
+            engine.load(folder)
 
 
 def test_another_architecture_gets_another_engine(tmp_path, llama_folders, vllm_engine):

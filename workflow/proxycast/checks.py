@@ -23,6 +23,7 @@ from proxycast.engines import ExtractionOptions
 from proxycast.engines.model_folder import (
     check_folder,
     context_of,
+    read_config,
     tokenizer_files,
     vocabulary_fingerprint,
     vocabulary_of,
@@ -202,7 +203,9 @@ def check_folders(
                 "`convert_from: hf_olmo`"
             )
         check_folder(folder)
-        context = min(context_of(folder), options.max_model_len or sys.maxsize)
+        architecture = options.trust_remote_code, options.architecture
+        read_config(folder, *architecture)
+        context = min(context_of(folder, *architecture), options.max_model_len or sys.maxsize)
         vocabulary = vocabulary_of(folder)
         reading = options.model_dump(include={"tail_tokens", "tail_bytes", "windowing", "chat_template"})
         files = {path.name: path for path in tokenizer_files(folder)}

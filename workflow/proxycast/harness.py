@@ -26,7 +26,7 @@ from pydantic import Field
 from tqdm import tqdm
 
 from proxycast.engines import ExtractionOptions
-from proxycast.engines.model_folder import check_folder, model_fingerprint, renamed_config
+from proxycast.engines.model_folder import check_folder, model_fingerprint, read_config, renamed_config
 from proxycast.jobs import PROGRESS_SECONDS
 from proxycast.options import InputError, Options
 from proxycast.tables import fingerprint, write_json
@@ -95,8 +95,9 @@ def harness_rows(
     first model is loaded.
     """
     require_harness()
-    for _, folder in checkpoints:
+    for (_, folder), own in zip(checkpoints, options):
         check_folder(folder)
+        read_config(folder, own.trust_remote_code, own.architecture)
     manager = _task_manager(tasks, harness)
     rows = []
 

@@ -26,7 +26,7 @@ from pydantic import Field, model_validator
 from tqdm import tqdm
 
 from proxycast.conversion import conversion_fingerprint, convert_once, remove_others
-from proxycast.engines.model_folder import TOKENIZER_FILES, is_finished
+from proxycast.engines.model_folder import TOKENIZER_FILES, adapters_among, is_finished
 from proxycast.options import InputError, Options
 from proxycast.tables import write_json
 
@@ -135,9 +135,12 @@ def needed_model_files(names: Iterable[str], code: bool = False) -> list[str]:
     """Those of `names` that inference needs: configuration, tokenizer, weights in one format; `code`: *.py as well.
 
     Weights are model.safetensors or else its index and shards; without any, the same of pytorch_model.bin. Nothing in
-    a subfolder is needed. Raises InputError, without naming the repository, when configuration or weights are missing.
+    a subfolder is needed. Raises InputError, without naming the repository, when configuration or weights are missing,
+    or an adapter lies beside them.
     """
     top = [name for name in names if "/" not in name]
+    if adapters := adapters_among(top):
+        raise InputError(adapters)
     if "config.json" not in top:
         raise InputError(f"found {top}, but no config.json; a model in the layout of transformers has one")
     weights = next((found for found in (_weights(top, *kind) for kind in WEIGHTS) if found), None)

@@ -5,6 +5,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints
 
+LONGEST_CAUSE = 300  # characters of a library's own message
 LONGEST_NAME = 255  # bytes of a file's name, on all common file systems
 
 
@@ -15,6 +16,12 @@ class InputError(ValueError):
         """What was found may hold control characters, which a terminal would obey: they are told, not sent."""
         text = super().__str__()
         return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+
+def one_line(error: Exception) -> str:
+    """A library's error for the message of an InputError: its kind and what it says, without line breaks, cut short."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text if len(text) <= LONGEST_CAUSE else text[:LONGEST_CAUSE] + '...'}"
 
 
 class Options(BaseModel):

@@ -7,7 +7,6 @@ come to the same one, and not every number of GPUs divides a model's heads. No r
 """
 
 import fcntl
-import json
 import logging
 import math
 import os
@@ -29,7 +28,7 @@ from proxycast.checkpoints import Checkpoint, count_parameters, extraction_optio
 from proxycast.compute import scoring_flops, training_flops
 from proxycast.config import Plan, closest, read_yaml
 from proxycast.engines import BATCH_TOKENS, ExtractionOptions
-from proxycast.engines.model_folder import context_of, vocabulary_of
+from proxycast.engines.model_folder import shape_of
 from proxycast.miniature.suite import CONTEXT
 from proxycast.options import InputError, Options
 from proxycast.solutions import GENERIC_TEXT
@@ -201,15 +200,13 @@ def assumed_model(parameters: int, vocabulary: int = ASSUMED_VOCABULARY, context
 
 def model_in(folder: Path, parameters: int) -> Model:
     """The shape that config.json tells; what it does not is assumed."""
-    config = json.loads((folder / "config.json").read_bytes())
-    config = config.get("text_config") or config
-    guess = assumed_model(parameters, vocabulary_of(folder), min(context_of(folder), 1 << 20))
-    heads = config.get("num_attention_heads") or config.get("n_head") or 1
+    shape = shape_of(folder)
+    guess = assumed_model(parameters, shape.vocabulary or ASSUMED_VOCABULARY, min(shape.context, 1 << 20))
     return Model(
         parameters,
-        config.get("hidden_size") or config.get("n_embd") or guess.hidden_size,
-        config.get("num_hidden_layers") or config.get("n_layer") or guess.layers,
-        (config.get("num_key_value_heads") or heads) / heads,
+        shape.hidden_size or guess.hidden_size,
+        shape.layers or guess.layers,
+        shape.cache_share,
         guess.vocabulary,
         guess.context,
     )

@@ -61,6 +61,11 @@ class ModelOptions(Options):
         description="class of transformers that runs the weights, where config.json names one that nobody knows; "
         "Olmo2RetrofitForCausalLM, which became Olmo3ForCausalLM, needs no mention",
     )
+    ignored_weights: tuple[str, ...] = Field(
+        (),
+        description="transformers: patterns (mtp.*) of weights that lie in the files and are meant to be left out; "
+        "without it, weights that the architecture has no place for are an error",
+    )
     max_model_len: int | None = Field(
         None, ge=2, description="tokens read at once, if fewer than the model's own context (saves memory)"
     )

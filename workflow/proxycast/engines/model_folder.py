@@ -2,15 +2,18 @@
 
 import hashlib
 import json
+import re
 import sys
+from collections.abc import Iterable
 from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, NamedTuple
 
 from tokenizers import Tokenizer
 
-from proxycast.options import InputError
+from proxycast.options import InputError, one_line
 from proxycast.tables import fingerprint
 
 if TYPE_CHECKING:
@@ -18,18 +21,48 @@ if TYPE_CHECKING:
 
 FINGERPRINT_FILE = "fingerprint.txt"  # in each checkpoint that was trained here: what it was made from
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
-# Names of the key in config.json that holds the context: most architectures', GPT-2's and its kin's, DBRX's.
+INDEX = "model.safetensors.index.json"  # of weights in several files
+# An adapter that lies beside a model: `transformers` applies it where peft is installed, vLLM never does.
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
+# What tells how weights are quantised, where config.json does not.
+QUANTIZATION_FILES = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
+# Names of the attribute that holds the context: most architectures', GPT-2's and its kin's, DBRX's and MPT's.
 CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len")
+# Their positions begin behind the id of the padding token, so the last rows of the table are never reached.
+PADDED_POSITIONS = {
+    *("roberta", "roberta-prelayernorm", "camembert", "xlm-roberta", "xlm-roberta-xl", "data2vec-text", "xmod"),
+}
+# Names of classes whose head predicts no next token: a classifier's, a reward model's, a masked language model's.
+OTHER_HEADS = re.compile(r"For(?!CausalLM|ConditionalGeneration|Vision\w*2|ImageTextToText)[A-Z]|DoubleHeads")
 # Names in checkpoints that were written before their architecture was released -> what it has been called since.
 FORMER_NAMES = {"Olmo2RetrofitForCausalLM": "Olmo3ForCausalLM"}
 
 
+class Shape(NamedTuple):
+    """What a model's configuration says of its size; None where it does not.
+
+    vocabulary: token ids that have an embedding, padding included. context: most tokens that are read at once;
+    `sys.maxsize` for architectures without a limit. cache_share: heads of keys over heads of queries.
+    """
+
+    vocabulary: int | None
+    context: int
+    hidden_size: int | None
+    layers: int | None
+    cache_share: float
+
+
 def check_folder(folder: Path) -> None:
-    """Raise InputError, naming folder and fault, unless it holds a config, whole weights and a tokenizer that fits."""
+    """Raise InputError, naming folder and fault, unless it holds a config, whole weights and a tokenizer that fits.
+
+    So does one with an adapter beside the model: which of the two is meant nobody can tell.
+    """
     if not folder.is_dir():
         raise InputError(
             f"{folder}: no such folder; it should hold a model (config.json, tokenizer.json, *.safetensors)"
         )
+    if adapters := adapters_among(path.name for path in folder.iterdir()):
+        raise InputError(f"{folder}: {adapters}")
     vocabulary = vocabulary_of(folder)
     for path in weight_files(folder):
         safetensors_header(path)
@@ -41,14 +74,24 @@ def check_folder(folder: Path) -> None:
         )
 
 
+def adapters_among(names: Iterable[str]) -> str | None:
+    """What is wrong with a model that has an adapter among its files `names`; None where it has none."""
+    found = sorted(set(ADAPTER_FILES) & set(names))
+    return found and (
+        f"found {', '.join(found)}: an adapter, which would be applied or not, depending on which packages are "
+        "installed; merge it into the weights (peft: merge_and_unload, save_pretrained), or take its files away"
+    )
+
+
 def model_fingerprint(folder: Path) -> str:
     """16 hexadecimal digits for the model's configuration, tokenizer, own code and every byte of its weights."""
-    small = [folder / "config.json", *tokenizer_files(folder), *sorted(folder.glob("*.py"))]
+    own = [*QUANTIZATION_FILES, *(path.name for path in sorted(folder.glob("*.py")))]
+    small = [folder / "config.json", *tokenizer_files(folder), *(folder / name for name in own)]
     weights = []
     for path in weight_files(folder):
         with path.open("rb") as file:
             weights.append(hashlib.file_digest(file, "sha256").hexdigest())
-    return fingerprint({path.name: path for path in small}, weights)
+    return fingerprint({path.name: path for path in small if path.is_file()}, weights)
 
 
 def is_finished(folder: Path, mark: str) -> bool:
@@ -65,18 +108,14 @@ def tokenizer_files(folder: Path) -> list[Path]:
     return [path for name in TOKENIZER_FILES if (path := folder / name).is_file()]
 
 
-def context_of(folder: Path) -> int:
+def context_of(folder: Path, trust_remote_code: bool = False, architecture: str | None = None) -> int:
     """Most tokens that the model reads at once; no limit for architectures that have none."""
-    config = json_object(folder / "config.json")
-    config = config.get("text_config") or config
-    return next((config[key] for key in CONTEXT_KEYS if config.get(key)), sys.maxsize)
+    return shape_of(folder, trust_remote_code, architecture).context
 
 
 def vocabulary_of(folder: Path) -> int:
     """Token ids that the model has an embedding for, padding included."""
-    config = json_object(folder / "config.json")
-    text_config = config.get("text_config") or {}
-    vocabulary = config.get("vocab_size", text_config.get("vocab_size"))
+    vocabulary = shape_of(folder).vocabulary
     if not isinstance(vocabulary, int):
         raise InputError(
             f"{folder / 'config.json'}, key vocab_size: found {vocabulary!r}; it must be the number of logits"
@@ -84,24 +123,96 @@ def vocabulary_of(folder: Path) -> int:
     return vocabulary
 
 
-def read_config(folder: Path, trust_remote_code: bool = False, architecture: str | None = None) -> "PretrainedConfig":
-    """What `transformers` makes of config.json, or of `renamed_config`.
+def shape_of(folder: Path, trust_remote_code: bool = False, architecture: str | None = None) -> Shape:
+    """What `transformers` understands by config.json, which leaves out what is its architecture's default.
 
-    Raises InputError for an architecture that it does not know.
+    The file alone counts for an architecture that `transformers` does not know, or whose code must not run. Raises
+    InputError for one whose values it refuses. Imports torch.
     """
+    from transformers import CONFIG_MAPPING
+
+    raw = json_object(folder / "config.json")
+    config = renamed_config(folder, architecture) or raw
+    if config.get("model_type") in CONFIG_MAPPING or (trust_remote_code and "auto_map" in config):
+        text = _config(folder, trust_remote_code, architecture).get_text_config()
+    else:
+        text = SimpleNamespace(**{"vocab_size": raw.get("vocab_size")} | (raw.get("text_config") or raw))
+    heads = _number(text, "num_attention_heads", "n_head")
+    context = _number(text, *CONTEXT_KEYS)
+    if context and getattr(text, "model_type", None) in PADDED_POSITIONS:
+        context -= text.pad_token_id + 1
+    return Shape(
+        vocabulary=getattr(text, "vocab_size", None),
+        context=context or sys.maxsize,
+        hidden_size=_number(text, "hidden_size", "n_embd"),
+        layers=_number(text, "num_hidden_layers", "n_layer"),
+        cache_share=(_number(text, "num_key_value_heads") or heads) / heads if heads else 1,
+    )
+
+
+def _number(config: "PretrainedConfig | SimpleNamespace", *keys: str) -> int | None:
+    """The first positive number among some attributes; XLNet writes -1 where there is no limit."""
+    found = (getattr(config, key, None) for key in keys)
+    return next((value for value in found if isinstance(value, int) and value > 0), None)
+
+
+def read_config(folder: Path, trust_remote_code: bool = False, architecture: str | None = None) -> "PretrainedConfig":
+    """What `transformers` makes of config.json, or of `renamed_config`. Not to be changed: later calls return it, too.
+
+    Raises InputError for an architecture that it does not know, and for one that predicts no next token: an encoder
+    with a decoder, or a model with another head, unless `architecture` says what runs the weights.
+    """
+    config = _config(folder, trust_remote_code, architecture)
+    names = config.architectures or []
+    has_code = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
+    if names and not architecture and not has_code and all(map(_has_other_head, names)):
+        raise InputError(
+            f"{folder / 'config.json'}, key architectures: found {', '.join(names)}, whose head predicts no next "
+            "token; where its weights are a causal language model's all the same, set model.architecture to that class"
+        )
+    return config
+
+
+_CONFIGS: dict[tuple, "PretrainedConfig"] = {}  # a sweep's checkpoints have one config.json
+
+
+def _config(folder: Path, trust_remote_code: bool, architecture: str | None) -> "PretrainedConfig":
     from transformers import CONFIG_MAPPING, AutoConfig
 
+    where, raw = folder / "config.json", json_object(folder / "config.json")
+    code = folder if trust_remote_code else None
+    key = json.dumps(raw), architecture, code
+    if key in _CONFIGS:
+        return _CONFIGS[key]
+    if code and any("--" in str(name) for name in (raw.get("auto_map") or {}).values()):
+        raise InputError(
+            f"{where}, key auto_map: found {raw['auto_map']}; only code in the model's folder is run: copy that of the "
+            "other repository into it, and write the names without what stands before --"
+        )
     renamed = renamed_config(folder, architecture)
     try:
         if renamed is not None:
-            return CONFIG_MAPPING[renamed["model_type"]].from_dict(renamed)
-        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
+            config = CONFIG_MAPPING[renamed["model_type"]].from_dict(renamed)
+        else:
+            config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
+        config.get_text_config()
+    except Exception as error:  # each architecture checks its values in its own way, and its code may be the folder's
         raise InputError(
-            f"{folder / 'config.json'}: transformers cannot read it: {error}; convert the checkpoint to an "
+            f"{where}: transformers cannot read it: {one_line(error)}; convert the checkpoint to an "
             "architecture of transformers, set model.architecture to the one that runs its weights, or "
             "trust_remote_code for a model whose code lies in its folder"
         ) from error
+    if config.is_encoder_decoder:
+        raise InputError(
+            f"{where}: {config.model_type} is an encoder with a decoder (key is_encoder_decoder), of which the decoder "
+            "alone would run; only models that read a text from left to right are scored"
+        )
+    return _CONFIGS.setdefault(key, config)
+
+
+def _has_other_head(name: str) -> bool:
+    has_none = name.endswith("Model") and "LMHead" not in name
+    return has_none or OTHER_HEADS.search(name) is not None
 
 
 def renamed_config(folder: Path, architecture: str | None = None) -> dict | None:
@@ -130,20 +241,24 @@ def _model_type(architecture: str) -> str:
 
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files that `transformers` reads: model.safetensors, or else the shards that its index lists."""
-    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    single, index = folder / "model.safetensors", folder / INDEX
     if single.is_file():
         return [single]
     if not index.is_file():
         found = sorted(path.name for path in folder.iterdir())
         raise InputError(
-            f"{folder}: weights missing; found {found}; "
-            "there must be model.safetensors, or model.safetensors.index.json with its shards"
+            f"{folder}: weights missing; found {found}; there must be model.safetensors, or {INDEX} with its shards"
         )
+    return shards(index)
+
+
+def shards(index: Path) -> list[Path]:
+    """The files that an index lists. Raises InputError where it lists none or one is missing."""
     names = sorted(set(json_object(index).get("weight_map", {}).values()))
-    missing = [name for name in names if not (folder / name).is_file()]
+    missing = [name for name in names if not (index.parent / name).is_file()]
     if missing or not names:
-        raise InputError(f"{folder}: {index.name} lists {len(names)} files; missing of them: {missing}")
-    return [folder / name for name in names]
+        raise InputError(f"{index.parent}: {index.name} lists {len(names)} files; missing of them: {missing}")
+    return [index.parent / name for name in names]
 
 
 def safetensors_header(path: Path) -> dict[str, list[int]]:

@@ -3,15 +3,19 @@
 A batch runs through the model's body only; the head is applied to the hidden states in front of the scored tokens, some
 rows at a time, so that no (tokens x vocabulary) matrix exists. What lies between the head's product and the logits (a
 scale, a soft cap) is found in the config and then checked on the model itself; a model that does anything else is run
-whole, slower, one sequence at a time.
+whole, slower, one sequence at a time. What else a batch takes for granted is proven with it (`reading`).
 
 On a GPU, batches follow each other without waiting: statistics stay there until the call's last batch has been sent.
 """
 
+import dataclasses
 import gc
+import inspect
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from fnmatch import fnmatchcase
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 from unittest.mock import patch
@@ -29,8 +33,20 @@ from proxycast.engines import (
     token_stats_table,
 )
 from proxycast.engines.model_folder import check_folder, context_of, read_config, safetensors_header, weight_files
+from proxycast.engines.reading import (
+    HALF,
+    NotReadable,
+    Reader,
+    Sharing,
+    has_growing_rope,
+    longest_mixed,
+    prove,
+    reads_alike_when_padded,
+    rope_reset,
+    text_tokens,
+)
 from proxycast.engines.tokenizer import TokenizerCache, continuations, end_tokens
-from proxycast.options import InputError
+from proxycast.options import InputError, one_line
 from proxycast.solutions import ScoredSequence, prompt_tokens
 from proxycast.token_stats import Head, token_stats, token_stats_from_hidden
 
@@ -39,6 +55,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+PROOF_LOGITS = 256  # tokens whose logits are compared when a model is proven
 STOP_CHECK_STEPS = 8  # between two looks whether all texts of a batch have met a stop string
 
 Result = TypeVar("Result")
@@ -58,15 +75,20 @@ class TransformersEngine:
         self.close()
 
     def check(self, folder: Path) -> None:
-        """Raise InputError for a folder that is not whole."""
+        """Raise InputError for a folder that is not whole, or whose configuration no causal language model has."""
         check_folder(folder)
+        read_config(folder, self.options.trust_remote_code, self.options.architecture)
 
     def load(self, folder: Path) -> None:
-        """Make the checkpoint in `folder` the loaded one; the built module stays where config.json is the same."""
+        """Make the checkpoint in `folder` the loaded one; the built module stays where config.json is the same.
+
+        What is scored takes the model to be causal and its texts to be read each as if alone: that is proven for each
+        module that is built, in milliseconds. Raises InputError where it is not so.
+        """
         files = _file_states(folder)
         if self._loaded == files:
             return
-        check_folder(folder)
+        self.check(folder)
         self._loaded, self._folder = None, folder
         config = (folder / "config.json").read_bytes()
         anew = config != self._config or not _load_in_place(self._model, folder)
@@ -74,10 +96,12 @@ class TransformersEngine:
             self.close()  # frees the old weights before the new ones come
             self._model = _build(folder, self.options, self._device)
             self._config = config
+            self._forget = rope_reset(self._model)
             self._batch_tokens = self._full_batch()
-        self._head = exact_head(self._model)
-        if anew and self._head is None:
-            log.warning("%s: a head of a form of its own; whole logits, one sequence at a time: slow", folder)
+        if not self._is_proven:
+            self._prove()
+        elif self._head is not None:
+            self._head = head_by_config(self._model)  # of these weights, in the form that was proven
         self.tokenizer = self._tokenizers.load(folder)
         self._loaded = files
 
@@ -85,18 +109,22 @@ class TransformersEngine:
         """Free the model's memory."""
         self._loaded: object = None  # which files the engine holds; None while a load is unfinished
         self._model = self._config = self._head = self.tokenizer = None
+        self._sharing: Sharing | None = None
+        self._is_proven = False  # whether passes through the built module have shown how it reads
+        self._forget: Callable[[], None] = lambda: None  # puts rotary embeddings back to what they were when built
         gc.collect()  # a model whose modules know each other lives until then
         torch.cuda.empty_cache()  # nothing, without a GPU
 
     @property
     def context(self) -> int:
         """Most tokens that the loaded model reads at once; no limit for architectures that have none."""
-        return min(context_of(self._folder), self.options.max_model_len or context_of(self._folder))
+        context = context_of(self._folder, self.options.trust_remote_code, self.options.architecture)
+        return min(context, self.options.max_model_len or context)
 
     @property
     def vocabulary(self) -> int:
         """Number of logits, padding of the vocabulary included."""
-        return self._model.get_output_embeddings().weight.shape[0]
+        return self._vocabulary
 
     @torch.inference_mode()
     def token_stats(self, sequences: Sequence[ScoredSequence]) -> pl.DataFrame:
@@ -108,7 +136,7 @@ class TransformersEngine:
         waiting = sorted(range(len(sequences)), key=lambda i: -len(sequences[i].token_ids))  # texts of like length meet
         done, results = [], [torch.empty(6, 0, device=self._device)]
         while waiting:
-            size = self._batch_size(len(sequences[waiting[0]].token_ids))
+            size = self._batch_size(len(sequences[i].token_ids) for i in waiting)
             members = [sequences[i] for i in waiting[:size]]
             tokens = len(members) * len(members[0].token_ids)
             columns = self._within_memory(lambda members=members: self._score(members), len(members), tokens)
@@ -124,9 +152,78 @@ class TransformersEngine:
     def _full_batch(self) -> int:
         return self.options.batch_tokens or BATCH_TOKENS[self._device.type]
 
-    def _batch_size(self, tokens: int) -> int:
-        """Texts of at most `tokens` tokens that run together, padding included; one at least."""
-        return 1 if self._head is None else max(1, self._batch_tokens // tokens)
+    def _batch_size(self, lengths: Iterator[int]) -> int:
+        """How many of the next texts run together, padding included; one at least. `lengths`: theirs, longest first."""
+        if self._head is None or not self._sharing.equal_lengths:
+            return 1
+        longest = next(lengths)
+        size = max(1, self._batch_tokens // longest)
+        if longest > self._sharing.mixed_up_to:
+            size = 1 + sum(1 for _ in takewhile(longest.__eq__, islice(lengths, size - 1)))
+        return size
+
+    def _prove(self) -> None:
+        """Find out how the built module turns tokens into logits and which texts may share a batch.
+
+        Raises InputError if the library cannot run it, or if it is no causal language model.
+        """
+        model, own_code = self._model, self._model.is_custom_code()
+        may_grow = has_growing_rope(model.config) or own_code
+        try:
+            self._head = exact_head(model)
+            self._vocabulary = _count_logits(model) if self._head is None else len(self._head.weight)
+            reader = self._reader()
+            sharing, conclusive = prove(reader)
+            widest = min(self.context, self._full_batch() // 2)  # of the batches that have several texts
+            if may_grow and sharing.mixed_up_to and widest > reader.half:
+                takes_positions = "position_ids" in inspect.signature((body_of(model) or model).forward).parameters
+                if takes_positions and not own_code:
+                    sharing = sharing._replace(mixed_up_to=longest_mixed(reader, widest))
+                elif not reads_alike_when_padded(reader, widest):
+                    sharing = sharing._replace(mixed_up_to=0)
+        except NotReadable as error:
+            raise InputError(f"{self._folder}: {type(model).__name__}: {error}") from error
+        except Exception as error:  # a library's, of any kind
+            raise InputError(
+                f"{self._folder}: transformers cannot run this model ({type(model).__name__}): {one_line(error)}"
+            ) from error
+        if self._head is None:
+            log.warning("%s: a head of a form of its own; whole logits, one sequence at a time: slow", self._folder)
+        elif conclusive and sharing.mixed_up_to < widest:
+            how = "only those of one length share a batch" if sharing.equal_lengths else "each is read by itself"
+            log.warning(
+                "%s: texts of more than %d tokens would change each other's numbers in a batch; %s: slow",
+                *(self._folder, sharing.mixed_up_to, how),
+            )
+        self._sharing, self._is_proven = sharing, conclusive
+
+    def _reader(self) -> Reader:
+        """The built module as the proofs see it."""
+        model, count = self._model, self._vocabulary
+        some = torch.linspace(0, count - 1, min(PROOF_LOGITS, count), device=self._device).long()
+        head = self._head and dataclasses.replace(
+            self._head,
+            weight=self._head.weight[some].float(),
+            bias=None if self._head.bias is None else self._head.bias[some],
+            softcap=None,  # which would hide what lies above it
+        )
+
+        @torch.inference_mode()
+        def read(token_ids: torch.Tensor, **positions: torch.Tensor) -> torch.Tensor:
+            found = self._pass(token_ids, **positions)
+            logits = head(found.flatten(0, 1)).unflatten(0, token_ids.shape) if head else found[..., some].float()
+            return logits - logits.mean(-1, keepdim=True)  # log-probabilities do not change with their mean
+
+        token_ids = torch.from_numpy(text_tokens(model.config, min(count, _count_embeddings(model)))).to(self._device)
+        dtype = torch.float32 if self.options.dtype == "float32" else torch.bfloat16
+        return Reader(read, token_ids, dtype, half=min(HALF, self.context // 2))
+
+    def _pass(self, token_ids: torch.Tensor, **positions: torch.Tensor) -> torch.Tensor:
+        """The body's last hidden states (b, T, d), or, where the head has a form of its own, the logits (b, T, V)."""
+        self._forget()
+        if self._head is None:
+            return self._model(input_ids=token_ids, use_cache=False, **positions).logits
+        return body_of(self._model)(input_ids=token_ids, use_cache=False, **positions).last_hidden_state
 
     def _within_memory(self, work: Callable[[], Result], texts: int, tokens: int) -> Result | None:
         """What `work` returns; None where memory did not suffice for its `tokens`, and the batches are smaller now.
@@ -165,13 +262,11 @@ class TransformersEngine:
         rows = np.concatenate([i * width + np.arange(s.start - 1, s.stop - 1) for i, s in enumerate(batch)])
         targets = np.concatenate([sequence.token_ids[sequence.start : sequence.stop] for sequence in batch])
         token_ids, rows, targets = (self._to_device(array) for array in (token_ids, rows, targets))
+        found = self._pass(token_ids).flatten(0, 1)[rows]
         if self._head is None:
-            logits = self._model(input_ids=token_ids, use_cache=False).logits.flatten(0, 1)  # (b T, V)
-            stats = token_stats(logits[rows], targets, check=False)
+            stats = token_stats(found, targets, check=False)
         else:
-            hidden = self._model.base_model(input_ids=token_ids, use_cache=False).last_hidden_state  # (b, T, d)
-            hidden = hidden.flatten(0, 1)[rows]
-            stats = token_stats_from_hidden(hidden, self._head, targets, self.vocabulary, check=False)
+            stats = token_stats_from_hidden(found, self._head, targets, self.vocabulary, check=False)
         return torch.stack([column.float() for column in stats])
 
     def _to_device(self, array: np.ndarray) -> torch.Tensor:
@@ -242,6 +337,7 @@ class TransformersEngine:
         from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
         length = token_ids.shape[1]
+        self._forget()
 
         def stopped(ids: torch.Tensor, scores: object, **_: object) -> torch.Tensor:
             done = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
@@ -286,24 +382,39 @@ class Draw:
         return logits - torch.stack(noise).log()
 
 
-def exact_head(model: torch.nn.Module) -> Head | None:
-    """The map from `model.base_model`'s last hidden state to its logits; None where it has not the form of `Head`.
-
-    The config only suggests the form. The proof is a forward pass in which a ramp takes the place of the head's
-    product: the logits must be the ramp as `Head` would adjust it, and the head must have been given the body's last
-    hidden state.
+def body_of(model: torch.nn.Module) -> torch.nn.Module | None:
+    """The part of `model` in front of its head: its `base_model`, or where the library's name for that leads nowhere,
+    as in Llama 4, its `model`.
     """
+    parts = (model.base_model, getattr(model, "model", None))
+    return next((part for part in parts if isinstance(part, torch.nn.Module) and part is not model), None)
+
+
+def head_by_config(model: torch.nn.Module) -> Head | None:
+    """The map from the body's last hidden state to the logits that the config suggests; None without a linear head."""
     linear, config = model.get_output_embeddings(), model.config.get_text_config()
     if not isinstance(linear, torch.nn.Linear):
         return None
     divisor = getattr(config, "logits_scaling", None) or 1.0
     weight = linear.weight.detach()
-    head = Head(
+    return Head(
         weight=weight if weight.is_cuda else weight.float(),  # a CPU has no fast product of 16-bit numbers in float32
         bias=None if linear.bias is None else linear.bias.detach().float(),
         scale=(getattr(config, "logit_scale", None) or 1.0) / divisor,
         softcap=getattr(config, "final_logit_softcapping", None),
     )
+
+
+def exact_head(model: torch.nn.Module) -> Head | None:
+    """The map from the body's last hidden state to the logits of `model`; None where it has not the form of `Head`.
+
+    The config only suggests the form. The proof is a forward pass in which a ramp takes the place of the head's
+    product: the logits must be the ramp as `Head` would adjust it, and the head must have been given the body's last
+    hidden state.
+    """
+    head, body, linear = head_by_config(model), body_of(model), model.get_output_embeddings()
+    if head is None or body is None:
+        return None
     ramp = torch.linspace(-50, 50, linear.out_features, device=head.weight.device)
     given = []
 
@@ -316,25 +427,39 @@ def exact_head(model: torch.nn.Module) -> Head | None:
     try:
         with torch.inference_mode():
             logits = model(input_ids=token_ids, use_cache=False).logits.float()
-            hidden = model.base_model(input_ids=token_ids, use_cache=False).last_hidden_state
+            hidden = getattr(body(input_ids=token_ids, use_cache=False), "last_hidden_state", None)
     finally:
         hook.remove()
     plain = (
         len(given) == 1
+        and hidden is not None
         and given[0].shape == hidden.shape
         and torch.allclose(given[0], hidden, rtol=1e-3, atol=1e-3, equal_nan=True)
     )
     return head if plain and torch.allclose(logits[0, -1], head.adjust(ramp), rtol=1e-4, atol=1e-4) else None
 
 
+@torch.inference_mode()
+def _count_logits(model: torch.nn.Module) -> int:
+    token_ids = torch.zeros(1, 1, dtype=torch.long, device=next(model.parameters()).device)
+    return model(input_ids=token_ids, use_cache=False).logits.shape[-1]
+
+
+def _count_embeddings(model: torch.nn.Module) -> int:
+    """Tokens that can be read; some models read more than they predict."""
+    return getattr(model.get_input_embeddings(), "num_embeddings", None) or model.config.get_text_config().vocab_size
+
+
 def _build(folder: Path, options: ExtractionOptions, device: torch.device) -> torch.nn.Module:
     """The model in `folder`, every weight of it from the file, in evaluation mode."""
     _import_generation()
-    from transformers import AutoModelForCausalLM, GenerationConfig
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, GenerationConfig
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()  # one bar per checkpoint would drown the log
     config = read_config(folder, options.trust_remote_code, options.architecture)
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and not hasattr(config, "auto_map"):
+        raise InputError(f"{folder}: transformers has no causal language model of the type {config.model_type}")
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -346,16 +471,23 @@ def _build(folder: Path, options: ExtractionOptions, device: torch.device) -> to
             trust_remote_code=options.trust_remote_code,
             output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise InputError(f"{folder}: transformers cannot build this model: {error}") from error
+    except Exception as error:  # of any library: quantised weights need packages, shapes may be impossible
+        raise InputError(f"{folder}: transformers cannot build this model: {one_line(error)}") from error
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
         raise InputError(
             f"{folder}: {len(missing)} weights missing from the safetensors files: {', '.join(missing[:5])}"
         )
-    if report["unexpected_keys"]:
-        log.warning(
-            "%s: weights that the architecture has no place for: %s", folder, sorted(report["unexpected_keys"])[:5]
+    unknown = sorted(
+        name
+        for name in report["unexpected_keys"]
+        if not any(fnmatchcase(name, pattern) for pattern in options.ignored_weights)
+    )
+    if unknown:
+        raise InputError(
+            f"{folder}: found {len(unknown)} weights for which {type(model).__name__}, as config.json describes it, "
+            f"has no place: {', '.join(unknown[:5])}; these are more layers or another head than would run, or "
+            "config.json is another model's; set ignored_weights for those that are meant to be left out"
         )
     model.generation_config = GenerationConfig()  # the folder may ask for sampling; only greedy generation is done here
     try:

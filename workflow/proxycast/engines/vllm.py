@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
@@ -26,18 +27,24 @@ from proxycast.engines import (
     token_stats_table,
 )
 from proxycast.engines.model_folder import (
+    INDEX,
     check_folder,
     context_of,
     read_config,
     renamed_config,
     safetensors_header,
+    shards,
     weight_files,
 )
+from proxycast.engines.reading import ropes
 from proxycast.engines.tokenizer import TokenizerCache, continuations, end_tokens
 from proxycast.engines.vllm_worker import EXTRA_ARGS_KEY, JOB_PROCESS, SENTINEL
-from proxycast.options import InputError
+from proxycast.options import InputError, one_line
 from proxycast.solutions import ScoredSequence, prompt_tokens
 from proxycast.tables import write_json
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +79,27 @@ def unsupported(folder: Path, options: ExtractionOptions) -> str | None:
     head_size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     if not _attention_backend().supports_head_size(head_size):
         return f"its attention heads have {head_size} dimensions, which vLLM's attention does not run here"
+    context = context_of(folder, options.trust_remote_code, options.architecture)
+    return _other_rope(config, min(context, options.max_model_len or context))
+
+
+def _other_rope(config: "PretrainedConfig", context: int) -> str | None:
+    """Why a rotary embedding that depends on the length of a text gives other numbers in vLLM; None if it does not."""
+    longest = config.get_text_config().max_position_embeddings
+    for rope in ropes(config):
+        if rope.get("rope_type") != "longrope":
+            continue
+        original = rope["original_max_position_embeddings"]
+        if context > original:
+            return (
+                f"its rotary embedding (longrope) has other factors for texts of more than {original} tokens; vLLM "
+                f"chooses them for all texts by max_model_len: give max_model_len, at most {original}"
+            )
+        ratio = longest / original
+        if rope.get("attention_factor") or rope.get("factor", ratio) != ratio:
+            return (
+                "its rotary embedding (longrope) scales attention by a factor of its own, of which vLLM knows nothing"
+            )
     return None
 
 
@@ -125,6 +153,14 @@ class VllmEngine:
     def check(self, folder: Path) -> None:
         """Raise InputError, naming what would work, if the folder is not whole or vLLM cannot run its model."""
         check_folder(folder)
+        # vLLM reads the files of the index, and without one all that there are.
+        index, ours = folder / INDEX, weight_files(folder)
+        theirs = shards(index) if index.is_file() else folder.glob("*.safetensors")
+        if differ := sorted(path.name for path in {*theirs} ^ {*ours}):
+            raise InputError(
+                f"{folder}: found {', '.join(differ)} beside {', '.join(path.name for path in ours[:3])}; vLLM would "
+                "read other files than transformers: take away what another save has left"
+            )
         if reason := unsupported(folder, self.options):
             raise InputError(f"{folder}: {reason}; set extraction.engine (or the model's own) to transformers or auto")
 
@@ -142,6 +178,7 @@ class VllmEngine:
             self._llm.collective_rpc("proxycast_reload", args=(str(folder),))
         else:
             self._start()
+            self._require_causality()
             self._built = build
         self._compare_with_stock()
         self._loaded = state
@@ -149,7 +186,8 @@ class VllmEngine:
     @property
     def context(self) -> int:
         """Most tokens that the loaded model reads at once."""
-        return min(context_of(self._folder), self.options.max_model_len or context_of(self._folder))
+        context = context_of(self._folder, self.options.trust_remote_code, self.options.architecture)
+        return min(context, self.options.max_model_len or context)
 
     @property
     def vocabulary(self) -> int:
@@ -249,6 +287,7 @@ class VllmEngine:
             self._llm = LLM(
                 str(self._folder),
                 hf_config_path=self._renamed_config(),
+                config_format="hf",  # not params.json, which Mistral's folders have as well
                 runner="generate",
                 skip_tokenizer_init=True,
                 trust_remote_code=options.trust_remote_code,
@@ -270,7 +309,7 @@ class VllmEngine:
                 enforce_eager=True,  # prefill is bound by matrix products; compilation would only delay the start
                 worker_extension_cls=WORKER,
             )
-        except (ValueError, RuntimeError, OSError) as error:
+        except Exception as error:  # of any library: quantised weights need packages, tensors have other names
             raise InputError(f"{self._folder}: vLLM cannot build this model: {_why(error)}") from error
         runners = sorted(set(self._llm.collective_rpc("proxycast_install")))
         log.info(
@@ -370,6 +409,21 @@ class VllmEngine:
         if difference > CHECK_TOLERANCE[self.options.dtype]:
             raise HookError(f"{self._folder}: log-probs by the hook and by vLLM itself differ by {difference:.3g} nats")
 
+    def _require_causality(self) -> None:
+        """Raise InputError if log-probs move when only later tokens change: vLLM runs encoders, too."""
+        length = min(CHECK_TOKENS, self.context - 1)
+        half = length // 2
+        text = (1 + 7919 * np.arange(length)) % self.vocabulary
+        other = np.concatenate([text[:half], (text[half:] + 1) % self.vocabulary])
+        texts = [ScoredSequence("check", ids, 1, length, np.zeros(length - 1, np.int32)) for ids in (text, other)]
+        first, second = (self._statistics([text])[0, : half - 1] for text in texts)
+        moved = np.abs(first - second).max(initial=0)  # NaN, of broken weights, passes: the texts will name a position
+        if moved > CHECK_TOLERANCE[self.options.dtype]:
+            raise InputError(
+                f"{self._folder}: it looks ahead: log-probs move by {moved:.2g} nats when only later tokens change, so "
+                "none would be a prediction; only causal language models are scored"
+            )
+
 
 def _no_warm_up(record: logging.LogRecord) -> bool:
     return not str(record.msg).startswith("Chat template warmup failed")
@@ -379,7 +433,7 @@ def _why(error: Exception) -> str:
     """An error of vLLM without what pydantic writes around it."""
     if hasattr(error, "errors"):
         return "; ".join(problem["msg"].removeprefix("Value error, ") for problem in error.errors())
-    return str(error)
+    return one_line(error)
 
 
 def _groups(sequences: Sequence[ScoredSequence], tokens: int) -> Iterator[list[ScoredSequence]]:
