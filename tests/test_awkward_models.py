@@ -21,7 +21,7 @@ from proxycast.extraction import TokenizedTexts
 from proxycast.options import InputError
 from proxycast.solutions import Solution, tokenize
 from proxycast.targets import multiple_choice
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 LONG = " Then 3 * x is 18, and the cat sat on the mat. é😀" * 20
 # No merge of any of the tokenizers crosses the end of a prompt.
@@ -115,7 +115,7 @@ def loaded(folder: Path) -> tuple[TransformersEngine, torch.nn.Module]:
 @pytest.mark.parametrize("kind", AWKWARD)
 def test_statistics_are_those_of_the_librarys_logits(folders, kind):
     engine, model = loaded(folders[kind])
-    tokenizer = AutoTokenizer.from_pretrained(folders[kind])
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folders[kind])  # the file, whatever its class
     leading = len(tokenizer("")["input_ids"])
     assert engine.context == CONTEXT and leading == (kind in BOS_IN_FRONT)
     table = engine.token_stats(tokenize(TEXTS, engine.tokenizer, engine.context, vocabulary=engine.vocabulary))
@@ -131,7 +131,7 @@ def test_statistics_are_those_of_the_librarys_logits(folders, kind):
 @pytest.mark.parametrize("kind", CHAT)
 def test_chat_prompts_go_through_the_template_and_solutions_stay_raw(folders, kind):
     engine, model = loaded(folders[kind])
-    tokenizer = AutoTokenizer.from_pretrained(folders[kind])
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folders[kind])  # the file, whatever its class
     table = engine.token_stats(tokenize(TEXTS, engine.tokenizer, engine.context, chat_template=True))
     for key, prompt, solution in TEXTS:
         written = CHAT_FORMS[kind].format(prompt.strip() if kind == "llama3_chat_bos" else prompt)

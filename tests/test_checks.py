@@ -29,6 +29,7 @@ from proxycast.ladder import Ladder
 from proxycast.options import InputError
 from proxycast.published import FILES as PUBLISHED_FILES
 from proxycast.solutions import Solution
+from tokenizers import normalizers, pre_tokenizers
 from transformers import AutoTokenizer
 
 POOL = pl.DataFrame(
@@ -258,6 +259,20 @@ def test_one_tokenizer_for_all_models(model_folder, tmp_path):
         InputError, match=rf"^{other}: its tokenizer has another vocabulary than that of {one}; corpora"
     ):
         require_one_tokenizer([one, same, other])
+
+
+@pytest.mark.parametrize("part", ["normalizer", "pre_tokenizer"])
+def test_the_same_tokens_may_split_text_otherwise(part, model_folder):
+    tokenizer = byte_level_tokenizer()
+    backend = tokenizer.backend_tokenizer
+    if part == "normalizer":
+        backend.normalizer = normalizers.NFC()
+    else:
+        words = pre_tokenizers.Split(" ", "isolated")
+        backend.pre_tokenizer = pre_tokenizers.Sequence([words, backend.pre_tokenizer])
+    one, other = model_folder("one"), model_folder("other", tokenizer=tokenizer)
+    with pytest.raises(InputError, match=rf"^{other}: its tokenizer splits text otherwise than that of {one}; corpora"):
+        require_one_tokenizer([one, other])
 
 
 def test_one_token_more_is_another_vocabulary(model_folder):

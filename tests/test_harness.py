@@ -18,6 +18,7 @@ from proxycast.engines import ExtractionOptions
 from proxycast.harness import Harness, HarnessTask, backend_arguments, harness_rows, read_score
 from proxycast.options import InputError
 from pydantic import ValidationError
+from tokenizers import Tokenizer
 
 # What lm-eval 0.4.13 returned for a task, a group with a mean, and a task with filters, on a tiny model.
 TOY = {"name": "toy_choice", "alias": "toy_choice", "sample_len": 7, "acc,none": 0.42857142857142855}
@@ -237,13 +238,14 @@ class StandIn:
     """In the place of lm-eval: notes, when a model is made, which of those before are gone."""
 
     def __init__(self, monkeypatch):
-        self.models, self.gone, self.fails = [], [], False
+        self.models, self.gone, self.fails, self.arguments = [], [], False, []
         stand_in = self
 
         class Model:
             @classmethod
             def create_from_arg_obj(cls, arguments, settings):
                 stand_in.gone.append([model() is None for model in stand_in.models])
+                stand_in.arguments.append(arguments)
                 made = cls()
                 made.known_by = [made]  # a cycle, which only the garbage collector frees
                 stand_in.models.append(weakref.ref(made))
@@ -283,6 +285,18 @@ def test_a_model_that_failed_is_gone_before_the_next_one_is_made(stand_in, model
     stand_in.fails = False
     run(folders, tmp_path / "results")
     assert stand_in.gone == [[], [True], [True, True]]
+
+
+def test_the_harness_is_given_the_tokenizer_of_the_file(stand_in, model_folder, tmp_path):
+    """The class would build its own pre-tokenizer, which loses the spaces of this text."""
+    folder = model_folder()
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"tokenizer_class": "LlamaTokenizerFast"}))
+    run([folder], tmp_path / "results")
+    expected = Tokenizer.from_file(str(folder / "tokenizer.json")).encode("The cat sat").ids
+    assert stand_in.arguments[0]["tokenizer"]("The cat sat")["input_ids"] == expected
+    run([folder], tmp_path / "other", model_args={"tokenizer": "my/own"})
+    assert stand_in.arguments[1]["tokenizer"] == "my/own"
 
 
 def test_a_former_architecture_is_renamed_in_a_folder_of_links(tmp_path, model_folder):

@@ -9,9 +9,19 @@ from itertools import cycle
 from pathlib import Path
 
 import pytest
+from conftest import byte_level_tokenizer
 from olmo3_models import olmo3_folder, retrofit_folder
 from proxycast.engines import ExtractionOptions, make_engine
-from proxycast.harness import LM_EVAL, Harness, HarnessTask, _evaluate, _task_manager, harness_rows, read_score
+from proxycast.harness import (
+    LM_EVAL,
+    Harness,
+    HarnessTask,
+    _evaluate,
+    _task_manager,
+    harness_rows,
+    loaded_model,
+    read_score,
+)
 from proxycast.options import InputError
 from proxycast.solutions import Solution
 from proxycast.targets import multiple_choice
@@ -167,6 +177,25 @@ def test_the_backend_vllm_agrees(model_folder, include_path, problems, tmp_path,
     own = {"engine": "vllm", "max_model_len": 128}
     [(*_, value, n)] = run(folder, tmp_path / "out", own=own, backend="vllm", include_path=include_path)
     assert (value, n) == (pytest.approx(ours(folder, problems)), 40)
+
+
+@pytest.mark.parametrize("backend", ["hf", pytest.param("vllm", marks=pytest.mark.vllm)])
+def test_both_backends_read_by_tokenizer_json(backend, model_folder, request):
+    """Whatever its class would build: LlamaTokenizerFast a pre-tokenizer and a decoder that lose these spaces."""
+    if backend == "vllm":
+        request.getfixturevalue("vllm_version")
+    tokenizer = byte_level_tokenizer(bos=True)
+    tokenizer.backend_tokenizer.model.dropout = 0.5
+    folder = model_folder(tokenizer=tokenizer)
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"tokenizer_class": "LlamaTokenizerFast"}))
+    tokenizer.backend_tokenizer.model.dropout = None
+    text = "Q: what is 2 plus 3?\n\nThe cat  sat."
+    with loaded_model(Harness(backend=backend), folder, ExtractionOptions(max_model_len=128)) as model:
+        for _ in range(5):
+            assert model.tok_encode(text, add_special_tokens=True) == tokenizer.backend_tokenizer.encode(text).ids
+        assert model.tokenizer.decode(tokenizer(text)["input_ids"][1:]) == text
+        assert model.eot_token_id == tokenizer.eos_token_id
 
 
 @pytest.mark.parametrize(

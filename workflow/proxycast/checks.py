@@ -25,16 +25,15 @@ from proxycast.engines.model_folder import (
     context_of,
     read_config,
     tokenizer_files,
-    vocabulary_fingerprint,
     vocabulary_of,
 )
-from proxycast.engines.tokenizer import TokenizerCache
+from proxycast.engines.tokenizer import load_tokenizer, tokens_fingerprint
 from proxycast.files import Files
 from proxycast.miniature.recipes import pool_fingerprint, require_documents
 from proxycast.miniature.suite import CONTEXT
 from proxycast.options import InputError
 from proxycast.published import FILES as PUBLISHED_FILES
-from proxycast.solutions import Problem, Solution, read_problems, read_solutions, tokenize
+from proxycast.solutions import Problem, Solution, prompt_tokens, read_problems, read_solutions, tokenize
 from proxycast.tables import fingerprint, read_table, table_fingerprint, write_json
 from proxycast.targets import (
     CHOICE_LOG_LIKELIHOOD,
@@ -155,17 +154,19 @@ def check_files(where: str, files: Files) -> None:
 
 def require_one_tokenizer(folders: Iterable[Path]) -> None:
     """`InputError` unless all model folders split text into the same tokens: else corpora cannot be compared."""
-    first: dict[str, Path] = {}
+    first: dict[tuple[str, str], Path] = {}
     for folder in folders:
         path = folder / "tokenizer.json"
         if not path.is_file():
             continue  # what is missing or broken is told by the check of the folder
-        first.setdefault(vocabulary_fingerprint(path), folder)
+        first.setdefault(tokens_fingerprint(path), folder)
         if len(first) > 1:
+            (vocabulary, _), (others, _) = first
             one, other = first.values()
+            what = "splits text otherwise" if vocabulary == others else "has another vocabulary"
             raise InputError(
-                f"{other}: its tokenizer has another vocabulary than that of {one}; corpora are compared token by "
-                "token, so all models of a study need the same one"
+                f"{other}: its tokenizer {what} than that of {one}; corpora are compared token by token, so all models "
+                "of a study need the same one"
             )
 
 
@@ -209,7 +210,7 @@ def check_folders(
         vocabulary = vocabulary_of(folder)
         reading = options.model_dump(include={"tail_tokens", "tail_bytes", "windowing", "chat_template"})
         files = {path.name: path for path in tokenizer_files(folder)}
-        key = fingerprint(files, context, vocabulary, reading, options.trust_remote_code)
+        key = fingerprint(files, context, vocabulary, reading)
         if key not in scored:
             scored[key] = count_scored_tokens(folder, context, solutions, options, vocabulary, read)
         found[str(folder)] = scored[key]
@@ -229,7 +230,7 @@ def count_scored_tokens(
     `InputError` names a solution, or a choice, that cannot be scored: `solutions.tokenize` says when. `read` is
     `read_problems` where rows may have no solution yet.
     """
-    fast = TokenizerCache(options.trust_remote_code, options.architecture).load(tokenizer)
+    fast = load_tokenizer(tokenizer)
     count = 0
     for path in solutions:
         rows = [(f"{path}: {s.id}", s) for s in read(path)]
@@ -237,6 +238,8 @@ def count_scored_tokens(
         choices = [(f"{where}, choice {n}", s.prompt, c) for where, s in rows for n, c in enumerate(s.choices or [], 1)]
         chat = options.chat_template and any(s.prompt for _, s in rows)
         reading = dict(windowing=options.windowing, chat_template=chat, vocabulary=vocabulary)
+        unsolved = [s.prompt for _, s in rows if not isinstance(s, Solution)]
+        prompt_tokens(unsolved, fast, chat, vocabulary)
         tokenize(choices, fast, context, **reading)
         scored = tokenize(texts, fast, context, options.tail_tokens, tail_bytes=options.tail_bytes, **reading)
         count += sum(sequence.stop - sequence.start for sequence in scored)

@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from proxycast.engines import ExtractionOptions
 from proxycast.engines.model_folder import check_folder, model_fingerprint, read_config, renamed_config
+from proxycast.engines.tokenizer import load_tokenizer
 from proxycast.jobs import PROGRESS_SECONDS
 from proxycast.options import InputError, Options
 from proxycast.tables import fingerprint, write_json
@@ -34,6 +35,7 @@ from proxycast.tables import fingerprint, write_json
 if TYPE_CHECKING:
     from lm_eval.api.model import LM
     from lm_eval.tasks import TaskManager
+    from transformers import PreTrainedTokenizerFast
 
 log = logging.getLogger(__name__)
 
@@ -216,15 +218,25 @@ def loaded_model(harness: Harness, folder: Path, own: ExtractionOptions) -> "Ite
 
     gc.collect()
     torch.cuda.empty_cache()  # nothing, without a GPU
-    with _runnable(folder, own.architecture) as runnable:
+    tokenizer = load_tokenizer(folder)  # lm-eval would ask its class
+    with (
+        _runnable(folder, own.architecture) as runnable,
+        TemporaryDirectory(prefix="proxycast_") as saved,
+    ):
+        arguments = {"tokenizer": tokenizer} | backend_arguments(harness, runnable, own)
         settings = {"batch_size": harness.batch_size, "device": "cuda" if torch.cuda.is_available() else "cpu"}
         if harness.backend == "vllm":
             from proxycast.engines.vllm import prepare_environment
 
             prepare_environment()
             settings.pop("device")
-        model = get_model(harness.backend).create_from_arg_obj(backend_arguments(harness, runnable, own), settings)
+            if arguments["tokenizer"] is tokenizer:
+                tokenizer.save_pretrained(saved)
+                arguments["tokenizer"] = saved  # it takes no object
+        model = get_model(harness.backend).create_from_arg_obj(arguments, settings)
         try:
+            if arguments["tokenizer"] == saved:
+                _require_tokenizer(model, tokenizer, folder)
             yield model
         finally:
             if harness.backend == "vllm":
@@ -232,6 +244,17 @@ def loaded_model(harness: Harness, folder: Path, own: ExtractionOptions) -> "Ite
 
                 model.model.llm_engine.engine_core.shutdown()
                 cleanup_dist_env_and_memory()
+
+
+def _require_tokenizer(model: "LM", tokenizer: "PreTrainedTokenizerFast", folder: Path) -> None:
+    """Raise InputError unless the model reads by `tokenizer`; a token for padding may have been added to it."""
+    found, wanted = (json.loads(own.backend_tokenizer.to_str()) for own in (model.tokenizer, tokenizer))
+    del found["added_tokens"][len(wanted["added_tokens"]) :]
+    if different := [part for part in wanted if found[part] != wanted[part]]:
+        raise InputError(
+            f"{folder}: lm-eval's backend vllm reads with another tokenizer than tokenizer.json, of which it changes "
+            f"{', '.join(different)}; give target.lm_eval.backend: hf"
+        )
 
 
 def backend_arguments(harness: Harness, folder: Path, own: ExtractionOptions) -> dict[str, object]:

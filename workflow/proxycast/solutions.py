@@ -9,7 +9,9 @@ covers.
 import json
 import logging
 import os
+import re
 import unicodedata
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import date
@@ -280,8 +282,8 @@ def tokenize(
     `chat_template`: the prompt goes through the tokenizer's chat template, the continuation follows as it is. The
     template writes the special tokens; the tokenizer adds none.
 
-    Raises InputError, naming the key, for a text that leaves nothing to score, whose scored tokens do not decode to it,
-    or that has a token id of `vocabulary` (the number of embeddings, None: any) or above.
+    Raises InputError, naming the key, for a text that leaves nothing to score, whose tokens do not decode to prompt and
+    continuation, or that has a token id of `vocabulary` (the number of embeddings, None: any) or above.
     """
     _require_fast(tokenizer)
     remaining, sequences = iter(texts), []
@@ -289,8 +291,10 @@ def tokenize(
     while batch := list(islice(remaining, batch_size)):
         tails = _tails(batch, tokenizer, tail_tokens, tail_bytes, chat_template)
         for tail in tails:
-            _require_known(tail.sequence, tokenizer, vocabulary)
-        _require_round_trip(tails, tokenizer)
+            _require_known(tail.sequence.key, tail.sequence.token_ids, tokenizer, vocabulary)
+        _require_round_trip(
+            batch, [tail.sequence.token_ids[tail.leading :] for tail in tails], tokenizer, chat_template
+        )
         read += len(tails)
         for tail in tails:
             fits = len(tail.sequence.token_ids) <= context
@@ -308,12 +312,23 @@ def tokenize(
 
 
 def prompt_tokens(
-    prompts: list[str], tokenizer: "PreTrainedTokenizerFast", chat_template: bool = False
+    prompts: list[str],
+    tokenizer: "PreTrainedTokenizerFast",
+    chat_template: bool = False,
+    vocabulary: int | None = None,
 ) -> list[np.ndarray]:
-    """Token ids (int64) of each prompt, ready to be continued: special tokens in front stay, those behind go."""
+    """Token ids (int64) of each prompt, ready to be continued: special tokens in front stay, those behind go.
+
+    Raises InputError, quoting the prompt, where `tokenize` would.
+    """
     _require_fast(tokenizer)
     texts = _chat_prompts(prompts, tokenizer) if chat_template else prompts
-    return [encoding.token_ids for encoding in _encode(texts, tokenizer, special_tokens=not chat_template)]
+    encoded = list(_encode(texts, tokenizer, special_tokens=not chat_template))
+    named = [(f"prompt {prompt[:60]!r}", prompt, "") for prompt in prompts]
+    for (key, _, _), encoding in zip(named, encoded):
+        _require_known(key, encoding.token_ids, tokenizer, vocabulary)
+    _require_round_trip(named, [e.token_ids[e.leading :] for e in encoded], tokenizer, chat_template)
+    return [encoding.token_ids for encoding in encoded]
 
 
 def _require_fast(tokenizer: "PreTrainedTokenizerFast") -> None:
@@ -411,14 +426,11 @@ def _keep_spaces_in_offsets(tokenizer: "PreTrainedTokenizerFast") -> None:
 class _Tail:
     """A whole text with its scored tokens, not yet cut into windows.
 
-    leading: special tokens that each window repeats; text: what of the continuation the scored tokens stand for, and
-    must decode to; prompt_characters: those of the prompt in the first scored token.
+    leading: special tokens that each window repeats.
     """
 
     sequence: ScoredSequence
     leading: int
-    text: str
-    prompt_characters: int
 
 
 def _tails(
@@ -473,12 +485,7 @@ def _tail(
             f"{key}: no token is left to score; a solution needs a token that follows another, of the prompt or its own"
         )
     token_bytes = np.diff(read)[start - 1 :].astype(np.int32)
-    return _Tail(
-        ScoredSequence(key, token_ids, start, stop, token_bytes),
-        encoding.leading,
-        continuation[characters[start - 1] :],
-        max(boundary - int(encoding.spans[start, 0]), 0),
-    )
+    return _Tail(ScoredSequence(key, token_ids, start, stop, token_bytes), encoding.leading)
 
 
 def _utf8_positions(text: str) -> np.ndarray:
@@ -513,50 +520,84 @@ def _windows(tail: _Tail, context: int, windowing: bool) -> list[ScoredSequence]
     return windows[::-1]
 
 
-def _require_known(sequence: ScoredSequence, tokenizer: "PreTrainedTokenizerFast", vocabulary: int | None) -> None:
+def _require_known(
+    key: str, token_ids: np.ndarray, tokenizer: "PreTrainedTokenizerFast", vocabulary: int | None
+) -> None:
     """A tokenizer may have tokens that the model has no embedding for, such as those for images, but not use them."""
-    largest = int(sequence.token_ids.max())
+    largest = int(token_ids.max(initial=-1))
     if vocabulary is not None and largest >= vocabulary:
         raise InputError(
-            f"{sequence.key}: found the token {tokenizer.convert_ids_to_tokens(largest)!r} with id {largest}, but "
+            f"{key}: found the token {tokenizer.convert_ids_to_tokens(largest)!r} with id {largest}, but "
             f"{_name(tokenizer)} has {vocabulary} embeddings (vocab_size in config.json); remove it from the text, or "
             "take the tokenizer that belongs to the model"
         )
 
 
-def _require_round_trip(tails: list[_Tail], tokenizer: "PreTrainedTokenizerFast") -> None:
-    """Raise InputError where the scored tokens do not decode to the text that they stand for.
+def _require_round_trip(
+    texts: list[tuple[str, str, str]],
+    token_ids: list[np.ndarray],
+    tokenizer: "PreTrainedTokenizerFast",
+    chat_template: bool,
+) -> None:
+    """Raise InputError where tokens do not decode to (key, prompt, continuation), scored or not.
 
-    Then the model would not read what the expert wrote: characters are unknown to the tokenizer, dropped, or changed.
+    Then the model would not read what was written: characters are unknown to the tokenizer, dropped, or changed. Of a
+    prompt in a chat template only the text itself counts, without white space around it: what the template writes is no
+    one's text. `token_ids` are without special tokens in front.
     """
-    decoder = tokenizer.backend_tokenizer
-    # One token more in front: SentencePiece's decoders strip a space off the first one.
-    scored = [tail.sequence.token_ids[tail.sequence.start - 1 :].tolist() for tail in tails]
-    for tail, decoded in zip(tails, decoder.decode_batch(scored, skip_special_tokens=False)):
-        # Tokens can start inside a character whose other bytes only decode together with those in front of them.
-        if not decoded.endswith(tail.text) and not decoder.decode(
-            tail.sequence.token_ids.tolist(), skip_special_tokens=False
-        ).endswith(tail.text):
-            raise InputError(_difference(tail, tokenizer))
+    backend = tokenizer.backend_tokenizer
+    # Behind another token: SentencePiece's decoders strip a space off the first one.
+    front = backend.encode("a", add_special_tokens=False).ids
+    in_front = backend.decode(front, skip_special_tokens=False)
+    decoded = backend.decode_batch([front + ids.tolist() for ids in token_ids], skip_special_tokens=False)
+    for (key, prompt, continuation), text in zip(texts, decoded):
+        text, prompt = text.removeprefix(in_front), prompt.strip() if chat_template else prompt
+        if chat_template:
+            prompt_is_read = _is_read(prompt, text.removesuffix(continuation), tokenizer)
+            all_is_read = prompt_is_read and text.endswith(continuation)
+        else:
+            all_is_read = _is_read(prompt, text, tokenizer, continuation)
+            prompt_is_read = text.startswith((prompt, " " + prompt))
+        if not all_is_read:
+            part, wanted, found = "prompt", prompt, text
+            if prompt_is_read:
+                part, wanted, found = "solution", continuation, text[text.find(prompt) + len(prompt) :]
+            who = f"the tokenizer of {_name(tokenizer)} does"
+            if chat_template and not prompt_is_read:
+                who = f"the tokenizer and the chat template of {_name(tokenizer)} do"
+            raise InputError(f"{key}: {who} not give the {part} back: {_difference(part, wanted, found, tokenizer)}")
 
 
-def _difference(tail: _Tail, tokenizer: "PreTrainedTokenizerFast") -> str:
-    """What to tell of a text that its scored tokens do not decode to: the first place, why, and what would work."""
-    sequence, text, decode = tail.sequence, tail.text, tokenizer.backend_tokenizer.decode
-    scored = sequence.token_ids[sequence.start - 1 :].tolist()
-    in_front = decode(scored[:1], skip_special_tokens=False)
-    decoded = decode(scored, skip_special_tokens=False).removeprefix(in_front)[tail.prompt_characters :]
-    same = len(os.path.commonprefix([text, decoded]))
+def _is_read(prompt: str, decoded: str, tokenizer: "PreTrainedTokenizerFast", continuation: str | None = None) -> bool:
+    """Whether `decoded` has the prompt in it or, where a continuation is given, is prompt and continuation.
+
+    Some tokenizers put a space in front of a text, and in front of what follows an added token: these may be more.
+    """
+    text = prompt + (continuation or "")
+    if text in decoded if continuation is None else decoded in (text, " " + text):
+        return True
+    added = sorted((token.content for token in tokenizer.added_tokens_decoder.values()), key=len, reverse=True)
+    parts = re.split(f"({'|'.join(map(re.escape, added))})" if added else "(?!)", prompt)
+    pattern = "".join(re.escape(part) + " ?" * (place % 2) for place, part in enumerate(parts))
+    if continuation is None:
+        return re.search(pattern, decoded) is not None
+    return re.fullmatch(f" ?{pattern}{re.escape(continuation)}", decoded) is not None
+
+
+def _difference(part: str, text: str, decoded: str, tokenizer: "PreTrainedTokenizerFast") -> str:
+    """What to tell of a text that is not in what its tokens decode to: the first place, why, and what would work."""
+    same = bisect_right(range(1, len(text) + 1), False, key=lambda length: text[:length] not in decoded)
+    # Where not even the first character is found, the texts are laid one upon the other from their ends.
+    at = decoded.find(text[:same]) if same else len(decoded) - len(os.path.commonprefix([text[::-1], decoded[::-1]]))
     place = max(same - 5, 0)
     return (
-        f"{sequence.key}: the tokenizer of {_name(tokenizer)} does not give the solution back: it has "
-        f"{text[place : place + 30]!r} where the tokens decode to {decoded[place : place + 30]!r}"
-        f"{_normalisation(text, tokenizer)}; take a checkpoint with another tokenizer, or remove or replace these "
-        "characters in the solution"
+        f"it has {text[place : place + 30]!r} where the tokens decode to {decoded[at + place : at + place + 30]!r}"
+        f"{_normalisation(part, text, tokenizer)}; take a checkpoint with another tokenizer, or remove or replace "
+        f"these characters in the {part}"
     )
 
 
-def _normalisation(text: str, tokenizer: "PreTrainedTokenizerFast") -> str:
+def _normalisation(part: str, text: str, tokenizer: "PreTrainedTokenizerFast") -> str:
     """Says that the tokenizer normalises `text`, apart from SentencePiece's mark for a space, and to which form."""
     normalizer = tokenizer.backend_tokenizer.normalizer
     normalised = text if normalizer is None else normalizer.normalize_str(text)
@@ -564,4 +605,4 @@ def _normalisation(text: str, tokenizer: "PreTrainedTokenizerFast") -> str:
         return ""
     forms = [form for form in ("NFC", "NFKC") if unicodedata.normalize(form, text) != text]
     same = [form for form in forms if unicodedata.normalize(form, text) == normalised]
-    return " (it normalises the text" + (f" to Unicode {same[0]}: write the solution so)" if same else ")")
+    return " (it normalises the text" + (f" to Unicode {same[0]}: write the {part} so)" if same else ")")

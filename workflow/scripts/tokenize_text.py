@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from proxycast.engines.tokenizer import TokenizerCache
+from proxycast.engines.tokenizer import end_of_text
 from proxycast.jobs import job
 from proxycast.tables import write_json
 from proxycast.text.corpus import tokenize_text
@@ -11,14 +11,13 @@ from proxycast.text.mixture import Text
 with job(snakemake.log[0]):
     inputs, output = snakemake.input, Path(snakemake.output[0])
     folder = Path(inputs.tokenizer) if Path(inputs.tokenizer).is_dir() else Path(inputs.tokenizer).parent
-    end_of_text = TokenizerCache().load(folder).eos_token_id
     manifests = tokenize_text(
         Text(**snakemake.params.text),
         [Path(path) for path in snakemake.params.downloaded],
         folder / "tokenizer.json",
         output.parent,
         snakemake.params.tokens,
-        end_of_text,
+        end_of_text(folder),
         snakemake.params.code,
     )
     write_json(manifests, output)

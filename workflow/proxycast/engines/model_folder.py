@@ -108,6 +108,17 @@ def tokenizer_files(folder: Path) -> list[Path]:
     return [path for name in TOKENIZER_FILES if (path := folder / name).is_file()]
 
 
+def tokenizer_json(folder: Path) -> Path:
+    """The file tokenizer.json. Raises InputError where there is none."""
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        found = sorted(path.name for path in folder.iterdir())
+        raise InputError(
+            f"{folder}: tokenizer.json missing; found {found}; the save_pretrained of a fast tokenizer writes it"
+        )
+    return path
+
+
 def context_of(folder: Path, trust_remote_code: bool = False, architecture: str | None = None) -> int:
     """Most tokens that the model reads at once; no limit for architectures that have none."""
     return shape_of(folder, trust_remote_code, architecture).context
@@ -281,15 +292,6 @@ def safetensors_header(path: Path) -> dict[str, list[int]]:
     return shapes
 
 
-@lru_cache(maxsize=1024)
-def vocabulary_fingerprint(tokenizer: Path) -> str:
-    """16 hexadecimal digits for the tokens in tokenizer.json and their ids."""
-    try:
-        return fingerprint(Tokenizer.from_file(str(tokenizer)).get_vocab(with_added_tokens=True))
-    except Exception as error:  # the Rust library raises nothing narrower
-        raise InputError(f"{tokenizer}: no readable tokenizer ({error}); copy the file again") from None
-
-
 def json_object(path: Path) -> dict:
     """The object in a JSON file. Raises InputError for one that is missing, broken or holds something else."""
     try:
@@ -309,12 +311,7 @@ def _largest_token_id(folder: Path) -> int:
     """The largest id of a token that any text may have. Added ones, such as those for images, are left out: some models
     have no embedding for them, and `solutions.tokenize` refuses a text that has one of those.
     """
-    path = folder / "tokenizer.json"
-    if not path.is_file():
-        found = sorted(path.name for path in folder.iterdir())
-        raise InputError(
-            f"{folder}: tokenizer.json missing; found {found}; the save_pretrained of a fast tokenizer writes it"
-        )
+    path = tokenizer_json(folder)
     try:
         return _largest_in_tokenizer(path.read_text(encoding="utf-8"))
     except Exception as error:  # the Rust library raises nothing narrower

@@ -1,17 +1,34 @@
-"""A model folder's tokenizer, loaded once for a whole sweep, and what turns generated tokens into text."""
+"""A model folder's tokenizer, the same for training, scoring and generation, and what turns tokens into text.
+
+tokenizer.json is the tokenizer. For some classes, such as Llama's, GPT-2's and Qwen2's, `transformers` 5 takes only the
+vocabulary and the merges from it and builds the rest by itself: texts then become other tokens than those that the
+model was trained on (https://github.com/huggingface/transformers/issues/45488). So nothing but names is taken from the
+class. vLLM is given token ids, and lm-eval this tokenizer.
+"""
 
 import hashlib
+import logging
 from collections.abc import Collection, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
 
-from proxycast.engines.model_folder import TOKENIZER_FILES, json_object, read_config, renamed_config
+from proxycast.engines.model_folder import json_object, tokenizer_files, tokenizer_json
 from proxycast.options import InputError
+from proxycast.tables import fingerprint
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
+
+log = logging.getLogger(__name__)
+
+# Text that pre-tokenizers and normalizers treat in their own ways: digits, white space, quotes, letters of all kinds.
+SAMPLE = """The cat's 12345678 + x_1 >= 3.14!?\n\n\n\tif n1 == 10:
+        re-turn 'ÉcOle e\u0301 ½ 日本語 안녕 😀'  # DON'T\r\n  a   b """
 
 
 class Written(NamedTuple):
@@ -21,38 +38,105 @@ class Written(NamedTuple):
     finished: bool
 
 
+def read_tokenizer(path: Path) -> Tokenizer:
+    """The tokenizer in a tokenizer.json, for which a text has the same tokens at each reading, all of them.
+
+    The dropout of BPE is off, with which a model may have been trained (the file does not hold that of Unigram), and so
+    are truncation and padding. Raises InputError for a file that cannot be read.
+    """
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the Rust library raises nothing narrower
+        raise InputError(f"{path}: no readable tokenizer ({error}); it must be the tokenizer.json of a model") from None
+    if isinstance(tokenizer.model, BPE):
+        tokenizer.model.dropout = None
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+@lru_cache(maxsize=1024)
+def tokens_fingerprint(path: Path) -> tuple[str, str]:
+    """16 hexadecimal digits each for the tokens in a tokenizer.json with their ids, and for how it splits SAMPLE."""
+    tokenizer = read_tokenizer(path)
+    return fingerprint(tokenizer.get_vocab()), fingerprint(tokenizer.encode(SAMPLE, add_special_tokens=False).ids)
+
+
+def load_tokenizer(folder: Path) -> "PreTrainedTokenizerFast":
+    """`read_tokenizer` of a model folder, with the chat template and the names of special tokens from its other files.
+
+    Nothing else in them counts: no class and, as in `transformers` 5, no `add_bos_token`, because tokenizer.json says
+    what stands in front of a text. Names of tokens that it does not have are left out. Raises InputError, naming the
+    folder, where tokenizer.json is missing or a file cannot be read.
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    file = read_tokenizer(tokenizer_json(folder))
+    try:
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # whatever the other files hold
+        raise InputError(f"{folder}: transformers cannot read this tokenizer: {error}") from error
+    tokenizer._tokenizer = file
+    tokenizer.split_special_tokens = tokenizer.clean_up_tokenization_spaces = False
+    if tokenizer.bos_token is None and tokenizer.eos_token is None:
+        _take_names_of_the_class(folder, tokenizer)
+    for name, token in tokenizer.special_tokens_map.items():
+        if file.token_to_id(token) is None:
+            log.warning("%s: its %s %r is no token of tokenizer.json and is left out", folder, name, token)
+            setattr(tokenizer, name, None)
+    _warn_of_another_bos(folder, tokenizer)
+    return tokenizer
+
+
+def _take_names_of_the_class(folder: Path, tokenizer: "PreTrainedTokenizerFast") -> None:
+    """Name BOS and EOS as the tokenizer's class does: GPT-2's folder on the hub names them nowhere."""
+    from transformers import AutoTokenizer
+
+    try:
+        of_class = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception:  # no class, or one that cannot read the file
+        return
+    for name in ("bos_token", "eos_token"):
+        if (token := getattr(of_class, name)) in tokenizer.get_vocab():
+            setattr(tokenizer, name, token)
+
+
+def _warn_of_another_bos(folder: Path, tokenizer: "PreTrainedTokenizerFast") -> None:
+    path = folder / "tokenizer_config.json"
+    wanted = json_object(path).get("add_bos_token") if path.is_file() else None
+    if wanted is None or tokenizer.bos_token is None:
+        return
+    written = tokenizer.bos_token_id in tokenizer.backend_tokenizer.encode("").ids
+    if written != wanted:
+        log.warning(
+            "%s: tokenizer_config.json has add_bos_token %s, but tokenizer.json puts %s in front of a text; the latter "
+            "counts, as in transformers 5",
+            *(folder, str(wanted).lower(), tokenizer.bos_token if written else f"no {tokenizer.bos_token}"),
+        )
+
+
+def end_of_text(folder: Path) -> int:
+    """Id of the token that ends each document. Raises InputError for a tokenizer that names none."""
+    tokenizer = load_tokenizer(folder)
+    if tokenizer.eos_token is None:
+        raise InputError(f"{folder}: this tokenizer names no eos_token; name one in tokenizer_config.json")
+    return tokenizer.eos_token_id
+
+
 class TokenizerCache:
     """The tokenizer of the folder that was asked for last: the same object as long as its files are the same."""
 
-    def __init__(self, trust_remote_code: bool = False, architecture: str | None = None):
-        self._trust_remote_code, self._architecture = trust_remote_code, architecture
+    def __init__(self):
         self._tokenizer = self._digests = None
 
     def load(self, folder: Path) -> "PreTrainedTokenizerFast":
-        """Raises InputError, naming the folder, if `transformers` cannot read the tokenizer."""
-        from transformers import AutoTokenizer
-
-        files = [path for name in TOKENIZER_FILES if (path := folder / name).is_file()]
-        digests = [(path.name, hashlib.sha256(path.read_bytes()).digest()) for path in files]
+        """`load_tokenizer`, loaded once for a whole sweep."""
+        digests = [(path.name, hashlib.sha256(path.read_bytes()).digest()) for path in tokenizer_files(folder)]
         if digests != self._digests:
             self._digests = None
-            try:
-                self._tokenizer = AutoTokenizer.from_pretrained(
-                    folder,
-                    config=self._config(folder),
-                    local_files_only=True,
-                    trust_remote_code=self._trust_remote_code,
-                )
-            except (OSError, ValueError, KeyError) as error:
-                raise InputError(f"{folder}: transformers cannot read this tokenizer: {error}") from error
+            self._tokenizer = load_tokenizer(folder)
             self._digests = digests
         return self._tokenizer
-
-    def _config(self, folder: Path) -> "PretrainedConfig | None":
-        """`transformers` looks at a model's config for its tokenizer, too; None where it may read it by itself."""
-        if not (folder / "config.json").is_file() or renamed_config(folder, self._architecture) is None:
-            return None
-        return read_config(folder, self._trust_remote_code, self._architecture)
 
 
 def end_tokens(folder: Path, tokenizer: "PreTrainedTokenizerFast") -> list[int]:

@@ -71,7 +71,7 @@ class TransformersEngine:
         found = "cuda" if torch.cuda.is_available() else "cpu"
         self._device = torch.device(found if options.device == "auto" else options.device)
         self._batch_tokens = self._full_batch()  # halved when a GPU's memory does not suffice
-        self._tokenizers = TokenizerCache(options.trust_remote_code, options.architecture)
+        self._tokenizers = TokenizerCache()
         self.close()
 
     def check(self, folder: Path) -> None:
@@ -303,7 +303,7 @@ class TransformersEngine:
         processors: Callable[[list[int]], list[Callable]],
     ) -> list[Written]:
         """What greedy decoding writes after each prompt; `processors` change the logits of the prompts of a batch."""
-        encoded = prompt_tokens(list(prompts), self.tokenizer, self.options.chat_template)
+        encoded = prompt_tokens(list(prompts), self.tokenizer, self.options.chat_template, self.vocabulary)
         require_room(self._folder, prompts, encoded, self.context)
         by_length: dict[int, list[int]] = defaultdict(list)
         for i, token_ids in enumerate(encoded):

@@ -148,7 +148,7 @@ class VllmEngine:
         self._batch_tokens = options.batch_tokens  # decided, if it is None, and halved if memory does not suffice
         self._llm = self._loaded = self._built = self.tokenizer = None
         self._config_folder = None  # holds a config.json in the place of the model's own, where that must be corrected
-        self._tokenizers = TokenizerCache(options.trust_remote_code, options.architecture)
+        self._tokenizers = TokenizerCache()
 
     def check(self, folder: Path) -> None:
         """Raise InputError, naming what would work, if the folder is not whole or vLLM cannot run its model."""
@@ -220,7 +220,7 @@ class VllmEngine:
         self, prompts: Sequence[str], settings: Sequence[dict], stop: Sequence[str], ends: list[int]
     ) -> list[Written]:
         """What vLLM writes after each prompt with its settings, of which `max_tokens` is cut to the context."""
-        encoded = prompt_tokens(list(prompts), self.tokenizer, self.options.chat_template)
+        encoded = prompt_tokens(list(prompts), self.tokenizer, self.options.chat_template, self.vocabulary)
         require_room(self._folder, prompts, encoded, self.context)
         settings = [
             {**setting, "max_tokens": min(setting["max_tokens"], self.context - len(token_ids)), "stop_token_ids": ends}

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from proxycast.engines.model_folder import FINGERPRINT_FILE, is_finished, tokenizer_files
-from proxycast.engines.tokenizer import TokenizerCache
+from proxycast.engines.tokenizer import load_tokenizer
 from proxycast.jobs import PROGRESS_SECONDS
 from proxycast.ladder import Ladder, LadderSize
 from proxycast.options import InputError
@@ -182,7 +182,7 @@ def _begin(files: _Files, ladder: Ladder, size: str, seed: int, device: str) -> 
 
 def _model(ladder: Ladder, shape: LadderSize, seed: int, tokenizer: Path) -> LlamaForCausalLM:
     """The model with random parameters, in float32 on the CPU, the same for each seed."""
-    found = TokenizerCache().load(tokenizer)
+    found = load_tokenizer(tokenizer)
     largest = max(found.get_vocab().values())
     if largest >= ladder.vocabulary:
         raise InputError(

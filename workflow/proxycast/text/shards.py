@@ -17,6 +17,7 @@ import numpy as np
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
+from proxycast.engines.tokenizer import read_tokenizer
 from proxycast.options import InputError
 from proxycast.tables import atomic, fingerprint, write_json
 
@@ -60,7 +61,8 @@ def tokenize_source(
     `made_from` is the fingerprint of the documents. Shards that a former call finished with the same one and the same
     tokenizer stay; `batches` must start at the first document all the same, and documents in those are passed over.
     """
-    encoder = _read_tokenizer(tokenizer)
+    encoder = read_tokenizer(tokenizer)
+    encoder.encode_special_tokens = True
     vocabulary = 1 + max(encoder.get_vocab(with_added_tokens=True).values())
     if not 0 <= end_of_text < vocabulary:
         raise InputError(f"{tokenizer}: end-of-text token {end_of_text} is not among its ids 0 to {vocabulary - 1}")
@@ -99,17 +101,6 @@ def tokenize_source(
     write_json(manifest, folder / MANIFEST)
     log.info("%s: %d tokens of %d documents in %d shards", folder, done, manifest["documents"], len(shards))
     return manifest
-
-
-def _read_tokenizer(path: Path) -> Tokenizer:
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the Rust library raises nothing narrower
-        raise InputError(f"{path}: no readable tokenizer ({error}); it must be the tokenizer.json of a model") from None
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    tokenizer.encode_special_tokens = True
-    return tokenizer
 
 
 def _encode(tokenizer: Tokenizer, batch: list[str], end_of_text: int, dtype: np.dtype) -> np.ndarray:
