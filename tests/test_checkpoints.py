@@ -10,6 +10,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 import torch
+from awkward_models import AWKWARD
 from conftest import PUBLISHED, tiny_model
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,6 +24,7 @@ from proxycast.checkpoints import (
     extraction_options,
     plan_checkpoints,
     remove,
+    require_active_parameters,
     runs,
     runs_jobs,
     scored_checkpoints,
@@ -104,7 +106,7 @@ def test_table_has_a_row_for_each(default):
     checkpoints = plan_checkpoints(default)
     seventh = checkpoints[7]
     table = checkpoints_table(checkpoints, {seventh.checkpoint: "abc"})
-    in_table = [field.name for field in dataclasses.fields(Checkpoint)][:13]
+    in_table = [field.name for field in dataclasses.fields(Checkpoint)][:14]
     assert table.columns == [*in_table, "commit"] and in_table[-1] == "revision"
     assert table.height == len(checkpoints)
     assert table.row(7) == (*(getattr(seventh, name) for name in in_table), "abc")
@@ -157,6 +159,56 @@ def test_unknown_input_embedding(tmp_path):
     save_file({"lm_head.weight": torch.ones(2, 3), "own.weight": torch.ones(3)}, tmp_path / "model.safetensors")
     with pytest.raises(InputError, match="found no input embedding.*give `parameters`"):
         count_parameters(tmp_path)
+
+
+def test_compute_of_a_mixture_of_experts_counts_its_active_parameters(given_models, tmp_path):
+    moe = AWKWARD["qwen3_moe"](tmp_path / "moe")
+    plan = given_models({name: [(moe, "tiny", 5, 1), (moe, "big", 7, 0)] for name in ("a", "b")})
+    inactive = 2 * 3 * 32 * 64  # two of four experts in one layer: three matrices of 32 x 64 each
+    (one, *_) = checkpoints = plan_checkpoints(plan)
+    assert (one.parameters, one.active_parameters) == (count_parameters(moe), count_parameters(moe) - inactive)
+    assert one.flops == 6 * one.active_parameters * one.tokens
+    table = checkpoints_table(checkpoints, {})
+    assert table.columns[5:7] == ["parameters", "active_parameters"]
+    assert (table["flops"] == 6 * table["active_parameters"] * table["tokens"]).all()
+
+
+def test_active_parameters_that_a_file_gives():
+    """Of a hub's weights nothing can be counted: they are what the file says, or all."""
+    more = HUB | {"size": "own", "step": 5, "tokens": 11, "parameters": 13, "seed": 9}
+    corpora = {n: {"checkpoints": [HUB | {"hub": f"me/{n}-{{size}}"}, more | {"active_parameters": 4}]} for n in "ab"}
+    for keys, active in ({"active_parameters": 4}, 4), ({}, 13):
+        for corpus in corpora.values():
+            corpus["checkpoints"][1] = more | keys
+        (own,) = (c for c in plan_checkpoints(ladder_plan(corpora)) if c.seed == 9 and c.corpus == "a")
+        assert (own.parameters, own.active_parameters, own.flops) == (13, active, 6 * active * 11)
+    corpora["b"]["checkpoints"][1] = more | {"active_parameters": 14}
+    with pytest.raises(InputError, match=r"own/b\.yaml: checkpoints\[1\]: active_parameters: found 14; .* of the 13"):
+        plan_checkpoints(ladder_plan(corpora))
+    corpora["b"]["checkpoints"][1] = more | {"active_parameters": 5}
+    corpora["a"]["checkpoints"][1] = more
+    with pytest.raises(InputError, match="active_parameters of own at step 5: found 5, but 13"):
+        plan_checkpoints(ladder_plan(corpora))
+
+
+def test_a_mixture_of_the_hub_whose_file_takes_all_for_active(tmp_path, monkeypatch):
+    """Seen by the job that has its weights, before a model is loaded."""
+    monkeypatch.chdir(tmp_path)
+    more = HUB | {"size": "own", "step": 5, "tokens": 11, "parameters": 99_999, "seed": 9}
+    corpora = {n: {"checkpoints": [HUB | {"hub": f"me/{n}-{{size}}"}, more]} for n in "ab"}
+    plan = ladder_plan(corpora)
+    (own,) = (c for c in plan_checkpoints(plan) if c.seed == 9 and c.corpus == "a")
+    checkpoints = [(own.checkpoint, own.folder, own.role)]
+    AWKWARD["llama_no_bos_bytelevel"](Path(own.folder))
+    require_active_parameters(plan, "a", checkpoints)
+    shutil.rmtree(own.folder)
+    AWKWARD["qwen3_moe"](Path(own.folder))
+    words = r"own/a\.yaml: a-own-seed9-step5 is a mixture of experts, of whose 99999 parameters a token meets 87711"
+    with pytest.raises(InputError, match=words):
+        require_active_parameters(plan, "a", checkpoints)
+    for corpus in corpora.values():
+        corpus["checkpoints"][1] = more | {"active_parameters": 87_711}
+    require_active_parameters(ladder_plan(corpora), "a", checkpoints)
 
 
 def test_given_checkpoints(given_models, model_folder):
@@ -296,7 +348,8 @@ def test_hub_checkpoints_by_hand():
     tokens = 8 * 4 * 8
     assert c == Checkpoint(
         **{"checkpoint": "b-6M-seed1-step8", "run": "b-6M-seed1", "corpus": "b", "family": "llama", "size": "6M"},
-        **{"parameters": N["6M"], "step": 8, "tokens": tokens, "flops": 6 * N["6M"] * tokens, "seed": 1},
+        **{"parameters": N["6M"], "active_parameters": N["6M"]},
+        **{"step": 8, "tokens": tokens, "flops": 6 * N["6M"] * tokens, "seed": 1},
         **{"role": "proxy", "source": "me/b-6M", "revision": "step8-second", "convert_from": ""},
         **{"folder": "results/mine/weights/b-6M-seed1/step8", "model": c.model},
     )

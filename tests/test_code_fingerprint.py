@@ -16,6 +16,7 @@ NO_RESULTS = PLANNING | {
     "config_reference",
     "console",
     "disk",
+    "experts",
     "models",
     "plan",
     "progress",

@@ -1,5 +1,6 @@
 """Which engine runs a checkpoint, and with which options: the study's, the corpus's, the checkpoint's own."""
 
+import gc
 import json
 import logging
 import shutil
@@ -13,6 +14,7 @@ import pytest
 import torch
 from proxycast.engines import ExtractionOptions, ModelOptions, choose_engine, engines_for
 from proxycast.options import InputError
+from transformers import LlamaConfig, LlamaForCausalLM
 
 
 def test_a_model_sets_its_own_over_the_studys_options():
@@ -50,6 +52,50 @@ def test_auto_on_a_gpu_asks_whether_vllm_supports_the_model(reason, engine, mode
     with caplog.at_level(logging.INFO):
         assert choose_engine(ExtractionOptions(engine="auto"), model_folder()).engine == engine
     assert (reason or "vLLM supports the model on this GPU") in caplog.text
+
+
+def test_vllm_refuses_float32_on_a_gpu_and_auto_takes_transformers(model_folder, caplog, monkeypatch):
+    """Its attention multiplies it in TF32 there."""
+    from proxycast.engines.vllm import VllmEngine
+
+    folder = model_folder()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    words = "model: dtype float32 by vLLM is not exact on a GPU.* bfloat16.*set extraction.engine .* to transformers"
+    with pytest.raises(InputError, match=words):
+        VllmEngine(ExtractionOptions(engine="vllm")).check(folder)
+    with caplog.at_level(logging.INFO):
+        assert choose_engine(ExtractionOptions(engine="auto"), folder).engine == "transformers"
+    assert "engine transformers, because dtype float32 by vLLM is not exact on a GPU" in caplog.text
+
+
+def test_heads_that_the_gpus_cannot_share_are_named_with_what_is_possible(model_folder, monkeypatch):
+    from proxycast.engines import vllm
+
+    monkeypatch.setattr(vllm, "unsupported", lambda folder, options: None)
+    shape = dict(hidden_size=192, num_attention_heads=12, num_key_value_heads=4)
+    folder = model_folder(model=LlamaForCausalLM(LlamaConfig(vocab_size=400, num_hidden_layers=1, **shape)))
+    for size in (1, 2, 4, 12):
+        vllm.VllmEngine(ExtractionOptions(engine="vllm", tensor_parallel_size=size)).check(folder)
+    for size in (3, 5, 8, 24):  # 3 divides the heads, but not those of keys and values
+        words = f"model: tensor_parallel_size: found {size}, which does not divide the model's 12 heads .* 1, 2, 4, 12$"
+        with pytest.raises(InputError, match=words):
+            vllm.VllmEngine(ExtractionOptions(engine="vllm", tensor_parallel_size=size)).check(folder)
+
+
+def test_float32_is_multiplied_as_such(monkeypatch):
+    """Whatever the environment (an image of NVIDIA's) or other code of the process has set before."""
+    from proxycast.engines import make_engine
+
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    try:
+        torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.allow_tf32 = True
+        make_engine(ExtractionOptions(device="cpu"))
+        assert torch.get_float32_matmul_precision() == "highest"
+        assert not torch.backends.cuda.matmul.allow_tf32 and not torch.backends.cudnn.allow_tf32
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
 
 
 def test_checkpoints_with_the_same_options_share_an_engine_and_all_are_checked_first(model_folder):
@@ -95,6 +141,130 @@ def test_vllm_reads_the_same_files_or_none(model_folder, monkeypatch):
         engine.check(folder)
     (folder / "model.safetensors").unlink()
     engine.check(folder)
+
+
+class Vllm:
+    """Stands for vLLM: an engine's answers are two numbers, which the folder's file `weights` holds.
+
+    `keeps`: places of them that loading in place leaves as they were.
+    """
+
+    def __init__(self, monkeypatch, keeps: tuple[int, ...] = (), error: str | None = None):
+        from proxycast.engines import vllm
+
+        world, self.started = self, []
+
+        class LLM:
+            def __init__(self, folder, **options):
+                gc.collect()
+                assert all(earlier() is None for earlier in world.started)  # a GPU has no room for two
+                world.started.append(weakref.ref(self))
+                self.weights = np.loadtxt(Path(folder) / "weights")
+                core = SimpleNamespace(shutdown=lambda: None)
+                self.llm_engine = SimpleNamespace(engine_core=core)
+
+            def collective_rpc(self, name, args=()):
+                if name == "proxycast_install":
+                    return ["v1"]
+                if error:
+                    raise RuntimeError(error)
+                new = np.loadtxt(Path(args[0]) / "weights")
+                new[list(keeps)] = self.weights[list(keeps)]
+                self.weights = new
+
+        state = SimpleNamespace(cleanup_dist_env_and_memory=lambda: None)
+        modules = {"vllm": SimpleNamespace(LLM=LLM, __version__="0.32.0"), "vllm.distributed.parallel_state": state}
+        for name, module in modules.items():
+            monkeypatch.setitem(sys.modules, name, module)
+        engine = vllm.VllmEngine
+        monkeypatch.setattr(vllm, "weight_files", lambda folder: [])
+        monkeypatch.setattr(engine, "check", lambda self, folder: None)
+        monkeypatch.setattr(engine, "_require_causality", lambda self: None)
+        monkeypatch.setattr(vllm.TokenizerCache, "load", lambda self, folder: None)
+        monkeypatch.setattr(engine, "_check_prompt", lambda self: (None, np.tile(self._llm.weights, (6, 1))))
+        monkeypatch.setattr(engine, "_compare_with_stock", lambda self: self._check_prompt()[1])
+        self.engine = engine(ExtractionOptions(engine="vllm"))
+
+    def load(self, folder: Path) -> np.ndarray:
+        self.engine.load(folder)
+        return self.engine._llm.weights
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    """A function that makes a folder for `Vllm`: checkpoint(name, weights, architecture)."""
+
+    def make(name: str, *weights: float, architecture: str = "A") -> Path:
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps({"architectures": [architecture], "vocab_size": 9}))
+        np.savetxt(folder / "weights", weights)
+        return folder
+
+    return make
+
+
+BROKEN = {
+    "keeps one weight": {"keeps": (1,)},
+    "keeps all": {"keeps": (0, 1)},
+    "raises": {"error": "left the weights of Norm as they were"},
+}
+
+
+@pytest.mark.parametrize("fault", [None, *BROKEN])
+def test_loading_in_place_is_used_once_a_new_engine_has_said_the_same(fault, checkpoint, monkeypatch, caplog):
+    vllm = Vllm(monkeypatch, **BROKEN.get(fault, {}))
+    folders = [checkpoint(str(n), n, 10 + n) for n in range(4)]
+    with caplog.at_level(logging.INFO):
+        for folder in (*folders, folders[3], *folders):  # as extraction and targets walk them
+            assert vllm.load(folder).tolist() == np.loadtxt(folder / "weights").tolist()
+    if fault:
+        assert len(vllm.started) == 8 and caplog.text.count("so each checkpoint of this architecture gets a new") == 1
+        assert fault != "raises" or "vLLM could not load it in place: left the weights" in caplog.text
+    else:
+        assert len(vllm.started) == 2 and caplog.text.count("0: loaded in place as by a new engine, 0 nats apart") == 1
+
+
+def test_checkpoints_that_say_the_same_prove_nothing(checkpoint, monkeypatch):
+    vllm = Vllm(monkeypatch, keeps=(0, 1))
+    folders = [checkpoint("a", 1, 2), checkpoint("b", 1, 2), checkpoint("c", 5, 6), checkpoint("d", 7, 8)]
+    broken = checkpoint("nan", np.nan, np.nan)
+    for folder in (folders[0], folders[1], broken, folders[2], folders[3], folders[1]):
+        np.testing.assert_array_equal(vllm.load(folder), np.loadtxt(folder / "weights"))
+    assert len(vllm.started) == 6 and list(vllm.engine._proven.values()) == [False]
+
+
+def test_each_architecture_is_proven_and_what_was_proven_stays(checkpoint, monkeypatch):
+    vllm = Vllm(monkeypatch)
+    one, other = ([checkpoint(f"{a}{n}", n, n, architecture=a) for n in range(5)] for a in "AB")
+    for folder in (*one[:3], *other[:2], *one[3:], *other[2:]):
+        assert vllm.load(folder).tolist() == np.loadtxt(folder / "weights").tolist()
+    # Two engines for A, two for B; one more for A, which then loads in place, and for B, whose proof comes after it.
+    assert len(vllm.started) == 6
+
+
+def test_a_checkpoint_that_has_changed_is_no_proof(checkpoint, monkeypatch):
+    vllm = Vllm(monkeypatch)
+    folders = [checkpoint(str(n), n, 10 + n) for n in range(4)]
+    for folder in folders[:2]:
+        vllm.load(folder)
+    np.savetxt(folders[0] / "weights", (50, 60))
+    for folder in folders[2:]:
+        assert vllm.load(folder).tolist() == np.loadtxt(folder / "weights").tolist()
+    assert len(vllm.started) == 3  # the fourth is proven with the second
+
+
+def test_what_a_kernel_lacks_is_said_in_one_line(checkpoint, monkeypatch):
+    vllm = Vllm(monkeypatch)
+
+    def fails(self):
+        raise NotImplementedError("no such kernel on a CPU")
+
+    monkeypatch.setattr(type(vllm.engine), "_compare_with_stock", fails)
+    with pytest.raises(
+        InputError, match="a: vLLM cannot run this model here: no such kernel on a CPU; set extraction."
+    ):
+        vllm.load(checkpoint("a", 1, 2))
 
 
 def test_vllms_engine_that_ran_out_of_memory_is_gone_before_the_next_one_starts(monkeypatch):

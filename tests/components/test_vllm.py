@@ -3,6 +3,7 @@
 import inspect
 import json
 import logging
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -84,7 +85,7 @@ THROUGH_TRANSFORMERS = "gpt_neox"
 def test_agrees_with_float32_logits_and_reloads_in_place(kind, tmp_path, vllm_engine):
     folders = [AWKWARD[kind](tmp_path / str(seed), seed) for seed in (0, 1)]
     engine, running = vllm_engine(), []
-    for folder in (*folders, folders[0]):
+    for folder in (*folders, *folders):
         engine.load(folder)
         running.append(engine._llm)
         sequences = tokenize(TEXTS, engine.tokenizer, engine.context)
@@ -92,7 +93,8 @@ def test_agrees_with_float32_logits_and_reloads_in_place(kind, tmp_path, vllm_en
         assert_agrees(table, reference(folder, sequences))
         assert table["position"].to_list() == [p for s in sequences for p in range(s.start, s.stop)]
         assert table["token"].to_list() == [t for s in sequences for t in s.token_ids[s.start : s.stop]]
-    assert running[0] is running[1] is running[2]
+    # The first two have an engine each; the third proves that loading in place says the same as its own engine did.
+    assert running[0] is not running[1] is running[2] is running[3]
 
 
 def small_folder(folder, model):
@@ -149,20 +151,45 @@ def test_what_vllm_says_of_unloaded_layers_is_heard():
     assert 'logger.warning("%s: Failed to load weights", layer.__class__.__name__)' in inspect.getsource(layerwise)
 
 
-def test_a_layer_that_keeps_its_old_weights_is_an_error(llama_folders, vllm_engine):
-    engine = vllm_engine()
-    engine.load(llama_folders[0])
-    runner, reload = runner_of(engine), runner_of(engine).reload_weights
+def says_that_it_forgot_a_norm(runner, reload, weights_path):
+    from vllm.model_executor.model_loader.reload import layerwise
 
-    def forgets_a_norm(weights_path):
-        from vllm.model_executor.model_loader.reload import layerwise
+    reload(runner, weights_path=weights_path)
+    layerwise.logger.warning("%s: Failed to load weights", "RMSNorm")
 
-        reload(weights_path=weights_path)
-        layerwise.logger.warning("%s: Failed to load weights", "RMSNorm")
 
-    runner.reload_weights = forgets_a_norm
-    with pytest.raises(RuntimeError, match="left the weights of RMSNorm as they were"):
-        engine.load(llama_folders[1])
+def forgets_a_norm(runner, reload, weights_path):
+    norm = runner.model.model.norm.weight
+    before = norm.clone()
+    reload(runner, weights_path=weights_path)
+    norm.data.copy_(before)
+
+
+@pytest.mark.parametrize(
+    "fault, words",
+    [
+        (
+            says_that_it_forgot_a_norm,
+            "could not load it in place: .*0: vLLM left the weights of RMSNorm as they were; so each",
+        ),
+        (forgets_a_norm, "loaded in place its log-probs are .* nats off those by a new engine"),
+    ],
+)
+def test_a_layer_that_keeps_its_old_weights_costs_a_new_engine(
+    fault, words, tmp_path, vllm_engine, monkeypatch, caplog
+):
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+    reload = GPUModelRunner.reload_weights
+    monkeypatch.setattr(GPUModelRunner, "reload_weights", lambda self, weights_path: fault(self, reload, weights_path))
+    folders = [AWKWARD["llama_no_bos_bytelevel"](tmp_path / str(seed), seed) for seed in (0, 1, 2)]
+    engine, running = vllm_engine(), []
+    for folder in (*folders, folders[0]):
+        engine.load(folder)
+        running.append(id(engine._llm))
+        sequences = tokenize(TEXTS, engine.tokenizer, engine.context)
+        assert_agrees(engine.token_stats(sequences), reference(folder, sequences))
+    assert re.search(words, caplog.text) and caplog.text.count("gets a new engine") == 1
 
 
 def test_chunks_of_a_prompt_in_several_steps_change_nothing(llama_folders, vllm_engine):
@@ -361,7 +388,7 @@ def test_what_vllm_cannot_run_is_refused_before_anything_is_built(tmp_path, llam
     import vllm
 
     monkeypatch.setattr(vllm, "__version__", "0.29.1")
-    with pytest.raises(InputError, match=r"vLLM 0.29.1 is installed; the hook knows 0.32.\*"):
+    with pytest.raises(InputError, match=r"vLLM 0.29.1 is installed; the hook knows 0.32.\*, 0.33.\*"):
         vllm_engine().load(llama_folders[0])
 
 

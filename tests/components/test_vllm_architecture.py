@@ -52,4 +52,4 @@ class AnyHead:
 def test_auto_knows_that_vllm_supports_it(folders, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("proxycast.engines.vllm._attention_backend", lambda: AnyHead)
-    assert choose_engine(ExtractionOptions(engine="auto"), folders[1][0]).engine == "vllm"
+    assert choose_engine(ExtractionOptions(engine="auto", dtype="bfloat16"), folders[1][0]).engine == "vllm"

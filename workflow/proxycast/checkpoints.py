@@ -23,12 +23,16 @@ from proxycast.corpora import CheckpointEntry, CheckpointSpec, Corpus
 from proxycast.curves import CURVES
 from proxycast.engines import ExtractionOptions, ModelOptions
 from proxycast.engines.model_folder import safetensors_header, weight_files
+from proxycast.experts import inactive_parameters
 from proxycast.model_selection import FEWEST_MODELS
 from proxycast.options import InputError
 from proxycast.tables import MANIFEST, input_states, is_whole_parquet, manifest_parts
 from proxycast.targets import read_target_table
 
-INPUT_EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight")
+INPUT_EMBEDDINGS = (
+    *("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight"),
+    "backbone.embeddings.weight",  # Mamba and its kin
+)
 OUTPUT_HEADS = ("lm_head.weight", "embed_out.weight")
 # A run of the ladder that came so far is finished: restarts cut or added a few steps, early stops three quarters.
 FINISHED = 0.99
@@ -53,7 +57,8 @@ class Checkpoint:
     corpus: str
     family: str
     size: str
-    parameters: int  # N, without the input embedding
+    parameters: int  # all of them, without the input embedding
+    active_parameters: int  # N: of them those that a token meets; fewer in a mixture of experts
     step: int
     tokens: int  # D
     flops: int  # 6 N D
@@ -199,6 +204,22 @@ def job_options(plan: Plan, corpus: str, checkpoints: Collection[tuple]) -> list
     return extraction_options(plan, [found[name] for name, *_ in checkpoints])
 
 
+def require_active_parameters(plan: Plan, corpus: str, checkpoints: Collection[tuple]) -> None:
+    """`InputError` for a mixture of experts of the hub whose file takes all of its parameters for active.
+
+    Whether it is one is known only when its weights are there. `checkpoints` as for `job_options`.
+    """
+    named = {name for name, *_ in checkpoints}
+    for c in corpus_checkpoints(plan, corpus):
+        if c.checkpoint not in named or not c.revision or c.active_parameters < c.parameters:
+            continue
+        if inactive := inactive_parameters(Path(c.folder)):
+            raise InputError(
+                f"{plan.corpus_files[corpus]}: {c.checkpoint} is a mixture of experts, of whose {c.parameters} "
+                f"parameters a token meets {c.parameters - inactive}, and 6 N D counts those; give active_parameters"
+            )
+
+
 def weight_inputs(plan: Plan, checkpoints: list[Checkpoint]) -> list[str]:
     """What a scoring job waits for: manifests of models trained here, converted or downloaded runs, given weights."""
     if plan.study.replay:
@@ -276,12 +297,16 @@ def _of_entry(plan: Plan, corpus: Corpus, entry: CheckpointEntry) -> Iterator[Ch
             if spec.folder is None or entry.convert_from:
                 raise ValueError(f"parameters: missing; N of {spec.size!r} is not known before its weights are there")
             parameters = count_parameters(spec.folder)
+        active = entry.active_parameters or parameters - _inactive(spec, entry, dense=shape is not None)
+        if not 0 < active <= parameters:
+            raise ValueError(f"active_parameters: found {active}; they are a part of the {parameters} parameters")
         unfinished = shape is not None and spec.step < FINISHED * shape.steps
         yield _checkpoint(
             plan,
             corpus,
             size=spec.size,
             parameters=parameters,
+            active_parameters=active,
             step=spec.step,
             tokens=tokens,
             seed=spec.seed,
@@ -289,6 +314,13 @@ def _of_entry(plan: Plan, corpus: Corpus, entry: CheckpointEntry) -> Iterator[Ch
             spec=spec,
             entry=entry,
         )
+
+
+def _inactive(spec: CheckpointSpec, entry: CheckpointEntry, dense: bool) -> int:
+    """Parameters that a token does not meet; 0 for weights that are not there yet (`require_active_parameters`)."""
+    if dense or spec.folder is None or entry.convert_from or not any(spec.folder.glob("*.safetensors")):
+        return 0
+    return inactive_parameters(spec.folder)
 
 
 def _require_own_weights(spec: CheckpointSpec, first: CheckpointSpec) -> None:
@@ -413,8 +445,13 @@ def _checkpoint(
     spec: CheckpointSpec | None = None,
     entry: CheckpointEntry | None = None,
     source: str | None = None,
+    active_parameters: int | None = None,
 ) -> Checkpoint:
-    """A checkpoint from the values of its row; without `spec` and `source` it is trained by this study."""
+    """A checkpoint from the values of its row; without `spec` and `source` it is trained by this study.
+
+    Without `active_parameters` a token meets all of its parameters.
+    """
+    active_parameters = active_parameters or parameters
     run = sys.intern(f"{corpus.name}-{size}-seed{seed}")  # one string for all checkpoints of a run
     convert_from = (entry and entry.convert_from) or ""
     if spec is None:
@@ -430,9 +467,10 @@ def _checkpoint(
         family=corpus.family or _architecture(plan, size),
         size=size,
         parameters=parameters,
+        active_parameters=active_parameters,
         step=step,
         tokens=tokens,
-        flops=training_flops(parameters, tokens),
+        flops=training_flops(active_parameters, tokens),
         seed=seed,
         role=role,
         source=folder if source is None else source,
@@ -517,7 +555,7 @@ def _require_comparable(plan: Plan, checkpoints: list[Checkpoint]) -> None:
     models: dict[str, set[str]] = {corpus.name: set() for corpus in plan.corpora}
     for entry in checkpoints:
         other = first.setdefault((entry.size, entry.step), entry)
-        for key in ("parameters", "tokens"):
+        for key in ("parameters", "active_parameters", "tokens"):
             found, expected = getattr(entry, key), getattr(other, key)
             if found != expected:
                 raise InputError(
@@ -568,9 +606,10 @@ def _require_budget(plan: Plan, budget: Budget, checkpoints: list[Checkpoint]) -
 
 
 def count_parameters(folder: Path) -> int:
-    """N of the model in `folder`, read from the headers of its weights: all parameters but the input embedding.
+    """All parameters of the model in `folder` but the input embedding, read from the headers of its weights.
 
-    A tied embedding is the output head as well and so counts once.
+    A tied embedding is the output head as well and so counts once. Of a mixture of experts a token meets fewer
+    (`experts.inactive_parameters`).
     """
     shapes = {name: shape for file in weight_files(folder) for name, shape in safetensors_header(file).items()}
     untied = any(name.endswith(OUTPUT_HEADS) for name in shapes)

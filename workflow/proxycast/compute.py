@@ -1,7 +1,8 @@
 """What a prediction costs and what it buys: FLOPs, the Pareto frontier, the compute that reaches a decision accuracy.
 
 N, here and everywhere, counts every parameter but the input embedding; the output head is in it (DataDecide's
-convention: for its models of L layers and width d, N = L (16 d^2 + 2 d) + d + 50304 d). D counts training tokens.
+convention: for its models of L layers and width d, N = L (16 d^2 + 2 d) + d + 50304 d). Of a mixture of experts it
+counts the active parameters, those that a token meets. D counts training tokens.
 """
 
 from collections.abc import Mapping, Sequence
@@ -47,10 +48,10 @@ def pareto_table(decision_accuracy: pl.DataFrame, parameters: Mapping[str, int],
     """Cost and decision accuracy of every statistic, weighting, size and step, over all tasks.
 
     `decision_accuracy` is `ranking.decision_accuracy_table`; its rows of the task "all" and the seed "single" (what to
-    expect of one run) are used. `parameters`: N of every size. `scored_tokens`: T, the tokens of prompts and solutions
-    that one checkpoint reads to be scored. `scoring_flops` is null for a baseline, which costs what its own evaluation
-    costs. The frontiers weigh the training compute of one run: `on_frontier` among all rows, `on_own_frontier` among
-    those of the same statistic and weighting.
+    expect of one run) are used. `parameters`: N of every size, active ones. `scored_tokens`: T, the tokens of prompts
+    and solutions that one checkpoint reads to be scored. `scoring_flops` is null for a baseline, which costs what its
+    own evaluation costs. The frontiers weigh the training compute of one run: `on_frontier` among all rows,
+    `on_own_frontier` among those of the same statistic and weighting.
     """
     if unknown := set(decision_accuracy["size"]) - set(parameters):
         raise InputError(f"the number of parameters of size {', '.join(map(str, sorted(unknown)))} is not given")

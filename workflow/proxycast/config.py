@@ -103,7 +103,10 @@ class Target(Options):
         description="downstream scores by lm-eval, of the tasks that say how (`lm_eval`); the others are measured here",
     )
     parameters: int | None = Field(
-        None, gt=0, description="N of the target, where only a table knows it (no corpus and no ladder has its size)"
+        None,
+        gt=0,
+        description="N of the target, where only a table knows it (no corpus and no ladder has its size); of a mixture "
+        "of experts the parameters that a token meets",
     )
     tokens: int | None = Field(None, gt=0, description="tokens that the target saw in training (D), likewise")
 

@@ -93,7 +93,13 @@ class CheckpointEntry(Options):
     tokens: int | None = Field(None, ge=0, description="tokens seen in training (D), of a single checkpoint")
     tokens_per_step: int | None = Field(None, gt=0, description="tokens in a batch; without it the ladder's")
     parameters: int | None = Field(
-        None, gt=0, description="N without the input embedding; without it the ladder's, or counted from the weights"
+        None, gt=0, description="all but the input embedding; without it the ladder's, or counted from the weights"
+    )
+    active_parameters: int | None = Field(
+        None,
+        gt=0,
+        description="of these the ones that a token meets, N of 6 N D; without it counted from the weights in "
+        "`folder`, and for those of a hub all: give it for a mixture of experts",
     )
     convert_from: Literal["hf_olmo"] | None = Field(
         None, description="format of the weights, if they must be converted before they are read"

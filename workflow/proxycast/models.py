@@ -23,8 +23,14 @@ class ReleasedModel(Options):
     parameters: int | None = Field(
         None,
         gt=0,
-        description="N without the input embedding, which counts where it is the output head as well (tied); "
+        description="all but the input embedding, which counts where it is the output head as well (tied); "
         "without it counted from the weights in `folder`",
+    )
+    active_parameters: int | None = Field(
+        None,
+        gt=0,
+        description="of these the ones that a token meets, N of 6 N D; without it counted from the weights in "
+        "`folder`, and for those of a hub all: give it for a mixture of experts",
     )
     tokens: int | None = Field(
         None, gt=0, description="tokens of pretraining (D), if they are published; those of post-training are few"
@@ -46,5 +52,6 @@ class ReleasedModel(Options):
         size = f"{billions:g}B" if billions else "released"  # never '1e+03B', which is no name
         keys = {"hub": self.hub, "folder": self.folder and str(self.folder), "revision": self.revision}
         keys |= {"size": size, "step": 0, "tokens": self.tokens or 0, "parameters": self.parameters}
+        keys |= {"active_parameters": self.active_parameters}
         entry = CheckpointEntry(**keys, model=self.model)
         return Corpus(name=self.name, description=self.description, family=self.family, checkpoints=[entry])

@@ -239,7 +239,10 @@ class Watch:
     def _work(
         self, read: Mapping[str, Mapping[str, float]], jobs: list[Job]
     ) -> Iterator[tuple[str, list[tuple[float, float | None]]]]:
-        """Phase -> (work, when it was done or None) of each of its files. Work is the parameters of the models."""
+        """Phase -> (work, when it was done or None) of each of its files.
+
+        Work is the parameters of the models: all of them to fetch or train, the active ones to compute with.
+        """
         all_read = {name: written for tables in read.values() for name, written in tables.items()}
         records = self._entries(f"{self.results}/revisions")  # stay when weights of the hub are removed
         made = (
@@ -248,13 +251,19 @@ class Watch:
         )
         yield "weights", [(c.parameters, written) for c, written in made]
         scored = [(job, c) for job, found in self.jobs.items() for c in found]
-        yield "token statistics", [(c.parameters, all_read.get(c.checkpoint)) for _, c in scored if c.role != "target"]
+        yield (
+            "token statistics",
+            [(c.active_parameters, all_read.get(c.checkpoint)) for _, c in scored if c.role != "target"],
+        )
         if self.measured:
             tables = {job: self._tables(f"targets/{job}") for job in self.jobs}
-            yield "targets", [(c.parameters, tables[job].get(c.checkpoint)) for job, c in scored]
+            yield "targets", [(c.active_parameters, tables[job].get(c.checkpoint)) for job, c in scored]
         if self.by_harness:
             tables = self._tables("harness")
-            yield "lm-eval", [(sum(c.parameters for c in found), tables.get(job)) for job, found in self.jobs.items()]
+            yield (
+                "lm-eval",
+                [(sum(c.active_parameters for c in found), tables.get(job)) for job, found in self.jobs.items()],
+            )
         tables = self._tables("proxies")
         yield "proxies", [(1, tables.get(corpus)) for corpus in dict.fromkeys(c.corpus for _, c in scored)]
         # A job of an experiment writes many files: one stands for all, unless the job is writing them or has failed.

@@ -27,8 +27,9 @@ from pydantic import Field, ValidationError, model_validator
 from proxycast.checkpoints import Checkpoint, count_parameters, extraction_options, runs, scoring_jobs
 from proxycast.compute import scoring_flops, training_flops
 from proxycast.config import Plan, closest, read_yaml
-from proxycast.engines import BATCH_TOKENS, ExtractionOptions
+from proxycast.engines import BATCH_TOKENS, FLOAT32_ON_GPU, ExtractionOptions
 from proxycast.engines.model_folder import shape_of
+from proxycast.experts import inactive_parameters
 from proxycast.miniature.suite import CONTEXT
 from proxycast.options import InputError, Options
 from proxycast.solutions import GENERIC_TEXT
@@ -168,7 +169,8 @@ def require_site_kept(arguments: Sequence[str]) -> None:
 class Model:
     """What memory and time depend on."""
 
-    parameters: int  # N, without the input embedding
+    parameters: int  # all of them, without the input embedding: what memory holds
+    active_parameters: int  # N: of them those that a token meets, which time depends on
     hidden_size: int  # d
     layers: int  # L
     kv_share: float  # heads of keys and values to heads
@@ -176,7 +178,7 @@ class Model:
     context: int
 
     def weight_bytes(self, dtype: str) -> float:
-        """All weights: N and the input embedding, V d, which may count twice where it is tied."""
+        """All weights: the parameters and the input embedding, V d, which may count twice where it is tied."""
         return BYTES[dtype] * (self.parameters + self.vocabulary * self.hidden_size)
 
     def cache_bytes(self, dtype: str, tokens: int) -> float:
@@ -191,19 +193,30 @@ class Model:
         return 4 * LOGIT_COPIES * self.vocabulary * tokens
 
 
-def assumed_model(parameters: int, vocabulary: int = ASSUMED_VOCABULARY, context: int = ASSUMED_CONTEXT) -> Model:
-    """The shape of a model of which only N is known: N = 12 L d^2 with L = d / 128."""
-    width = (parameters * WIDTH_TO_DEPTH / 12) ** (1 / 3)
+def assumed_model(
+    parameters: int,
+    active_parameters: int | None = None,
+    vocabulary: int = ASSUMED_VOCABULARY,
+    context: int = ASSUMED_CONTEXT,
+) -> Model:
+    """The shape of a model of which only N is known: N = 12 L d^2 with L = d / 128.
+
+    Without `active_parameters` a token meets all parameters.
+    """
+    active = active_parameters or parameters
+    width = (active * WIDTH_TO_DEPTH / 12) ** (1 / 3)
     layers = max(1, round(width / WIDTH_TO_DEPTH))
-    return Model(parameters, max(1, round(width)), layers, ASSUMED_KV_SHARE, vocabulary, context)
+    return Model(parameters, active, max(1, round(width)), layers, ASSUMED_KV_SHARE, vocabulary, context)
 
 
-def model_in(folder: Path, parameters: int) -> Model:
+def model_in(folder: Path, parameters: int, active_parameters: int) -> Model:
     """The shape that config.json tells; what it does not is assumed."""
     shape = shape_of(folder)
-    guess = assumed_model(parameters, shape.vocabulary or ASSUMED_VOCABULARY, min(shape.context, 1 << 20))
+    vocabulary, context = shape.vocabulary or ASSUMED_VOCABULARY, min(shape.context, 1 << 20)
+    guess = assumed_model(parameters, active_parameters, vocabulary, context)
     return Model(
         parameters,
+        active_parameters,
         shape.hidden_size or guess.hidden_size,
         shape.layers or guess.layers,
         shape.cache_share,
@@ -231,7 +244,9 @@ class Needs:
 
 def engine_on(device: Device, options: ExtractionOptions) -> str:
     """The engine that `auto` becomes, as far as it is known before a model is there."""
-    return options.engine if options.engine != "auto" else "vllm" if device == "cuda" else "transformers"
+    if options.engine != "auto":
+        return options.engine
+    return "vllm" if device == "cuda" and options.dtype != "float32" else "transformers"
 
 
 def gpu_memory_bytes(model: Model, options: ExtractionOptions, gpus: int) -> float:
@@ -464,13 +479,15 @@ class ModelJobs:
             start = max(start, START_SECONDS[device][engine])
             rate = flops_per_second(site, options.dtype, own, 1)
             work += 2 * model.weight_bytes(options.dtype) / BYTES_PER_SECOND
-            work += scoring_flops(model.parameters, tokens(checkpoint)) / rate
+            work += scoring_flops(model.active_parameters, tokens(checkpoint)) / rate
         given = self._given_gb(checkpoints[0].corpus)
         if given:
             return Needs(gpus, given * GB / MB, start + work, on_gpu / GB, is_given=True)
         return Needs(gpus, memory / MB, start + work, on_gpu / GB, least * GB / MB)
 
     def _gpus(self, model: Model, options: ExtractionOptions, where: str) -> int:
+        if options.engine == "vllm" and options.dtype == "float32":
+            raise InputError(f"{where}: {FLOAT32_ON_GPU}; set extraction.engine to transformers or auto")
         gpus = gpus_for(model, options, self.site, where)
         return min(gpus, self.local_gpus) if self.local_gpus else gpus
 
@@ -490,14 +507,16 @@ class ModelJobs:
         is_given = "memory_gb" in writer.model_fields_set
         memory = writer.memory_gb * GB if is_given else host_memory_bytes(model, options, device, gpus)
         seconds = START_SECONDS[device][engine_on(device, options)]
-        seconds += scoring_flops(model.parameters, tokens) / flops_per_second(self.site, options.dtype, gpus, 1)
+        rate = flops_per_second(self.site, options.dtype, gpus, 1)
+        seconds += scoring_flops(model.active_parameters, tokens) / rate
         return Needs(gpus, memory / MB, seconds, is_given=is_given)
 
     def _model_of_writer(self, writer: Writer, options: ExtractionOptions) -> Model:
         if writer.checkpoint in self.by_name:
             return self.model(self.by_name[writer.checkpoint])
         if writer.folder:
-            return model_in(writer.folder, count_parameters(writer.folder))
+            parameters = count_parameters(writer.folder)
+            return model_in(writer.folder, parameters, parameters - inactive_parameters(writer.folder))
         return assumed_model(int(writer.memory_gb * GB / BYTES[options.dtype]))
 
     def _train_run(self, run: str) -> Needs:
@@ -507,28 +526,29 @@ class ModelJobs:
         weights = TRAINING_BYTES * model.weight_bytes("float32") / BYTES["float32"]
         memory = HOST_GB[device]["transformers"] * GB + TRAINING_GB * GB + weights
         rate = flops_per_second(self.site, "bfloat16", gpus, 1)
-        seconds = START_SECONDS[device]["transformers"] + training_flops(model.parameters, last) / rate
+        seconds = START_SECONDS[device]["transformers"] + training_flops(model.active_parameters, last) / rate
         return Needs(gpus, memory / MB, seconds, least_mb=HOST_GB[device]["transformers"] * GB / MB)
 
     def model(self, checkpoint: Checkpoint) -> Model:
         """The shape of a checkpoint's model: the ladder's, the suite's, that of its folder, or assumed from N."""
-        key = checkpoint.corpus, checkpoint.size, checkpoint.parameters
+        key = checkpoint.corpus, checkpoint.size, checkpoint.parameters, checkpoint.active_parameters
         if key not in self._models:
             self._models[key] = self._model(checkpoint)
         return self._models[key]
 
     def _model(self, checkpoint: Checkpoint) -> Model:
         ladder, suite = self.plan.ladder, self.plan.study.miniature
+        counts = checkpoint.parameters, checkpoint.active_parameters
         if ladder and checkpoint.size in ladder.sizes:
             size, vocabulary, context = ladder.sizes[checkpoint.size], ladder.vocabulary, ladder.sequence_length
-            return Model(checkpoint.parameters, size.hidden_size, size.layers, 1, vocabulary, context)
+            return Model(*counts, size.hidden_size, size.layers, 1, vocabulary, context)
         if suite and checkpoint.size in suite.sizes:
             size, vocabulary = suite.sizes[checkpoint.size], suite.vocabulary_of(checkpoint.size)
-            return Model(checkpoint.parameters, size.hidden_size, size.layers, 1, vocabulary, CONTEXT)
+            return Model(*counts, size.hidden_size, size.layers, 1, vocabulary, CONTEXT)
         folder = Path(checkpoint.folder)
         if not checkpoint.revision and not checkpoint.convert_from and (folder / "config.json").is_file():
-            return model_in(folder, checkpoint.parameters)
-        return assumed_model(checkpoint.parameters)
+            return model_in(folder, *counts)
+        return assumed_model(*counts)
 
     @cached_property
     def texts(self) -> Mapping[str, Texts]:

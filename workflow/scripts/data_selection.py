@@ -66,7 +66,7 @@ with job(snakemake.log[0]):
         checkpoints.filter(role="proxy").join(at, ["size", "step"], "semi")
     )
     scores = solution_scores(needed, of_solutions, pl.concat(at_budgets), highlighted)
-    parameters = dict(checkpoints.select("size", "parameters").iter_rows())
+    parameters = dict(checkpoints.select("size", "active_parameters").iter_rows())
     parts = [part for path in inputs.get("token_stats", []) for part in require_parts(Path(path))]
     scored_tokens = tokens_read(pl.scan_parquet(parts)) if parts else 0
     against_target = decision_accuracy.filter(truth=target.metric)

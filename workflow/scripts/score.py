@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import torch
-from proxycast.checkpoints import job_options
+from proxycast.checkpoints import job_options, require_active_parameters
 from proxycast.checks import require_vocabulary
 from proxycast.config import Target, Task, load_plan
 from proxycast.engines import engines_for
@@ -28,8 +28,10 @@ def score(snakemake) -> None:
     generate = {name for name, _ in checkpoints} - (set() if target.metric == EXACT_MATCH else read)
 
     require_vocabulary([folder for _, folder in checkpoints], params.vocabulary)
+    plan = load_plan(snakemake.config, where="the study")
+    require_active_parameters(plan, params.corpus, params.checkpoints)
     token_stats, targets = {}, {}
-    wanted = job_options(load_plan(snakemake.config, where="the study"), params.corpus, params.checkpoints)
+    wanted = job_options(plan, params.corpus, params.checkpoints)
     all_options = [with_gpus(options, snakemake.resources) for options in wanted]
     for engine, options, group in engines_for(checkpoints, all_options):
         reading = [(name, folder) for name, folder in group if name in read]

@@ -72,6 +72,9 @@ class TransformersEngine:
         self._device = torch.device(found if options.device == "auto" else options.device)
         self._batch_tokens = self._full_batch()  # halved when a GPU's memory does not suffice
         self._tokenizers = TokenizerCache()
+        # No TF32 on a GPU: NVIDIA's containers ask for it, and convolutions (Mamba's) take it unasked.
+        torch.set_float32_matmul_precision("highest")
+        torch.backends.cudnn.allow_tf32 = False
         self.close()
 
     def check(self, folder: Path) -> None:

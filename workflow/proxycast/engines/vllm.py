@@ -3,23 +3,26 @@
 Each sequence is a request that generates one token, which is thrown away. The statistics are made inside vLLM's workers
 (`vllm_worker`) and fetched after the requests have run. Nothing is taken on trust: each loaded checkpoint first answers
 one prompt both by vLLM's own log-probs and by the hook, and each request must bring back the hook's sentinel and the
-token ids that were asked for.
+token ids that were asked for. That vLLM puts the weights of a checkpoint into an engine that has another one's is
+proven before it is used: the answer must be the one of an engine that was started with that checkpoint.
 """
 
 import gc
 import logging
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import polars as pl
 
 from proxycast.engines import (
     BATCH_TOKENS,
+    FLOAT32_ON_GPU,
     ExtractionOptions,
     SamplingOptions,
     Written,
@@ -48,13 +51,32 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-VERSIONS = ("0.32",)  # major.minor of vLLM whose private functions `vllm_worker` knows
+VERSIONS = ("0.32", "0.33")  # major.minor of vLLM whose private functions `vllm_worker` knows
 MAX_SEQUENCES = 256  # at a time; each costs V float32 for the token that is thrown away
 CALL_TOKENS = 1 << 20  # tokens handed to vLLM at a time; their statistics, 32 bytes each, wait in the worker
 CHECK_TOKENS = 24  # of the prompt that compares the hook with vLLM's own log-probs
 CHECK_TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}  # nats; two runs of one prompt differ by rounding only
+# Nats. One prompt, the same weights and the same kernels, by an engine that was started with them and by one that they
+# were loaded into: on a CPU and on an H200 no bit differed.
+RELOAD_TOLERANCE = 1e-4
+NEW_ENGINES = "so each checkpoint of this architecture gets a new engine, which is slower"
+WITHOUT_LIMIT = (
+    1 << 17
+)  # tokens read at once of a model that has no limit (Mamba); vLLM makes room for its longest text
 CPU_CACHE_BYTES = 1 << 30  # of keys and values on a CPU
 WORKER = "proxycast.engines.vllm_worker.PromptStats"
+
+
+# The kind of a checkpoint, for a running engine: config.json, and the name and shape of each tensor.
+Build = tuple[bytes, tuple[tuple[str, tuple[int, ...]], ...]]
+
+
+class Fresh(NamedTuple):
+    """A loaded checkpoint."""
+
+    folder: Path
+    state: list[tuple[str, int, int]]  # of its files when it was loaded
+    statistics: np.ndarray  # (6, n), of the check prompt
 
 
 class HookError(RuntimeError):
@@ -66,9 +88,12 @@ def unsupported(folder: Path, options: ExtractionOptions) -> str | None:
     if find_spec("vllm") is None:
         return "vLLM is not installed (envs/vllm.yaml, or envs/vllm-cpu.sh without a GPU)"
     prepare_environment()
+    import torch
     import vllm
     from vllm.model_executor.models import ModelRegistry
 
+    if torch.cuda.is_available() and options.dtype == "float32":
+        return FLOAT32_ON_GPU
     if not vllm.__version__.startswith(tuple(f"{version}." for version in VERSIONS)):
         return f"vLLM {vllm.__version__} is installed; the hook knows {', '.join(f'{v}.*' for v in VERSIONS)}"
     config = read_config(folder, options.trust_remote_code, options.architecture)
@@ -76,9 +101,10 @@ def unsupported(folder: Path, options: ExtractionOptions) -> str | None:
     if not set(architectures) & set(ModelRegistry.get_supported_archs()):
         return f"vLLM has no architecture {', '.join(architectures)}"
     text = config.get_text_config()
-    head_size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    if not _attention_backend().supports_head_size(head_size):
-        return f"its attention heads have {head_size} dimensions, which vLLM's attention does not run here"
+    if heads := getattr(text, "num_attention_heads", None):  # Mamba has none
+        head_size = getattr(text, "head_dim", None) or text.hidden_size // heads
+        if not _attention_backend().supports_head_size(head_size):
+            return f"its attention heads have {head_size} dimensions, which vLLM's attention does not run here"
     context = context_of(folder, options.trust_remote_code, options.architecture)
     return _other_rope(config, min(context, options.max_model_len or context))
 
@@ -139,14 +165,18 @@ def prepare_environment() -> None:
 class VllmEngine:
     """Loads one checkpoint after another and scores sequences with it; see `proxycast.engines.Engine`.
 
-    Checkpoints with the same config.json and the same tensors are loaded into the running engine, which costs the
-    reading of the weights; any other checkpoint costs a new engine.
+    A checkpoint with the same config.json and the same tensors as the one before is loaded into the running engine,
+    which costs the reading of the weights; any other costs a new engine. The first two of a kind cost one each: the
+    third starts with a proof that vLLM's loading in place works for the kind (`_reloads_in_place`). Where it does not,
+    every checkpoint gets a new engine.
     """
 
     def __init__(self, options: ExtractionOptions):
         self.options = options
         self._batch_tokens = options.batch_tokens  # decided, if it is None, and halved if memory does not suffice
         self._llm = self._loaded = self._built = self.tokenizer = None
+        self._fresh: dict[Build, Fresh] = {}  # of each kind, the first checkpoint that an engine was started with
+        self._proven: dict[Build, bool] = {}  # whether loading in place does for this kind what a new engine does
         self._config_folder = None  # holds a config.json in the place of the model's own, where that must be corrected
         self._tokenizers = TokenizerCache()
 
@@ -163,31 +193,79 @@ class VllmEngine:
             )
         if reason := unsupported(folder, self.options):
             raise InputError(f"{folder}: {reason}; set extraction.engine (or the model's own) to transformers or auto")
+        _require_divisible(folder, self.options)
 
     def load(self, folder: Path) -> None:
         """Make the checkpoint in `folder` the loaded one, and compare one prompt with vLLM's own log-probs."""
         self.check(folder)
-        state = folder, [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(folder.iterdir())]
-        if state == self._loaded:
+        state, loaded = _file_states(folder), self._loaded
+        if loaded and (loaded.folder, loaded.state) == (folder, state):
             return
         self._loaded, self._folder = None, folder
         self.tokenizer = self._tokenizers.load(folder)
-        tensors = {name: shape for path in weight_files(folder) for name, shape in safetensors_header(path).items()}
-        build = (folder / "config.json").read_bytes(), tensors
-        if build == self._built:
-            self._llm.collective_rpc("proxycast_reload", args=(str(folder),))
-        else:
+        tensors = {name: tuple(s) for path in weight_files(folder) for name, s in safetensors_header(path).items()}
+        build = (folder / "config.json").read_bytes(), tuple(sorted(tensors.items()))
+        in_place = loaded is not None and build == self._built and self._reloads_in_place(build, loaded)
+        started = not (in_place and self._reload(folder, build))
+        if started:
             self._start()
-            self._require_causality()
-            self._built = build
-        self._compare_with_stock()
-        self._loaded = state
+        self._built = build
+        try:
+            if started:
+                self._require_causality()
+            statistics = self._compare_with_stock()
+        except (HookError, InputError):
+            raise
+        except Exception as error:  # whatever kernels raise that are not there for a CPU, or for this GPU
+            raise InputError(
+                f"{folder}: vLLM cannot run this model here: {_why(error)}; set extraction.engine (or the model's own) "
+                "to transformers"
+            ) from error
+        self._loaded = Fresh(folder, state, statistics)
+        self._fresh.setdefault(build, self._loaded)
+
+    def _reloads_in_place(self, build: Build, loaded: Fresh) -> bool:
+        """Whether vLLM loads checkpoints of this kind into a running engine as it loads them into a new one.
+
+        It was seen to corrupt hybrids (vLLM issue 48284) and to keep old weights (32718). The proof is a checkpoint
+        that an engine was started with earlier. It is loaded into the engine that was started with `loaded`: a weight
+        that is not replaced is that of the other one. Both checkpoints were there for their own sake, so the proof
+        costs one start more than loading in place, once for each kind. Without two that differ there is none yet.
+        """
+        if build in self._proven:
+            return self._proven[build]
+        first = self._fresh[build]
+        if first.state != _file_states(first.folder):
+            self._fresh[build] = first = loaded
+        if not _difference(first.statistics, loaded.statistics) > RELOAD_TOLERANCE:  # nor where they are NaN
+            log.info("%s: a new engine, for a proof that loading in place works", self._folder)
+            return False
+        if not self._reload(first.folder, build):
+            return False
+        difference = _difference(self._check_prompt()[1], first.statistics)
+        self._proven[build] = bool(difference <= RELOAD_TOLERANCE)
+        if self._proven[build]:
+            log.info("%s: loaded in place as by a new engine, %.1g nats apart", first.folder, difference)
+        else:
+            why = f"its log-probs are {difference:.3g} nats off those by a new engine"
+            log.warning("%s: loaded in place %s; %s", first.folder, why, NEW_ENGINES)
+        return self._proven[build]
+
+    def _reload(self, folder: Path, build: Build) -> bool:
+        """Load the checkpoint in `folder` into the running engine; False, with the reason in the log, if it failed."""
+        try:
+            self._llm.collective_rpc("proxycast_reload", args=(str(folder),))
+        except Exception as error:  # as it comes out of another process
+            log.warning("%s: vLLM could not load it in place: %s; %s", folder, _why(error), NEW_ENGINES)
+            self._proven[build] = False
+            return False
+        return True
 
     @property
     def context(self) -> int:
         """Most tokens that the loaded model reads at once."""
-        context = context_of(self._folder, self.options.trust_remote_code, self.options.architecture)
-        return min(context, self.options.max_model_len or context)
+        own = context_of(self._folder, self.options.trust_remote_code, self.options.architecture)
+        return min(WITHOUT_LIMIT if own == sys.maxsize else own, self.options.max_model_len or own)
 
     @property
     def vocabulary(self) -> int:
@@ -302,7 +380,7 @@ class VllmEngine:
                 pipeline_parallel_size=options.pipeline_parallel_size,
                 gpu_memory_utilization=options.gpu_memory_fraction,
                 kv_cache_memory_bytes=CPU_CACHE_BYTES if on_cpu else None,
-                max_model_len=self.context if options.max_model_len else None,
+                max_model_len=self.context if options.max_model_len or self.context == WITHOUT_LIMIT else None,
                 max_num_batched_tokens=self._batch_tokens,
                 max_num_seqs=min(MAX_SEQUENCES, self._batch_tokens),
                 enable_prefix_caching=False,  # a cached token has no hidden state, and so no statistics
@@ -392,22 +470,54 @@ class VllmEngine:
             )
         log.warning("%s: vLLM failed at %d tokens a step, again with %d: %s", self._folder, old, new, why)
         self._batch_tokens = new
-        built = self._built
+        built, loaded = self._built, self._loaded
         self._start()
-        self._built = built
+        self._built, self._loaded = built, loaded
 
-    def _compare_with_stock(self) -> None:
-        """One prompt through the hook and through vLLM's own prompt log-probs. Raises HookError if they differ."""
+    def _check_prompt(self) -> tuple[np.ndarray, np.ndarray]:
+        """Token ids of a prompt, and the statistics (6, n) of all but its first token."""
         length = min(CHECK_TOKENS, self.context - 1)
         token_ids = (1 + 7919 * np.arange(length)) % self.vocabulary
-        ours = self._statistics([ScoredSequence("check", token_ids, 1, length, np.zeros(length - 1, np.int32))])[0]
+        sequence = ScoredSequence("check", token_ids, 1, length, np.zeros(length - 1, np.int32))
+        return token_ids, self._statistics([sequence])
+
+    def _compare_with_stock(self) -> np.ndarray:
+        """Statistics (6, n) of the check prompt. Raises HookError if vLLM's own prompt log-probs are others."""
+        token_ids, statistics = self._check_prompt()
         [output] = self._run([token_ids], [{"prompt_logprobs": 0}])
         stock = np.array(output.prompt_logprobs.logprobs)
         if output.prompt_logprobs.token_ids != token_ids[1:].tolist():
             raise HookError(f"{self._folder}: vLLM's own log-probs are of other tokens than those of the prompt")
-        difference = np.abs(ours - stock).max()  # NaN, of broken weights, passes: the texts will name a position
+        difference = np.abs(statistics[0] - stock).max()  # NaN, of broken weights, passes: texts will name a position
         if difference > CHECK_TOLERANCE[self.options.dtype]:
             raise HookError(f"{self._folder}: log-probs by the hook and by vLLM itself differ by {difference:.3g} nats")
+        return statistics
+
+
+def _require_divisible(folder: Path, options: ExtractionOptions) -> None:
+    """Raise InputError where the model's heads cannot be dealt to `tensor_parallel_size` GPUs in equal shares."""
+    size = options.tensor_parallel_size
+    text = read_config(folder, options.trust_remote_code, options.architecture).get_text_config()
+    heads = getattr(text, "num_attention_heads", None)
+    of_keys = getattr(text, "num_key_value_heads", None) or heads
+    if isinstance(heads, int) and (heads % size or (of_keys % size and size % of_keys)):
+        fitting = [n for n in range(1, heads + 1) if heads % n == 0 and (of_keys % n == 0 or n % of_keys == 0)]
+        raise InputError(
+            f"{folder}: tensor_parallel_size: found {size}, which does not divide the model's {heads} heads "
+            f"({of_keys} of keys and values); possible are {', '.join(map(str, fitting))}"
+        )
+
+
+def _file_states(folder: Path) -> list[tuple[str, int, int]] | None:
+    """Name, size and time of each file: equal lists mean that nothing was written in between."""
+    if not folder.is_dir():
+        return None
+    return [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(folder.iterdir())]
+
+
+def _difference(one: np.ndarray, other: np.ndarray) -> float:
+    """Largest difference, in nats, of the log-probs and the entropy of two (6, n) statistics."""
+    return float(np.abs(one[:4] - other[:4]).max())
 
     def _require_causality(self) -> None:
         """Raise InputError if log-probs move when only later tokens change: vLLM runs encoders, too."""
