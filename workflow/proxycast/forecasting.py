@@ -63,6 +63,7 @@ log = logging.getLogger(__name__)
 TRUTH = "truth"
 CHOSEN, OTHER_RUNS = "chosen", "other_runs"
 PATH_POINTS = 60
+COMPARED_REPLICATES = 100  # of the forecasts without the first checkpoints, whose intervals are but a measure
 
 
 def forecast(
@@ -301,6 +302,7 @@ def _forecast_all(
     from tqdm import tqdm
 
     forecasts, fits, paths = [], [], []
+    quick = options.model_copy(update={"bootstrap_replicates": min(options.bootstrap_replicates, COMPARED_REPLICATES)})
     pairs = list(task_runs(observed, of_solutions, **of_truth))
     unchecked = [f"{data.run}/{data.task}" for data in pairs if without_first(data) is None]
     if unchecked:
@@ -317,14 +319,14 @@ def _forecast_all(
             )
         reliability, about = about_truth(data)
         later = without_first(data)
-        again = {} if later is None else worth_comparing(methods(later, options))
+        again = {} if later is None else worth_comparing(methods(later, quick))
         last = max(float(data.after["tokens"].max() or 0), *(at.tokens.max() for at in wanted))
         grid = np.geomspace(data.truth.t[0] * data.tokens_at_cut, last, PATH_POINTS)
         for (method, kind), made in methods(data, options).items():
             key = {"run": data.run, "task": data.task, "method": method}
             rows = list(_judge(made, data, wanted, options))
             if (method, kind) in again:
-                other = interval(again[method, kind], later, *_times(wanted), options, of_curve=True)
+                other = interval(again[method, kind], later, *_times(wanted), quick, of_curve=True)
                 rows = compared_without_first(rows, other, data)
             of_method = {"kind": kind, "fallback": made.fallback, "reliability": reliability}
             forecasts += [key | of_method | row | {"caution": "; ".join(about + row["caution"])} for row in rows]
