@@ -5,8 +5,9 @@ import polars as pl
 import pytest
 from conftest import PUBLISHED
 from proxycast.curves import FitOptions, student
+from proxycast.forecast_cautions import is_noise, reliability
 from proxycast.forecast_methods import Forecaster, Series, TaskRun, _noise, _shift, direct, fit_series
-from proxycast.forecasting import ForecastingOptions, errors_table, forecast
+from proxycast.forecasting import ForecastingOptions, _two_way_weights, about_choice, errors_table, forecast
 from proxycast.options import InputError
 from proxycast.wide_curve import WideCurve, read_wide_curve
 from pydantic import ValidationError
@@ -62,8 +63,19 @@ def study(runs=1, sd=0.0, n=500, steps=STEPS, seed=0, shift=0.0):
     )
 
 
-def run(tables=None, tasks=TASKS, solution_proxies=None, **changes):
-    return forecast(*(tables or study()), "accuracy", tasks, options(**changes), solution_proxies)
+ONE = ("cross_entropy/uniform",)
+
+
+def small(tables, task=None):
+    """The tables with one proxy and no baseline, and of one task if need be: what is quick to forecast."""
+    checkpoints, targets, proxies = tables
+    proxies = proxies.filter(statistic="cross_entropy", tail="tokens")
+    return checkpoints, targets.filter(pl.col("task").is_in([task] if task else TASKS)), proxies
+
+
+def run(tables=None, tasks=TASKS, solution_proxies=None, higher_is_better=True, chance=None, **changes):
+    of_truth = {"higher_is_better": higher_is_better, "chance": chance}
+    return forecast(*(tables or study()), "accuracy", tasks, options(**changes), solution_proxies, **of_truth)
 
 
 @pytest.fixture(scope="module")
@@ -261,7 +273,9 @@ def test_a_run_that_has_not_ended_is_forecast_all_the_same(caplog):
     tables = run(study(steps=STEPS[:11]))
     assert tables["forecasts"]["truth"].null_count() == len(tables["forecasts"]) > 0
     assert "no checkpoint near any horizon; its forecasts are not judged" in caplog.text
-    assert tables["errors"].is_empty()
+    errors = tables["errors"]
+    assert errors["rmse"].null_count() == len(errors) and errors["forecasts"].sum() == 0
+    assert errors.filter(method="pooled", task="all")["unjudged"].to_list() == [2] * 4
     assert tables["paths"]["tokens"].max() == pytest.approx(18 * CUT * TOKENS_PER_STEP)
 
 
@@ -292,11 +306,121 @@ def test_the_rehearsal_chooses(noisy):
         assert chosen.equals(original) and len(chosen)
 
 
-def test_without_checkpoints_to_rehearse_nothing_is_chosen(caplog):
-    tables = run(study(), rehearsal=0.05)
-    assert "no rehearsal: no run has checkpoints on both sides of step 10" in caplog.text
+def chosen_of(tables):
+    return tables["rehearsal"].filter("chosen")["method"].to_list()
+
+
+@pytest.mark.parametrize("rehearsal, early", [(0.5, 130), (0.05, 130), (0.9, 170)])
+def test_a_share_with_too_few_checkpoints_is_widened(caplog, rehearsal, early):
+    """To the fourth checkpoint, which a curve needs: with three every method is a constant, and the last value wins."""
+    tables = small(study(sd=0.001, steps=[30, 60, 90, 130, 170, 200, 400]))
+    found = run(tables, rehearsal=rehearsal, proxies=ONE, horizons=(2,))
+    wider = run(tables, rehearsal=early / CUT, proxies=ONE, horizons=(2,))
+    columns = ["method", "rmse", "forecasts", "fitted", "chosen"]
+    assert found["rehearsal"].select(columns).equals(wider["rehearsal"].select(columns))
+    assert chosen_of(found) not in ([], ["last_value"])
+    assert found["rehearsal"]["share"].unique().to_list() == [max(rehearsal, early / CUT)]
+    text = (
+        f"rehearsal: 2 of 2 run/task (r0/algebra ...) are fitted up to {early / CUT:.2f} of the cut, not {rehearsal:g}"
+    )
+    assert (text in caplog.text) == (early / CUT > rehearsal)
+    assert (
+        f"up to {early / CUT:.2g} of the cut" in about_choice(found["rehearsal"], options(rehearsal=rehearsal))
+    ) == (early / CUT > rehearsal)
+
+
+def test_every_run_and_task_is_rehearsed_as_far_as_it_needs(caplog):
+    """A run with few early checkpoints, a task that was measured rarely, and one that cannot be rehearsed at all."""
+    checkpoints, targets, proxies = small(study(runs=3, sd=0.001))
+    few = {"r0": range(0, 4000), "r1": [60, 80, 160, 180, 200, 400], "r2": [40, 80, 120, 200, 400]}
+    kept = checkpoints.filter(
+        pl.struct("run", "step").map_elements(lambda row: row["step"] in few[row["run"]], return_dtype=pl.Boolean)
+    )
+    rare = pl.col("checkpoint").is_in(["r0-20", "r0-60", "r0-80", "r0-140", "r0-200", "r0-400"])
+    targets = targets.filter((pl.col("task") != "logic") | ~pl.col("checkpoint").str.starts_with("r0") | rare)
+    found = run((kept, targets, proxies), rehearsal=0.5, proxies=ONE, horizons=(2,))
+    # r0/algebra up to 100, r0/logic and r1 up to 140 and 180; r2 has four checkpoints, and none is left to forecast.
+    table = found["rehearsal"]
+    assert table["pairs"].unique().to_list() == [4] and table["share"].unique().to_list() == [0.9]
+    assert table["forecasts"].unique().to_list() == [5 + 1 + 1 + 1]
+    assert table.filter(kind="proxy")["fitted"].to_list() == [4] and chosen_of(found) != ["last_value"]
+    assert "no rehearsal of 2 of 6 run/task (r2/algebra ...): up to step 200 they have fewer than 4" in caplog.text
+    assert "rehearsal: 3 of 4 run/task (r0/logic ...) are fitted up to 0.90 of the cut, not 0.5" in caplog.text
+
+
+def test_checkpoints_before_the_first_fitted_step_are_none_for_the_rehearsal():
+    tables, changes = small(study(sd=0.001), "logic"), {"rehearsal": 0.5, "proxies": ONE, "horizons": (2,)}
+    found = run(tables, ["logic"], fit_from_step=60, **changes)["rehearsal"]
+    assert found["share"].unique().to_list() == [0.6] and found["forecasts"].unique().to_list() == [4]
+    assert run(tables, ["logic"], fit_from_step=160, **changes)["rehearsal"].is_empty()
+
+
+def test_nothing_is_chosen_where_nothing_can_be_rehearsed(caplog):
+    tables = run(small(study(steps=[0, 50, 100, 150, 200, 400])), rehearsal=0.5, proxies=ONE, horizons=(2,))
+    assert "no rehearsal of 2 of 2 run/task (r0/algebra ...)" in caplog.text
+    assert "no method is chosen" in caplog.text
     assert tables["rehearsal"].is_empty() and "chosen" not in tables["forecasts"]["method"]
-    assert "chosen" not in run(study())["forecasts"]["method"]
+    assert "No method was chosen in advance" in about_choice(tables["rehearsal"], options(rehearsal=0.5))
+    assert about_choice(tables["rehearsal"], options()) == ""
+
+
+@pytest.mark.parametrize("early", [lambda step: 0.25, lambda step: 0.25 + 0.01 * (step // 20 % 2)])
+def test_nothing_is_chosen_where_all_fall_back(caplog, early):
+    """A truth that rises only after the first half of the cut."""
+    tables = with_values(small(study()), lambda step: early(step) if step <= 100 else 0.25 + 0.002 * (step - 100))
+    found = run(tables, rehearsal=0.5, proxies=ONE, horizons=(2,))
+    assert len(found["rehearsal"]) == 5 and chosen_of(found) == [] and "chosen" not in found["forecasts"]["method"]
+    assert found["rehearsal"].filter(pl.col("method").is_in([*ONE, "compute_only"]))["fitted"].to_list() == [0, 0]
+    assert "no method is chosen: in the rehearsal all but the last value fell back to a constant" in caplog.text
+    assert "every method fell back" in about_choice(found["rehearsal"], options(rehearsal=0.5))
+
+
+def test_a_fallback_wins_nothing(caplog):
+    """Where a method fell back, the last value's error counts; where all did, nothing is counted."""
+    checkpoints, targets, proxies = study(runs=2, sd=0.001)
+    steps = checkpoints.select("checkpoint", "run", "step")
+    flat = with_values((checkpoints, targets, proxies), lambda step: 0.25)[1]  # learned after the cut, if ever
+    targets = pl.concat([targets.filter(task="algebra"), flat.filter(task="logic")])
+    of_r1 = (pl.col("statistic") == "margin") & pl.col("checkpoint").str.starts_with("r1")
+    proxies = proxies.with_columns(value=pl.when(of_r1).then(0.5).otherwise("value"))
+    proxies, changes = proxies.filter(statistic="margin"), {"proxies": ("margin/uniform",), "horizons": (2,)}
+    found = run((checkpoints, targets, proxies), rehearsal=0.5, **changes)["rehearsal"]
+    row = found.filter(method="margin/uniform").row(0, named=True)
+    assert (row["fitted"], row["pairs"], row["forecasts"]) == (1, 2, 10)
+    assert row["note"].startswith("fell back in 3 of 4 run/task (r0/logic ...): constant: ")
+    assert "margin/uniform follows no power law" in row["note"] and row["note"] in caplog.text
+    truth = targets.filter(task="algebra").join(steps, on="checkpoint")
+    squares = {}
+    for name in ("r0", "r1"):
+        value = dict(truth.filter(run=name).select("step", "value").iter_rows())
+        squares[name] = np.mean([(value[100] - value[step]) ** 2 for step in range(120, 201, 20)])
+    last = found.filter(method="last_value")["rmse"].item()
+    assert last == pytest.approx(np.sqrt((squares["r0"] + squares["r1"]) / 2))
+    alone = (checkpoints.filter(run="r0"), targets, proxies)
+    own = run(alone, ["algebra"], rehearsal=0.5, **changes)["rehearsal"].filter(method="margin/uniform")["rmse"].item()
+    assert row["rmse"] == pytest.approx(np.sqrt((own**2 + squares["r1"]) / 2))
+
+
+@pytest.mark.parametrize("one_run", [True, False])
+def test_horizons_without_a_truth_are_told(caplog, one_run):
+    checkpoints, targets, proxies = small(study(runs=2))
+    gone = ["r0-1800"] if one_run else ["r0-1800", "r1-1800"]
+    found = run((checkpoints, targets.filter(~pl.col("checkpoint").is_in(gone)), proxies), proxies=ONE)
+    errors = found["errors"].filter(method="compute_only", task="all").sort("horizon")
+    assert errors["unjudged"].to_list() == [0, 0, 2 if one_run else 4, 0]
+    assert errors["forecasts"].to_list() == [4, 4, 2 if one_run else 0, 4]
+    assert errors["rmse"].is_null().to_list() == [False, False, not one_run, False]
+    text = f"horizon 9x: {2 if one_run else 4} of 4 run/task (r0/algebra ...) have no truth within 10 % of it"
+    assert text in caplog.text and caplog.text.count("have no truth within") == 1
+    of_task = found["errors"].filter(method="compute_only", task="logic", horizon=9)
+    assert of_task["unjudged"].item() == (1 if one_run else 2)
+
+
+def test_tasks_and_runs_are_drawn_apart():
+    """As many of one as of the other: E sum_i w_i v_i = n of independent samples, 2 n - 1 of one sample."""
+    weights = _two_way_weights((8, 8), options(bootstrap_replicates=4000))
+    assert weights.shape == (4000, 8, 8) and (weights.sum((1, 2)) == 64).all()
+    assert np.trace(weights, axis1=1, axis2=2).mean() == pytest.approx(8, abs=0.2)
 
 
 def test_errors_are_those_of_the_forecasts(noisy):
@@ -534,6 +658,181 @@ def test_an_exponent_at_its_bound_is_noted():
     tables = with_values(study(), lambda step: 0.3 + 0.05 * np.log(max(step, 1) / 100))
     fits = run(tables)["fits"].filter(method="compute_only")
     assert set(fits["note"]) == {"the exponent c is at its bound"} and fits["c"].to_list() == pytest.approx([0.01] * 2)
+
+
+# --- what a forecast must not be trusted for ---
+
+
+def cautions(tables, **wanted):
+    return tables["forecasts"].filter(**wanted)["caution"].to_list()
+
+
+def with_warm_up(tables, until=60, extra=1.5):
+    """The tables, with losses that fall from far above the power law until step `until`, and accuracy with them."""
+    checkpoints, targets, proxies = tables
+    step = pl.col("checkpoint").str.split("-").list.last().cast(pl.Float64)
+    shift = pl.when(step <= until).then(extra * (1 - step / (until + 20))).otherwise(0.0)
+    factor = {"cross_entropy": 1.0, "expert_cross_entropy": 1.0, "bits_per_byte": 1 / 3, "top1_accuracy": -0.3}
+    per_loss = pl.col("statistic").replace_strict({**factor, "margin": 0.3, "rbridge": 0.0})
+    return (
+        checkpoints,
+        targets.with_columns(pl.col("value") - 0.2 * shift),
+        proxies.with_columns(pl.col("value") + per_loss * shift),
+    )
+
+
+@pytest.mark.parametrize("sd", [0.0, 0.002])
+@pytest.mark.parametrize("loss", ["least_squares", "soft_l1"])
+def test_forecasts_that_the_first_checkpoints_decide_are_told(caplog, sd, loss):
+    changes = {"fit": FitOptions(loss=loss), "proxies": ONE, "horizons": (2, 18)}
+    tables = with_warm_up(small(study(sd=sd), "logic"))
+    rows = run(tables, ["logic"], **changes)["forecasts"].filter(method=ONE[0], horizon=18)
+    assert rows["caution"].str.contains("it changes much without the first checkpoints").all()
+    assert "it changes much without the first checkpoints: cross_entropy/uniform (1 of 1 run/task)" in caplog.text
+    later = run(tables, ["logic"], fit_from_step=80, **changes)["forecasts"].filter(method=ONE[0], horizon=18)
+    assert rows["without_first"].to_list() == pytest.approx(later["predicted"].to_list())
+    assert (later["error"].abs() < rows["error"].abs()).all()
+
+
+@pytest.mark.parametrize("sd", [0.0, 0.002, 0.01])
+def test_clean_power_laws_do_not_depend_on_the_first_checkpoints(caplog, sd):
+    run(study(sd=sd))
+    assert "it changes much" not in caplog.text
+    assert "too few checkpoints to try their forecasts" not in caplog.text
+    run(small(study(steps=[50, 100, 150, 200, 400])), proxies=ONE, horizons=(2,))
+    assert "2 of 2 run/task (r0/algebra ...) have too few checkpoints to try their forecasts" in caplog.text
+
+
+def test_a_curve_that_goes_beyond_the_range_of_the_truth_is_told(caplog):
+    changes = {"proxies": ONE, "horizons": (2, 18)}
+    found = run(small(study(shift=0.45)), **changes)
+    assert "the curve goes above 1" in cautions(found, method="compute_only", horizon=18, task="logic")[0]
+    assert "above 1" in set(found["fits"].filter(method="compute_only")["beyond"])
+    assert "the curve goes above 1: " in caplog.text and "the asymptote lies above 1: " in caplog.text
+    row = found["fits"].filter(method="cross_entropy/uniform", task="logic").row(0, named=True)
+    assert row["asymptote"] == pytest.approx(1.35 - 0.2 * 1.5, abs=1e-3)
+    assert set(cautions(run(small(study()), **changes), horizon=2)) == {""}
+
+
+def test_a_forecast_below_chance_is_told(caplog):
+    """Of a score that falls towards 0.2; its noise of 500 problems is 0.02 (one standard error)."""
+    falling = with_values(small(study()), lambda step: 0.2 + 0.1 * (max(step, 1) / CUT) ** -0.5)
+    found = run(falling, ["logic"], chance={"logic": 0.27}, proxies=ONE)
+    assert cautions(found, method="compute_only") == ["", "", "", "the curve goes below chance"]
+    assert found["forecasts"].filter(method="compute_only", horizon=18)["predicted"].item() == pytest.approx(
+        0.2 + 0.1 * 18**-0.5, abs=1e-4
+    )
+    assert "the asymptote lies below chance: " in caplog.text
+    assert "chance" not in "".join(cautions(run(falling, ["logic"], chance={"algebra": 0.27}, proxies=ONE)))
+
+
+def test_an_interval_that_knows_no_noise_is_none(caplog):
+    checkpoints, targets, proxies = study(steps=[200, 400])
+    unknown = checkpoints, targets.with_columns(n=pl.lit(None, pl.Int64)), proxies
+    rows = run(small(unknown), ["logic"], proxies=ONE)["forecasts"].filter(method="last_value")
+    assert rows["low"].null_count() == rows["covered"].null_count() == len(rows)
+    assert set(rows["caution"]) == {
+        "too few checkpoints or bootstrap samples for its interval; no interval: its checkpoints show no noise"
+    }
+    assert "no interval: its checkpoints show no noise: " in caplog.text
+
+
+def test_an_interval_of_a_handful_of_samples_is_told(caplog):
+    """Four checkpoints in blocks of two make 16 samples; a tail of 5 % needs 20. Five make 125."""
+    few = "too few checkpoints or bootstrap samples for its interval"
+
+    def of(*steps, **changes):
+        tables = small(study(steps=[*steps, 200, 400], sd=0.002))
+        return cautions(run(tables, ["logic"], proxies=ONE, horizons=(2,), **changes), method=ONE[0])
+
+    assert of(60, 100, 150) == [few] and few in caplog.text
+    assert of(30, 60, 100, 150) == [""]
+    assert of(30, 60, 100, 150, confidence=0.99) == [few]
+
+
+@pytest.mark.parametrize("tasks, runs, few", [(2, 1, 3), (3, 1, 10), (2, 2, 9), (4, 1, 0), (2, 3, 0), (1, 1, 0)])
+def test_errors_of_a_handful_of_tasks_and_runs_are_told(tasks, runs, few):
+    """A sample of n with replacement is one of C(2 n - 1, n); 20 are needed. One value has no interval at all."""
+    base = {"method": "last_value", "kind": "baseline", "horizon": 2.0, "covered": True}
+    rows = [base | {"task": f"t{t}", "run": f"r{r}", "error": 0.1 * (t + r)} for t in range(tasks) for r in range(runs)]
+    table = errors_table(pl.DataFrame(rows), options()).filter(task="all")
+    assert table["caution"].item() == ("too few tasks and runs for an interval" if few else "")
+
+
+def test_a_truth_that_is_noise_is_told(caplog):
+    rng = np.random.default_rng(1)
+    noise = dict(zip(STEPS, 0.25 + 0.02 * rng.standard_normal(len(STEPS))))
+    checkpoints, targets, proxies = small(study())
+    noisy = with_values((checkpoints, targets, proxies), noise.get)[1]
+    found = run(
+        (checkpoints, pl.concat([targets.filter(task="algebra"), noisy.filter(task="logic")]), proxies), proxies=ONE
+    )
+    assert all("the truth is noise" in text for text in cautions(found, task="logic"))
+    assert not any("the truth is noise" in text for text in cautions(found, task="algebra"))
+    assert "the truth is noise of 1 of 2 run/task (r0/logic ...)" in caplog.text
+    of = dict(found["forecasts"].select("task", "reliability").unique().iter_rows())
+    values = np.array([noise[step] for step in STEPS if step > 0])
+    assert of["logic"] == pytest.approx(1 - (np.diff(values) ** 2).mean() / 2 / values.var(ddof=1))
+    assert of["logic"] < 0.4 and of["algebra"] > 0.5
+    errors = found["errors"].filter(method=ONE[0], horizon=2)
+    told = dict(errors.select("task", "caution").iter_rows())
+    assert "1 of 2 truths are noise or constant" in told["all"] and told["algebra"] == ""
+    constant = run(with_values(small(study()), lambda step: 0.25), proxies=ONE, horizons=(2, 4))
+    assert set(constant["forecasts"]["caution"]) == {"the truth does not vary"}
+    assert "the truth does not vary of 2 of 2 run/task" in caplog.text
+
+
+def test_reliability_is_the_share_of_the_variance_that_is_no_noise():
+    """Of a slow wave plus white noise, whose variances are known; of noise alone it is 0."""
+    rng = np.random.default_rng(0)
+    wave = np.sqrt(2) * np.sin(np.arange(2000) / 60)
+    for sd in (0.0, 0.5, 1.0, 2.0):
+        found = reliability(wave + sd * rng.standard_normal(2000))
+        assert found == pytest.approx(1 / (1 + sd**2), abs=0.05)
+    assert reliability(rng.standard_normal(20_000)) == pytest.approx(0, abs=0.03)
+    called_noise = [[is_noise(rng.standard_normal(n)) for _ in range(400)] for n in (6, 20)]
+    assert np.mean(called_noise, axis=1) == pytest.approx(0.9, abs=0.06)
+    t = np.geomspace(0.1, 18, 8)
+    assert not any(is_noise(0.6 - 0.1 * t**-c) for c in (0.1, 0.5, 1.0, 2.0))
+
+
+def mirrored(tables):
+    """The errors in place of the accuracies."""
+    return tables[0], tables[1].with_columns(value=1 - pl.col("value")), tables[2]
+
+
+def test_an_error_is_forecast_as_the_accuracy_beside_it():
+    """Of 500 problems: an error is known for a share by that, and has their noise."""
+    checkpoints, targets, proxies = small(study(sd=0.004))
+    tables = checkpoints, targets.with_columns(value=(pl.col("value") * 500).round() / 500), proxies
+    rising = run(tables, rehearsal=0.5, proxies=ONE)
+    falling = run(mirrored(tables), rehearsal=0.5, proxies=ONE, higher_is_better=False)
+    key = ["run", "task", "method", "horizon"]
+    both = rising["forecasts"].join(falling["forecasts"], on=key, suffix="_of_error")
+    assert len(both) == len(rising["forecasts"]) == len(falling["forecasts"])
+    for name in ("predicted", "without_first"):
+        known = both.drop_nulls(name)
+        assert known[name].to_list() == pytest.approx((1 - known[f"{name}_of_error"]).to_list(), abs=1e-4)
+    for name, other in (("low", "high"), ("high", "low")):  # the noise to come is drawn, not mirrored
+        assert both[name].mean() == pytest.approx(1 - both[f"{other}_of_error"].mean(), abs=0.003)
+    assert chosen_of(rising) == chosen_of(falling)
+    assert rising["rehearsal"]["rmse"].to_list() == pytest.approx(falling["rehearsal"]["rmse"].to_list(), abs=1e-4)
+
+
+def test_a_loss_has_no_upper_end():
+    """A loss of 0.9 that rises after a change of the data: above 1, where a share would be cut off; never below 0."""
+    changes = {"tasks": ["logic"], "proxies": ONE, "horizons": (2, 18)}
+    rising = with_values(small(study()), lambda step: 0.9 + 0.08 * np.log(max(step, 1) / CUT))  # the limit c -> 0
+    found = run(rising, higher_is_better=False, **changes)["forecasts"].filter(method="compute_only", horizon=18)
+    assert found["predicted"].to_list() == pytest.approx([0.9 + 0.08 * np.log(18)], abs=0.01)
+    assert (found["high"] > 1).all() and set(found["caution"]) == {""}
+    as_share = run(rising, **changes)["forecasts"].filter(method="compute_only", horizon=18)
+    assert as_share["predicted"].to_list() == [1] and set(as_share["caution"]) == {"the curve goes above 1"}
+    assert (found["high"] - found["low"]).max() < 0.01  # it is no share of 500 problems, so it has not their noise
+    falling = with_values(small(study()), lambda step: 1.1 - 0.3 * np.log(max(step, 1) / 20))
+    found = run(falling, higher_is_better=False, **changes)
+    rows = found["forecasts"].filter(method="compute_only", horizon=18)
+    assert rows["predicted"].to_list() == [0.0] and set(rows["caution"]) == {"the curve goes below 0"}
 
 
 def test_mistakes_are_told():

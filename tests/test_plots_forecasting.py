@@ -220,6 +220,60 @@ def test_a_single_forecast_has_no_interval_and_says_so(tables):
     assert overlapping(figure) == [] and any("No intervals" in text for text in words(figure))
 
 
+def test_a_horizon_without_a_truth_is_named(tables):
+    half = study(steps=STEPS[:-3])  # up to four times the cut
+    figure = plots.error_over_horizon(half["errors"], "pooled")
+    labels = [label.get_text() for label in figure.axes[0].get_xticklabels()]
+    assert labels == ["2×", "4×", "9×\nnot judged", "18×\nnot judged"][: len(labels)] and len(labels) == 4
+    unjudged = "Without a truth, so not in the errors: 4 at 9×, 4 at 18× (forecasts of each method)."
+    for drawn in (figure, plots.forecast_coverage(half["errors"], "pooled", 0.9)):
+        assert any(unjudged in text for text in words(drawn)) and overlapping(drawn) == []
+    whole = plots.error_over_horizon(tables["errors"], "pooled")
+    assert not any("Without a truth" in text for text in words(whole))
+
+
+def test_what_the_rehearsal_could_not_do_is_told(tables):
+    for text in ("No method was chosen in advance: because.", ""):
+        figure = plots.error_over_horizon(tables["errors"], None, text)
+        assert any("No method was chosen" in found for found in words(figure)) == bool(text)
+        assert overlapping(figure) == []
+
+
+def test_panels_say_what_must_not_be_trusted(tables):
+    noise = pl.when(pl.col("task") == TASKS[0]).then(pl.lit("the truth is noise")).otherwise(pl.lit(""))
+    last = pl.col("horizon") == 18
+    of_pool = "the curve goes above 1; it changes much without the first checkpoints"
+    pool = (pl.col("method") == "pooled") & (pl.col("task") == TASKS[1]) & last
+    alone = (pl.col("method") == "compute_only") & (pl.col("task") == TASKS[1])
+    forecasts = tables["forecasts"].with_columns(
+        caution=pl.when(pool).then(pl.lit(of_pool)).otherwise(noise),
+        fallback=pl.when(alone).then(pl.lit("constant: it follows no power curve")).otherwise(pl.lit("")),
+        without_first=pl.col("predicted") - 0.1,
+    )
+    drawn = (tables["observed"], tables["paths"], "web-4M-s0", "accuracy", None)
+    figure = plots.forecast_curves(*drawn, forecasts)
+    assert overlapping(figure) == []
+    by_task = {axes.get_title(loc="left"): axes for axes in figure.axes}
+    said = {task: [text.get_text() for text in axes.texts] for task, axes in by_task.items()}
+    assert said == {TASKS[0]: ["truth: noise"], TASKS[1]: ["Compute only: no curve\nPooled proxies: above 1"]}
+    crosses = {task: line_of(axes, marker="x") for task, axes in by_task.items()}
+    wanted = forecasts.filter(pool, run="web-4M-s0")
+    (cross,) = [line for line in crosses[TASKS[1]] if len(line.get_xdata())]
+    assert list(zip(*cross.get_data())) == wanted.select("tokens", "without_first").rows()
+    assert not any(len(line.get_xdata()) for line in crosses[TASKS[0]])
+    assert any("without the first quarter" in text for text in words(figure))
+    plain = plots.forecast_curves(*drawn, forecasts.with_columns(caution=pl.lit(""), fallback=pl.lit("")))
+    assert not any(axes.texts for axes in plain.axes)
+    assert not any("without the first quarter" in text for text in words(plain))
+
+
+def test_errors_of_few_or_noisy_truths_say_so(tables):
+    text = pl.lit("too few tasks and runs for an interval; 1 of 4 truths are noise or constant")
+    figure = plots.error_over_horizon(tables["errors"].with_columns(caution=text), "pooled")
+    assert any("too few for an interval" in found for found in words(figure)) and overlapping(figure) == []
+    assert any("1 of 4 truths are noise or constant" in found for found in words(figure))
+
+
 def test_names_of_methods():
     assert plots.method_name("pooled, logistic link") == "Pooled proxies, logistic link"
     assert plots.method_name("cross_entropy/uniform") == "Cross-entropy, uniform weighting"

@@ -13,6 +13,8 @@ times, B replicates, S solutions.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from math import ceil
 from typing import Annotated, Literal
 from zlib import crc32
 
@@ -93,14 +95,16 @@ class ForecastingOptions(Options):
     clip: bool = Field(
         True,
         description="keep every statistic in its range (an accuracy between 0 and 1, a cross-entropy above 0) and the "
-        "truth between 0 and 1, where it lies there at all fitted checkpoints: no curve knows where a benchmark ends",
+        "truth between 0 and 1, where it lies there at all fitted checkpoints: no curve knows where a benchmark ends. "
+        "A loss has no upper end.",
     )
     rehearsal: float | None = Field(
         0.5,
         gt=0,
         lt=1,
         description="The method chosen in advance is the one that forecasts best up to the cut from the checkpoints "
-        "in this share of it; null: none is chosen.",
+        "in this share of it. The share is widened where it holds fewer checkpoints than a fit needs; where nothing "
+        "can be fitted, and with null, none is chosen.",
     )
     bootstrap_replicates: int = Field(500, ge=100, description="Bootstrap samples behind every interval.")
     block: int = Field(2, gt=0, description="Neighbouring checkpoints whose residuals are drawn together.")
@@ -154,11 +158,42 @@ class TaskRun:
     statistics: dict[str, Series]
     after: pl.DataFrame  # step, tokens, value, n of the truth beyond the cut
     problems: float | None
+    higher_is_better: bool = True
+    chance: float | None = None  # what guessing gets, where that is known
 
-    @property
+    @cached_property
     def is_share(self) -> bool:
-        """Whether the truth can be a share of problems: it lies between 0 and 1 wherever it may be known."""
-        return self.truth.value.min() >= 0 and self.truth.value.max() <= 1
+        """Whether the truth can be a share of problems: it lies between 0 and 1 wherever it may be known.
+
+        Where lower is better, so may a loss. A share of n problems is a whole number of them, and a loss is not.
+        """
+        values = self.truth.value
+        if values.min() < 0 or values.max() > 1:
+            return False
+        if self.higher_is_better:
+            return True
+        if self.problems is None:
+            return False
+        missed = values * self.problems
+        return bool(np.abs(missed - missed.round()).max() < 1e-3)
+
+    @cached_property
+    def bounds(self) -> tuple[float, float]:
+        """Least and greatest value that the truth can have: of a share 0 and 1, of a loss that was never below 0, 0."""
+        if self.is_share:
+            return 0.0, 1.0
+        return (0.0 if not self.higher_is_better and self.truth.value.min() >= 0 else -np.inf), np.inf
+
+    def beyond(self, value: float) -> str:
+        """In words, where `value` lies that the truth cannot have or guessing would beat; "" for any other."""
+        low, high = self.bounds
+        if value < low or value > high:
+            return f"above {high:g}" if value > high else f"below {low:g}"
+        if self.chance is None:
+            return ""
+        # Scores at chance fall below it by what their problems vary.
+        noise = np.sqrt(self.chance * (1 - self.chance) / self.problems) if self.problems else 0.0
+        return "below chance" if value < self.chance - 2 * noise else ""
 
 
 @dataclass(frozen=True)
@@ -170,6 +205,9 @@ class Forecaster:
     residuals: Array  # of the truth about the forecast, at the fitted checkpoints, inflated
     fits: tuple[dict, ...] = ()
     fallback: str = ""
+    points: int = 0  # checkpoints that the fits have, the fewest of several
+    fitted: bool = True  # False: a constant stands in for the method
+    enough: bool = True  # False: because its checkpoints are too few
 
 
 @dataclass(frozen=True)
@@ -217,7 +255,7 @@ def direct(kind: str, data: TaskRun, method: str, options: ForecastingOptions) -
     """The truth's own curve over compute; a constant where too little is known for another."""
     parameters, n = CURVES[kind].parameters, len(data.truth.t)
     if kind != "constant" and n <= parameters:
-        return _fallback(data, method, f"{n} checkpoints for {parameters} parameters", options)
+        return _fallback(data, method, f"{n} checkpoints for {parameters} parameters", options, enough=False)
     fitted = fit_series(kind, data.truth, np.zeros((options.bootstrap_replicates, n)), options)
     if not fitted.good:
         return _fallback(data, method, f"the truth follows no {kind} curve", options)
@@ -225,36 +263,48 @@ def direct(kind: str, data: TaskRun, method: str, options: ForecastingOptions) -
         point=lambda t: fitted.point(t)[0],
         replicates=fitted.replicates,
         residuals=fitted.residuals,
-        fits=(_fit_row(data, method, fitted.point, n, options),),
+        points=n,
+        fits=(_fit_row(data, method, fitted.point, n, fitted.point.a.item(), options),),
     )
 
 
-def _fallback(data: TaskRun, method: str, reason: str, options: ForecastingOptions) -> Forecaster:
-    constant = direct("constant", data, method, options)
-    text = f"constant: {reason}"
-    return replace(constant, fits=tuple(row | {"note": text} for row in constant.fits), fallback=text)
+def _fallback(
+    data: TaskRun, method: str, reason: str, options: ForecastingOptions, *, enough: bool = True
+) -> Forecaster:
+    constant, text = direct("constant", data, method, options), f"constant: {reason}"
+    fits = tuple(row | {"note": text} for row in constant.fits)
+    return replace(constant, fits=fits, fallback=text, fitted=False, enough=enough)
 
 
-def follow(name: str, data: TaskRun, options: ForecastingOptions) -> FittedSeries | str:
-    """The power law of the statistic `name`, or in words why there is none."""
+@dataclass(frozen=True)
+class NoCurve:
+    """Why a statistic has no curve."""
+
+    reason: str
+    enough: bool  # it has the checkpoints that a curve needs
+
+
+def follow(name: str, data: TaskRun, options: ForecastingOptions) -> FittedSeries | NoCurve:
+    """The power law of the statistic `name`."""
     series, parameters = data.statistics.get(name), CURVES["power"].parameters
     known = 0 if series is None else len(series.t)
     if known <= parameters:
-        return f"{known} checkpoints for {parameters} parameters of the curve of {name}"
+        return NoCurve(f"{known} checkpoints for {parameters} parameters of the curve of {name}", enough=False)
     fitted = fit_series("power", series, _shift(name, series, options), options)
-    return fitted if fitted.good else f"{name} follows no power law of compute"
+    return fitted if fitted.good else NoCurve(f"{name} follows no power law of compute", enough=True)
 
 
 def through_link(
-    name: str, link: Link, followed: FittedSeries | str, data: TaskRun, method: str, options: ForecastingOptions
+    name: str, link: Link, followed: FittedSeries | NoCurve, data: TaskRun, method: str, options: ForecastingOptions
 ) -> Forecaster:
     """The curve of the statistic `name`, then the link to the truth; a constant where too little is known."""
-    if isinstance(followed, str):
-        return _fallback(data, method, followed, options)
+    if isinstance(followed, NoCurve):
+        return _fallback(data, method, followed.reason, options, enough=followed.enough)
     series, truth = data.statistics[name], data.truth
     both, of_series, of_truth = np.intersect1d(series.t, truth.t, return_indices=True)
     if len(both) <= LINK_PARAMETERS:
-        return _fallback(data, method, f"{len(both)} checkpoints for {LINK_PARAMETERS} parameters of the link", options)
+        reason = f"{len(both)} checkpoints for {LINK_PARAMETERS} parameters of the link"
+        return _fallback(data, method, reason, options, enough=False)
     smooth = moving_mean(len(series.t), options.smoothing)
     x = (smooth @ series.value)[of_series][None]
     y = (moving_mean(len(truth.t), options.smoothing) @ truth.value)[of_truth]
@@ -269,11 +319,13 @@ def through_link(
     links = fit_link(link, x + (followed.shift @ smooth.T)[:, of_series], again, weights[0][drawn])
     low, high = value_range(name) if options.clip else (-np.inf, np.inf)
     residuals = truth.value[of_truth] - point(np.clip(followed.point(both), low, high))[0]
-    row = _fit_row(data, method, followed.point, len(series.t), options)
+    at_last = point(np.clip(followed.point.a, low, high)[:, None]).item()
+    row = _fit_row(data, method, followed.point, len(series.t), at_last, options)
     return Forecaster(
         point=lambda t: point(np.clip(followed.point(t), low, high))[0],
         replicates=lambda t: links(np.clip(followed.replicates(t), low, high)),
         residuals=_inflated(residuals, LINK_PARAMETERS, options),
+        points=min(len(both), len(series.t)),
         fits=(row | {"link": link, "link_slope": point.slope.item(), "link_intercept": point.intercept.item()},),
     )
 
@@ -289,14 +341,17 @@ def _shift(name: str, series: Series, options: ForecastingOptions) -> Array:
     return (drawn / count - 1 / count) @ series.by_solution.T
 
 
-def _fit_row(data: TaskRun, method: str, fitted: FittedCurve, points: int, options: ForecastingOptions) -> dict:
+def _fit_row(
+    data: TaskRun, method: str, fitted: FittedCurve, points: int, asymptote: float, options: ForecastingOptions
+) -> dict:
+    """`asymptote`: what the forecast truth tends to."""
     c = None if fitted.c is None else fitted.c.item()
     at_bound = c is not None and any(abs(np.log(c / bound)) < 1e-6 for bound in options.fit.exponents)
     return dict.fromkeys(FITS_SCHEMA) | {
         **{"run": data.run, "task": data.task, "method": method, "curve": fitted.kind, "points": points},
         **{"a": fitted.a.item(), "b": fitted.b.item() if c is not None else None, "c": c},
         "m": None if fitted.m is None else fitted.m.item(),
-        "tokens_at_cut": data.tokens_at_cut,
+        **{"tokens_at_cut": data.tokens_at_cut, "asymptote": asymptote, "beyond": data.beyond(asymptote)},
         "note": "the exponent c is at its bound" if at_bound else "",
     }
 
@@ -308,6 +363,8 @@ FITS_SCHEMA = {
         "link": pl.String,
         "link_slope": pl.Float64,
         "link_intercept": pl.Float64,
+        "asymptote": pl.Float64,
+        "beyond": pl.String,
         "points": pl.Int64,
         "note": pl.String,
     },
@@ -316,16 +373,20 @@ FITS_SCHEMA = {
 
 def pooled(members: Mapping[str, Forecaster]) -> Forecaster:
     """The median of the members' forecasts, in every replicate too. A member that fell back is left out."""
-    kept = [member for member in members.values() if not member.fallback]
+    kept = [member for member in members.values() if member.fitted]
     if not kept:
-        return replace(next(iter(members.values())), fits=(), fallback="constant: so it is for every proxy")
+        enough = any(member.enough for member in members.values())
+        return replace(
+            next(iter(members.values())), fits=(), fallback="constant: so it is for every proxy", enough=enough
+        )
     lengths = {len(member.residuals) for member in kept}
     residuals = [member.residuals for member in kept if len(member.residuals) == max(lengths)]
-    lost = [f"{name} ({member.fallback})" for name, member in members.items() if member.fallback]
+    lost = [f"{name} ({member.fallback})" for name, member in members.items() if not member.fitted]
     return Forecaster(
         point=lambda t: np.median([member.point(t) for member in kept], axis=0),
         replicates=lambda t: np.median([member.replicates(t) for member in kept], axis=0),
         residuals=np.median(residuals, axis=0),
+        points=min(member.points for member in kept),
         fallback=f"without {', '.join(lost)}" if lost else "",
     )
 
@@ -339,6 +400,7 @@ def last_value(data: TaskRun, own_curve: Forecaster, options: ForecastingOptions
         point=lambda t: np.full(len(t), value),
         replicates=lambda t: value + np.repeat(noise, len(t), axis=1),
         residuals=residuals,
+        points=own_curve.points,
     )
 
 
@@ -366,21 +428,60 @@ def methods(data: TaskRun, options: ForecastingOptions) -> dict[tuple[str, str],
 
 
 def interval(
-    made: Forecaster, data: TaskRun, tokens: Array, groups: Sequence[Array], options: ForecastingOptions
+    made: Forecaster,
+    data: TaskRun,
+    tokens: Array,
+    groups: Sequence[Array],
+    options: ForecastingOptions,
+    *,
+    of_curve: bool = False,
 ) -> tuple[Array, Array, Array]:
-    """Forecast, low and high of every group of the times `tokens` (T,): of the mean of its measurements."""
+    """Forecast, low and high of every group of the times `tokens` (T,): of the mean of its measurements.
+
+    `of_curve`: of the curve itself, without the noise of the measurements to come.
+    """
     t = tokens / data.tokens_at_cut
     point = made.point(t)
     mean = np.stack([point[group].mean() for group in groups])
-    samples = made.replicates(t) + _noise(made, data, point, options)
+    samples = made.replicates(t) + (0 if of_curve else _noise(made, data, point, options))
     sides = [(1 - options.confidence) / 2, (1 + options.confidence) / 2]
     low, high = np.quantile(np.stack([samples[:, group].mean(1) for group in groups], axis=1), sides, axis=0)
     return tuple(bounded(values, data, options) for values in (mean, low, high))
 
 
 def bounded(values: Array, data: TaskRun, options: ForecastingOptions) -> Array:
-    """Forecasts of a share of problems, kept between 0 and 1."""
-    return np.clip(values, 0, 1) if options.clip and data.is_share else values
+    """Forecasts, kept between the least and the greatest value that the truth can have."""
+    return np.clip(values, *data.bounds) if options.clip else values
+
+
+def resamples(made: Forecaster, options: ForecastingOptions) -> int:
+    """How many different samples of its checkpoints' blocks a bootstrap can draw, and does at most."""
+    different = made.points ** -(-made.points // options.block)
+    return min(different, options.bootstrap_replicates)
+
+
+def tail_samples(confidence: float) -> float:
+    """The fewest samples of which one lies in either tail of an interval."""
+    return 2 / (1 - confidence)
+
+
+FIRST = 0.25  # share of the fitted checkpoints, without which forecasts are made once more
+
+
+def without_first(data: TaskRun) -> TaskRun | None:
+    """The task and run without the first `FIRST` of its fitted checkpoints; None where too few would be left."""
+    left_out = ceil(FIRST * len(data.truth.t))
+    if len(data.truth.t) - left_out <= CURVES["power"].parameters:
+        return None
+    start = data.truth.t[left_out]
+    statistics = {name: _from(start, series) for name, series in data.statistics.items()}
+    return replace(data, truth=_from(start, data.truth), statistics=statistics)
+
+
+def _from(start: float, series: Series) -> Series:
+    later = series.t >= start
+    of_solutions = None if series.by_solution is None else series.by_solution[later]
+    return Series(series.t[later], series.value[later], series.standard_error[later], of_solutions)
 
 
 def _noise(made: Forecaster, data: TaskRun, point: Array, options: ForecastingOptions) -> Array:

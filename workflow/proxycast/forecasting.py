@@ -6,20 +6,40 @@ checkpoint there. An interval tells of noise, not of a curve that is the wrong o
 table of errors.
 
 The rule chosen in advance: a rehearsal fits every method up to a share of the cut and forecasts the checkpoints from
-there to the cut; the best one there is the method "chosen". It has seen nothing beyond the cut.
+there to the cut; the best one there is the method "chosen". It has seen nothing beyond the cut. Only what was really
+fitted is chosen: the share is widened where it holds too few checkpoints, and where a method fell back to a constant it
+is given the error of the last value.
+
+What a forecast must not be trusted for stands beside it (`caution`).
 """
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import comb
 
 import numpy as np
 import polars as pl
 
+from proxycast.curves import CURVES, LINK_PARAMETERS
+from proxycast.forecast_cautions import (
+    FEW_UNITS,
+    NO_INTERVAL,
+    NO_INTERVAL_OF_RUNS,
+    TRUTH_IS_CONSTANT,
+    TRUTH_IS_NOISE,
+    about_forecast,
+    about_truth,
+    compared_without_first,
+    has_caution,
+    tell_cautions,
+    worth_comparing,
+)
 from proxycast.forecast_methods import (
     BASELINE_SERIES,
     FITS_SCHEMA,
     GENERIC_CROSS_ENTROPY,
+    LAST_VALUE,
     Array,
     Forecaster,
     ForecastingOptions,
@@ -29,6 +49,8 @@ from proxycast.forecast_methods import (
     from_other_runs,
     interval,
     methods,
+    tail_samples,
+    without_first,
 )
 from proxycast.jobs import PROGRESS_SECONDS
 from proxycast.options import InputError
@@ -41,6 +63,7 @@ log = logging.getLogger(__name__)
 TRUTH = "truth"
 CHOSEN, OTHER_RUNS = "chosen", "other_runs"
 PATH_POINTS = 60
+COMPARED_REPLICATES = 100  # of the forecasts without the first checkpoints, whose intervals are but a measure
 
 
 def forecast(
@@ -51,21 +74,26 @@ def forecast(
     tasks: Sequence[str],
     options: ForecastingOptions,
     solution_proxies: pl.DataFrame | None = None,
+    *,
+    higher_is_better: bool = True,
+    chance: Mapping[str, float] | None = None,
 ) -> dict[str, pl.DataFrame]:
     """The tables forecasts, errors, fits, paths, observed and rehearsal, with the columns of their schemas.
 
     `checkpoints`: checkpoint, run, step, tokens. `targets`: checkpoint, task, metric, value, n. `proxies`: checkpoint,
     task, statistic, weighting, value, standard_error. `solution_proxies`: checkpoint, task, solution, statistic,
-    weighting, value. Where a tail is told, that in tokens counts. A forecast has a null truth where the run has no
-    checkpoint near the horizon. `InputError` where nothing can be fitted.
+    weighting, value. Where a tail is told, that in tokens counts. `higher_is_better`: false for a truth that is an
+    error or a loss. `chance`: task -> what guessing gets, where that is known. A forecast has a null truth where the
+    run has no checkpoint near the horizon. `InputError` where nothing can be fitted.
     """
+    of_truth = {"higher_is_better": higher_is_better, "chance": chance or {}}
     observed = observed_series(checkpoints, targets, proxies, metric, tasks, options)
     of_solutions = _of_solutions(checkpoints, solution_proxies)
     if "logistic" in options.links and not observed.filter("in_fit", series=TRUTH)["value"].is_between(0, 1).all():
         raise InputError(f"forecasting.links: logistic needs a truth between 0 and 1, which {metric} is not")
-    forecasts, fits, paths = _forecast_all(observed, of_solutions, options)
-    forecasts = pl.concat([forecasts, _other_runs(observed, options)])
-    rehearsal = rehearse(observed, options)
+    forecasts, fits, paths = _forecast_all(observed, of_solutions, options, of_truth)
+    forecasts = pl.concat([forecasts, _other_runs(observed, options, of_truth)])
+    rehearsal = rehearse(observed, options, higher_is_better=higher_is_better)
     chosen = rehearsal.filter("chosen")["method"].to_list()
     for method in chosen:  # one or none
         as_chosen = pl.lit(CHOSEN).alias("method")
@@ -76,9 +104,14 @@ def forecast(
     ):
         where = rows.select(pl.format("{}/{}", "run", "task")).to_series().unique().sort()
         log.warning("%s of %d run/task (%s ...): %s", method, len(where), where[0], text)
+    tell_cautions(forecasts.filter(pl.col("method") != CHOSEN), fits)
+    errors = _with_noisy_truths(errors_table(forecasts, options), forecasts)
+    few = errors.filter(has_caution(FEW_UNITS))["horizon"].unique().sort().to_list()
+    if few:
+        log.warning("%s of the errors at %s", FEW_UNITS, ", ".join(f"{horizon:g}x" for horizon in few))
     return {
         "forecasts": forecasts,
-        "errors": errors_table(forecasts, options),
+        "errors": errors,
         "fits": fits,
         "paths": paths,
         "observed": observed.drop("checkpoint", "n"),
@@ -170,7 +203,13 @@ def _of_solutions(checkpoints: pl.DataFrame, solution_proxies: pl.DataFrame | No
     return values.partition_by("run", "task", "series", as_dict=True, include_key=False)
 
 
-def task_runs(observed: pl.DataFrame, of_solutions: Mapping[tuple, pl.DataFrame]) -> Iterator[TaskRun]:
+def task_runs(
+    observed: pl.DataFrame,
+    of_solutions: Mapping[tuple, pl.DataFrame],
+    *,
+    higher_is_better: bool,
+    chance: Mapping[str, float],
+) -> Iterator[TaskRun]:
     """Every task of every run. Times are multiples of the tokens at the run's last fitted checkpoint."""
     for (run, task), rows in observed.group_by("run", "task", maintain_order=True):
         truth = rows.filter(series=TRUTH)
@@ -190,6 +229,8 @@ def task_runs(observed: pl.DataFrame, of_solutions: Mapping[tuple, pl.DataFrame]
             },
             after=truth.filter(pl.col("step") > last["step"].item()),
             problems=last["n"].item(),
+            higher_is_better=higher_is_better,
+            chance=chance.get(task),
         )
 
 
@@ -219,6 +260,9 @@ FORECASTS_SCHEMA = {
     **{"horizon": pl.Float64, "step": pl.Int64, "tokens": pl.Float64},
     **dict.fromkeys(("predicted", "low", "high", "truth", "error"), pl.Float64),
     **{"covered": pl.Boolean, "fallback": pl.String},
+    # Without the first checkpoints, and of the truth: how much of its variance is no noise.
+    **dict.fromkeys(("without_first", "reliability"), pl.Float64),
+    **{"caution": pl.String},
 }
 PATHS_SCHEMA = {
     **dict.fromkeys(("run", "task", "method"), pl.String),
@@ -252,25 +296,40 @@ def at_horizons(data: TaskRun, options: ForecastingOptions) -> list[At]:
 
 
 def _forecast_all(
-    observed: pl.DataFrame, of_solutions: Mapping[tuple, pl.DataFrame], options: ForecastingOptions
+    observed: pl.DataFrame, of_solutions: Mapping[tuple, pl.DataFrame], options: ForecastingOptions, of_truth: dict
 ) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
     """The tables forecasts, fits and paths."""
     from tqdm import tqdm
 
     forecasts, fits, paths = [], [], []
-    pairs = list(task_runs(observed, of_solutions))
-    for data in tqdm(pairs, desc="forecasts", mininterval=PROGRESS_SECONDS):
-        wanted = at_horizons(data, options)
+    quick = options.model_copy(update={"bootstrap_replicates": min(options.bootstrap_replicates, COMPARED_REPLICATES)})
+    pairs = list(task_runs(observed, of_solutions, **of_truth))
+    unchecked = [f"{data.run}/{data.task}" for data in pairs if without_first(data) is None]
+    if unchecked:
+        log.warning(
+            "%d of %d run/task (%s ...) have too few checkpoints to try their forecasts without the first ones",
+            *(len(unchecked), len(pairs), unchecked[0]),
+        )
+    to_forecast = {f"{data.run}/{data.task}": at_horizons(data, options) for data in pairs}
+    _tell_unjudged(to_forecast, options)
+    for data, wanted in tqdm(zip(pairs, to_forecast.values()), "forecasts", len(pairs), mininterval=PROGRESS_SECONDS):
         if all(at.truth is None for at in wanted):
             log.warning(
                 "run %s, task %s: no checkpoint near any horizon; its forecasts are not judged", data.run, data.task
             )
+        reliability, about = about_truth(data)
+        later = without_first(data)
+        again = {} if later is None else worth_comparing(methods(later, quick))
         last = max(float(data.after["tokens"].max() or 0), *(at.tokens.max() for at in wanted))
         grid = np.geomspace(data.truth.t[0] * data.tokens_at_cut, last, PATH_POINTS)
         for (method, kind), made in methods(data, options).items():
             key = {"run": data.run, "task": data.task, "method": method}
-            rows = _judge(made, data, wanted, options)
-            forecasts += [key | {"kind": kind, "fallback": made.fallback} | row for row in rows]
+            rows = list(_judge(made, data, wanted, options))
+            if (method, kind) in again:
+                other = interval(again[method, kind], later, *_times(wanted), quick, of_curve=True)
+                rows = compared_without_first(rows, other, data)
+            of_method = {"kind": kind, "fallback": made.fallback, "reliability": reliability}
+            forecasts += [key | of_method | row | {"caution": "; ".join(about + row["caution"])} for row in rows]
             fits += made.fits
             point, low, high = interval(made, data, grid, [np.array([i]) for i in range(len(grid))], options)
             paths.append(
@@ -286,12 +345,21 @@ def _forecast_all(
 
 
 def _judge(made: Forecaster, data: TaskRun, wanted: Sequence[At], options: ForecastingOptions) -> Iterator[dict]:
-    """The rows of a method's forecasts."""
-    tokens = np.concatenate([at.tokens for at in wanted])
+    """The rows of a method's forecasts; `caution` is a list here."""
+    tokens, groups = _times(wanted)
+    free = made.point(tokens / data.tokens_at_cut)
+    for at, group, predicted, low, high in zip(wanted, groups, *interval(made, data, tokens, groups, options)):
+        cautions = about_forecast(made, data, free[group].mean(), (low, high), options)
+        if NO_INTERVAL in cautions:
+            low, high = np.nan, np.nan
+        yield _judged(at, predicted, low, high) | {"caution": cautions}
+
+
+def _times(wanted: Sequence[At]) -> tuple[Array, list[Array]]:
+    """All tokens of what is forecast (T,), and which of them belong to each."""
     ends = np.cumsum([len(at.tokens) for at in wanted])
     groups = [np.arange(end - len(at.tokens), end) for end, at in zip(ends, wanted)]
-    for at, predicted, low, high in zip(wanted, *interval(made, data, tokens, groups, options)):
-        yield _judged(at, predicted, low, high)
+    return np.concatenate([at.tokens for at in wanted]), groups
 
 
 def _judged(at: At, predicted: float, low: float, high: float) -> dict:
@@ -305,12 +373,24 @@ def _judged(at: At, predicted: float, low: float, high: float) -> dict:
     }
 
 
-def _other_runs(observed: pl.DataFrame, options: ForecastingOptions) -> pl.DataFrame:
+def _tell_unjudged(wanted: Mapping[str, Sequence[At]], options: ForecastingOptions) -> None:
+    """Horizons at which some or all truths are missing. `wanted`: run/task -> what is forecast."""
+    for number, horizon in enumerate(options.horizons):
+        without = [where for where, found in wanted.items() if found[number].truth is None]
+        if without:
+            log.warning(
+                "horizon %gx: %d of %d run/task (%s ...) have no truth within %.0f %% of it; their forecasts there are "
+                "not judged, and errors do not cover them",
+                *(horizon, len(without), len(wanted), without[0], 100 * options.horizon_tolerance),
+            )
+
+
+def _other_runs(observed: pl.DataFrame, options: ForecastingOptions, of_truth: dict) -> pl.DataFrame:
     """The forecast from finished runs: their truth at a horizon, regressed on their truth at the cut."""
     rows = []
     values = {
         (data.task, data.run, at.horizon): (data, at)
-        for data in task_runs(observed, {})
+        for data in task_runs(observed, {}, **of_truth)
         for at in at_horizons(data, options)
     }
     for (task, run, horizon), (data, at) in values.items():
@@ -322,43 +402,150 @@ def _other_runs(observed: pl.DataFrame, options: ForecastingOptions) -> pl.DataF
         if others:
             key = {"run": run, "task": task, "method": OTHER_RUNS, "kind": "baseline"}
             predicted, low, high, fallback = from_other_runs(np.array(others), data, options)
-            rows.append(key | _judged(at, predicted, low, high) | {"fallback": fallback})
+            found, about = about_truth(data)
+            about = about if np.isfinite(low) else [*about, NO_INTERVAL_OF_RUNS]
+            rows.append(
+                key
+                | _judged(at, predicted, low, high)
+                | {"fallback": fallback, "reliability": found, "caution": "; ".join(about)}
+            )
     return pl.DataFrame(rows, schema=FORECASTS_SCHEMA)
 
 
-def rehearse(observed: pl.DataFrame, options: ForecastingOptions) -> pl.DataFrame:
-    """method, kind, rmse, forecasts, chosen: forecasts of the truth up to the cut from a share of it; best first.
+def rehearse(observed: pl.DataFrame, options: ForecastingOptions, *, higher_is_better: bool = True) -> pl.DataFrame:
+    """REHEARSAL_SCHEMA: forecasts of the truth up to the cut from a share of it; best first.
 
-    The error is the root mean square over the checkpoints between the two, tasks and runs. Controls are not chosen.
+    Every task of every run is fitted up to `rehearsal` times the cut, or further, up to where every method that can be
+    fitted has the checkpoints for it (`_rehearsal_step`). `rmse` is the root mean square error over the checkpoints
+    between there and the cut, tasks and runs where some method was really fitted. Where another one fell back to a
+    constant, the error of the last value counts for it, so that a fallback wins nothing. Chosen is the least `rmse` of
+    proxies and baselines that were fitted somewhere: none, if the last value alone was. Controls are not chosen.
     """
     if options.rehearsal is None:
         return pl.DataFrame(schema=REHEARSAL_SCHEMA)
-    early = int(options.fit_up_to_step * options.rehearsal)
-    known = observed.filter("in_fit").with_columns(in_fit=pl.col("step") <= early)
-    fitted = known.filter("in_fit", series=TRUTH).select("run", "task").unique()
-    to_come = known.filter(~pl.col("in_fit"), series=TRUTH).select("run", "task").unique()
-    both = known.join(fitted.join(to_come, on=["run", "task"]), on=["run", "task"], how="semi", maintain_order="left")
-    if both.is_empty():
-        log.warning("no rehearsal: no run has checkpoints on both sides of step %d (forecasting.rehearsal)", early)
-        return pl.DataFrame(schema=REHEARSAL_SCHEMA)
+    known, share = observed.filter("in_fit"), options.rehearsal
     quick = options.model_copy(update={"bootstrap_replicates": 0})
-    rows = []
-    for data in task_runs(both, {}):
-        t = data.after["tokens"].to_numpy() / data.tokens_at_cut
+    rows, shares, left_out = [], {}, []
+    for (run, task), part in known.group_by("run", "task", maintain_order=True):
+        where, early = f"{run}/{task}", _rehearsal_step(part, options)
+        if early is None:
+            left_out.append(where)
+            continue
+        shares[where] = max(share, early / options.fit_up_to_step)
+        part = part.with_columns(in_fit=pl.col("step") <= early)
+        [data] = task_runs(part, {}, higher_is_better=higher_is_better, chance={})
+        t, truth = data.after["tokens"].to_numpy() / data.tokens_at_cut, data.after["value"].to_numpy()
         for (method, kind), made in methods(data, quick).items():
-            squares = (bounded(made.point(t), data, options) - data.after["value"].to_numpy()) ** 2
-            rows += [(method, kind, square) for square in squares]
-    squares = pl.DataFrame(rows, schema={"method": pl.String, "kind": pl.String, "square": pl.Float64}, orient="row")
-    table = squares.group_by("method", "kind", maintain_order=True).agg(
-        rmse=pl.col("square").mean().sqrt(), forecasts=pl.len().cast(pl.Int64)
+            squares = (bounded(made.point(t), data, options) - truth) ** 2
+            of_method = {"method": method, "kind": kind, "where": where, "fitted": made.fitted, "why": made.fallback}
+            rows += [of_method | {"at": number, "square": square} for number, square in enumerate(squares)]
+    if left_out:
+        log.warning(
+            "no rehearsal of %d of %d run/task (%s ...): up to step %d they have fewer than %d checkpoints for a fit "
+            "and one to be forecast (forecasting.rehearsal)",
+            *(len(left_out), len(left_out) + len(shares), left_out[0], options.fit_up_to_step),
+            CURVES["power"].parameters + 1,
+        )
+    if not rows:
+        log.warning("no method is chosen: there is no rehearsal")
+        return pl.DataFrame(schema=REHEARSAL_SCHEMA)
+    wider = {where: found for where, found in shares.items() if found > share}
+    if wider:
+        log.warning(
+            "rehearsal: %d of %d run/task (%s ...) are fitted up to %.2f of the cut, not %g: their checkpoints up to "
+            "there are too few for every method",
+            *(len(wider), len(shares), next(iter(wider)), max(wider.values()), share),
+        )
+    table = _rehearsed(pl.DataFrame(rows, infer_schema_length=None)).with_columns(share=pl.lit(max(shares.values())))
+    for method, note in table.filter(pl.col("note") != "").select("method", "note").iter_rows():
+        log.warning("rehearsal: %s %s", method, note)
+    chosen = table.filter("chosen")
+    if chosen.is_empty():
+        log.warning("no method is chosen: in the rehearsal all but the last value fell back to a constant")
+    for method, rmse, forecasts in chosen.select("method", "rmse", "forecasts").iter_rows():
+        log.info("chosen in the rehearsal: %s, with an error of %.4f over %d forecasts", method, rmse, forecasts)
+    return table.select(list(REHEARSAL_SCHEMA))
+
+
+def _rehearsal_step(rows: pl.DataFrame, options: ForecastingOptions) -> int | None:
+    """The last step that the rehearsal of one task of a run fits: `rehearsal` times the cut, or further if need be.
+
+    So far that every method has the checkpoints that its curve and link need, of those methods that have them before
+    the last truth. None if there is no such method, or no truth left to forecast.
+    """
+    of_series = {name: part["step"].sort().to_list() for (name,), part in rows.group_by("series")}
+    truth, curve, link = of_series.pop(TRUTH), CURVES["power"].parameters, LINK_PARAMETERS
+    needed = truth[curve : curve + 1]
+    for steps in of_series.values():
+        common = sorted({*steps} & {*truth})
+        if len(steps) > curve and len(common) > link:
+            needed.append(max(steps[curve], common[link]))
+    possible = [step for step in needed if step < truth[-1]]
+    step = max([int(options.fit_up_to_step * options.rehearsal + 1e-9), *possible])
+    return step if possible and step < truth[-1] else None
+
+
+def _rehearsed(rows: pl.DataFrame) -> pl.DataFrame:
+    """The table of the rehearsal but for its share. `rows`: method, kind, where, fitted, why, at, square."""
+    competes = (pl.col("kind") != "control") & (pl.col("method") != LAST_VALUE)
+    judged = rows.filter((competes & pl.col("fitted")).any().over("where"))
+    nothing = judged.is_empty()
+    judged = rows if nothing else judged
+    names = rows.select("method", "kind").unique(maintain_order=True)
+    last = judged.filter(method=LAST_VALUE).select("where", "at", last="square")
+    judged = names.join(last, how="cross").join(
+        judged.drop("kind"), on=["method", "where", "at"], how="left", maintain_order="left"
     )
-    best = table.filter(pl.col("kind") != "control").sort("rmse", maintain_order=True)["method"][0]
-    return table.sort("rmse", maintain_order=True).with_columns(chosen=pl.col("method") == best)
+    own = pl.col("fitted") | (pl.col("kind") == "control") | nothing
+    judged = judged.with_columns(square=pl.when(own).then("square").otherwise("last"))
+    table = judged.group_by("method", "kind", maintain_order=True).agg(
+        rmse=pl.col("square").mean().sqrt(),
+        forecasts=pl.len().cast(pl.Int64),
+        fitted=pl.col("where").filter("fitted").n_unique().cast(pl.Int64),
+        pairs=pl.col("where").n_unique().cast(pl.Int64),
+    )
+    table = table.join(_fallbacks(rows), on="method", how="left", maintain_order="left")
+    can_win = (pl.col("kind") != "control") & (pl.col("fitted") > 0)
+    best = [] if nothing else table.filter(can_win).sort("rmse", maintain_order=True)["method"].to_list()[:1]
+    return table.sort("rmse", maintain_order=True).with_columns(
+        pl.col("note").fill_null(""), chosen=pl.col("method").is_in(best)
+    )
+
+
+def _fallbacks(rows: pl.DataFrame) -> pl.DataFrame:
+    """method, note: where a method fell back in the rehearsal, and why."""
+    fell = rows.filter(~pl.col("fitted")).unique(["method", "where"], keep="first", maintain_order=True)
+    return fell.group_by("method", maintain_order=True).agg(
+        note=pl.format(
+            "fell back in {} of {} run/task ({} ...): {}",
+            *(pl.len(), pl.lit(rows["where"].n_unique()), pl.col("where").first()),
+            pl.col("why").unique(maintain_order=True).head(3).str.join("; "),
+        )
+    )
 
 
 REHEARSAL_SCHEMA = {
-    **{"method": pl.String, "kind": pl.String, "rmse": pl.Float64, "forecasts": pl.Int64, "chosen": pl.Boolean}
+    **dict.fromkeys(("method", "kind"), pl.String),
+    **{"rmse": pl.Float64, "forecasts": pl.Int64},
+    # Run/task in which the method was really fitted, of those that are counted; the largest share of the cut fitted.
+    **{"fitted": pl.Int64, "pairs": pl.Int64, "share": pl.Float64, "note": pl.String, "chosen": pl.Boolean},
 }
+
+
+def about_choice(rehearsal: pl.DataFrame, options: ForecastingOptions) -> str:
+    """What a figure says of the method chosen in advance; "" where the rehearsal went as it was ordered."""
+    if options.rehearsal is None:
+        return ""
+    if rehearsal.is_empty():
+        return "No method was chosen in advance: the checkpoints up to the cut are too few for a rehearsal."
+    if not rehearsal["chosen"].any():
+        return "No method was chosen in advance: in the rehearsal every method fell back to a constant."
+    share, forecasts = rehearsal.filter("chosen").select("share", "forecasts").row(0)
+    if share <= options.rehearsal:
+        return ""
+    return f"Chosen by a rehearsal up to {share:.2g} of the cut ({options.rehearsal:g} holds too few checkpoints), " + (
+        f"over {forecasts} forecast{'s' if forecasts > 1 else ''}."
+    )
 
 
 # --- errors ---
@@ -366,8 +553,9 @@ REHEARSAL_SCHEMA = {
 ERRORS_SCHEMA = {
     **dict.fromkeys(("method", "kind", "task"), pl.String),
     **dict.fromkeys(("horizon", "rmse", "mae", "task_rmse", "rmse_low", "rmse_high", "coverage"), pl.Float64),
-    **{"forecasts": pl.Int64, "best_baseline": pl.String},
+    **{"forecasts": pl.Int64, "unjudged": pl.Int64, "best_baseline": pl.String},
     **dict.fromkeys(("difference", "difference_low", "difference_high"), pl.Float64),
+    "caution": pl.String,
 }
 
 
@@ -376,7 +564,8 @@ def errors_table(forecasts: pl.DataFrame, options: ForecastingOptions) -> pl.Dat
 
     `task_rmse` is the mean over tasks of their RMSE. Intervals are percentiles of a bootstrap that draws tasks and runs
     apart, since errors of one task, or of one run, are alike; null where there is but one of both. The difference, for
-    all tasks, is the RMSE less that of the best baseline of the horizon, over the forecasts that both made.
+    all tasks, is the RMSE less that of the best baseline of the horizon, over the forecasts that both made. `forecasts`
+    were judged, `unjudged` have no truth; at a horizon where none has, nothing but their number is known.
     """
     judged = forecasts.filter(pl.col("error").is_not_null())
     key = ["method", "kind", "horizon"]
@@ -391,12 +580,29 @@ def errors_table(forecasts: pl.DataFrame, options: ForecastingOptions) -> pl.Dat
     ]
     intervals = pl.DataFrame(sum(compared, []), schema=COMPARED_SCHEMA)
     table = pl.concat([of_all.join(intervals, on=["method", "horizon"]), of_tasks], how="diagonal")
-    table = table.sort(pl.col("task") != "all", "task", "horizon", "rmse", maintain_order=True)
+    made = pl.concat([forecasts.with_columns(task=pl.lit("all")), forecasts], how="diagonal")
+    made = made.group_by(*key, "task", maintain_order=True).agg(unjudged=error.null_count().cast(pl.Int64))
+    table = made.join(table, on=[*key, "task"], how="left", maintain_order="left")
+    table = table.with_columns(pl.col("forecasts").fill_null(0), pl.col("caution").fill_null(""))
+    table = table.sort(pl.col("task") != "all", "task", "horizon", "rmse", nulls_last=True, maintain_order=True)
     return table.select(pl.col(name).cast(kind) for name, kind in ERRORS_SCHEMA.items())
 
 
-COMPARED_SCHEMA = {"method": pl.String, "horizon": pl.Float64, "best_baseline": pl.String} | dict.fromkeys(
-    ("rmse_low", "rmse_high", "difference", "difference_low", "difference_high"), pl.Float64
+def _with_noisy_truths(errors: pl.DataFrame, forecasts: pl.DataFrame) -> pl.DataFrame:
+    """The errors with a caution of those truths that are noise, or do not vary."""
+    judged = forecasts.filter(pl.col("error").is_not_null())
+    judged = pl.concat([judged.with_columns(task=pl.lit("all")), judged])
+    key = ["method", "horizon", "task"]
+    noisy = judged.filter(has_caution(TRUTH_IS_NOISE) | has_caution(TRUTH_IS_CONSTANT)).group_by(key).agg(n=pl.len())
+    text = pl.format("{} of {} truths are noise or constant", "n", "forecasts")
+    caution = pl.concat_str(pl.when(pl.col("caution") != "").then("caution"), text, separator="; ", ignore_nulls=True)
+    return errors.join(noisy, on=key, how="left", maintain_order="left").with_columns(caution).drop("n")
+
+
+COMPARED_SCHEMA = (
+    dict.fromkeys(("method", "best_baseline", "caution"), pl.String)
+    | {"horizon": pl.Float64}
+    | dict.fromkeys(("rmse_low", "rmse_high", "difference", "difference_low", "difference_high"), pl.Float64)
 )
 
 
@@ -404,12 +610,15 @@ def _compared(horizon: float, rows: pl.DataFrame, options: ForecastingOptions) -
     """Of every method at one horizon: the interval of its RMSE, and its difference to the best baseline."""
     tables = _error_tables(rows)
     shape = next(iter(tables.values())).shape
+    samples = min(np.prod([float(comb(2 * n - 1, n)) for n in shape]), options.bootstrap_replicates)
+    caution = FEW_UNITS if 1 < samples < tail_samples(options.confidence) else ""
     weights, once = _two_way_weights(shape, options), np.ones((1, *shape))
     baselines = rows.filter(kind="baseline")["method"].unique(maintain_order=True)
     best = min(baselines, key=lambda method: _rmse(tables[method], once).item())
     found = []
     for method, errors in tables.items():
         row = dict.fromkeys(COMPARED_SCHEMA) | {"method": method, "horizon": horizon, "best_baseline": best}
+        row["caution"] = caution
         found.append(row | _intervals(errors, tables[best], weights, options))
     return found
 
@@ -426,8 +635,15 @@ def _error_tables(rows: pl.DataFrame) -> dict[str, Array]:
 
 
 def _two_way_weights(shape: tuple[int, int], options: ForecastingOptions) -> Array:
-    """How often every task and run is drawn -> (B, tasks, runs)."""
-    of_tasks, of_runs = (bootstrap_weights(n, options.bootstrap_replicates, options.seed) for n in shape)
+    """How often every task and run is drawn -> (B, tasks, runs), both from a stream of random numbers of their own.
+
+    From one stream as many tasks as runs would be drawn in the very same way.
+    """
+    streams = np.random.SeedSequence(options.seed).spawn(len(shape))
+    of_tasks, of_runs = (
+        bootstrap_weights(n, options.bootstrap_replicates, np.random.default_rng(stream))
+        for n, stream in zip(shape, streams, strict=True)
+    )
     return of_tasks[:, :, None] * of_runs[:, None]
 
 

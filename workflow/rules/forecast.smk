@@ -7,6 +7,7 @@ if STUDY.forecasting:
         "targets": f"{RESULTS}/targets.parquet",
         "proxies": rules.join_proxies.output[0],
         "solution_proxies": expand(rules.solution_proxies.output.of_solutions, corpus=SCORED_CORPORA),
+        "problems": PROBLEMS,
     }
 
     rule forecasting:

@@ -1,6 +1,7 @@
 """The figures of the forecasts, from the tables of `forecasting/`."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
+from textwrap import wrap
 
 import matplotlib
 import numpy as np
@@ -12,6 +13,15 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 from matplotlib.transforms import ScaledTranslation
 
+from proxycast.forecast_cautions import (
+    FEW_UNITS,
+    GOES,
+    NO_INTERVAL,
+    SWAYED,
+    TOO_FEW,
+    TRUTH_IS_CONSTANT,
+    TRUTH_IS_NOISE,
+)
 from proxycast.forecast_methods import value_range
 from proxycast.plots.style import (
     COLOURS,
@@ -41,6 +51,7 @@ METHODS = {
     "logistic": Look("Logistic in compute", "", "0.6"),
     "constant": Look("Constant", "", "0.6"),
 }
+OF_TRUTH = {TRUTH_IS_NOISE: "truth: noise", TRUTH_IS_CONSTANT: "truth: constant"}
 TRUTH, POOLED, CHOSEN, COMPUTE_ONLY = "truth", "pooled", "chosen", "compute_only"
 ASIDE = 2.2  # points between the bars of neighbouring methods
 REFERENCE = 0.9  # probability of the band that shows how far chance moves a share
@@ -61,12 +72,14 @@ def method_look(method: str) -> Look:
 
 
 @matplotlib.rc_context(STYLE)
-def error_over_horizon(errors: pl.DataFrame, chosen: str | None) -> Figure:
+def error_over_horizon(errors: pl.DataFrame, chosen: str | None, about_choice: str = "") -> Figure:
     """RMSE over tasks and runs against the horizon (log), with intervals; others are grey and behind.
 
     `chosen`: the method that the rehearsal chose, before anything beyond the cut was seen; None if there was none.
+    `about_choice`: what there is to say of that.
     """
-    rows = errors.filter(task="all").drop_nulls("rmse")
+    every = errors.filter(task="all")
+    rows = every.drop_nulls("rmse")
     title = "How far the forecasts are off, over the horizon"
     if rows.is_empty():
         return without_data(title, "No run has a checkpoint near any horizon: its forecasts cannot be judged yet.")
@@ -78,13 +91,14 @@ def error_over_horizon(errors: pl.DataFrame, chosen: str | None) -> Figure:
         dashes = "-" if kind == "proxy" else (0, (1, 1.5))
         axes.plot(*own.sort("horizon").select("horizon", "rmse").to_numpy().T, ls=dashes, lw=0.8, color="0.8", zorder=1)
     ends = _over_horizons(axes, rows, shown, "rmse", ("rmse_low", "rmse_high"))
-    _horizon_axis(axes, rows["horizon"].unique().sort().to_list())
+    _horizon_axis(axes, every["horizon"].unique().sort().to_list(), set(rows["horizon"]))
     drawn = rows.filter(pl.col("method").is_in(list(shown)))
     highest = drawn["rmse"].max()
     axes.set_ylim(0, max(1.08 * highest, min(drawn["rmse_high"].fill_null(0).max(), 1.6 * highest)))
     axes.set_ylabel("Root mean square error of the forecast truth")
     add_title(figure, title)
-    add_note(figure, "\n".join(_about_errors(drawn, behind)))
+    notes = [*_about_errors(drawn, behind), *_about_unjudged(every), about_choice]
+    add_note(figure, "\n".join(filter(None, notes)))
     label_ends(figure, axes, ends)
     return figure
 
@@ -127,11 +141,12 @@ def _over_horizons(
     return ends
 
 
-def _horizon_axis(axes: Axes, horizons: Sequence[float]) -> None:
+def _horizon_axis(axes: Axes, horizons: Sequence[float], judged: Collection[float]) -> None:
     room = log_room(horizons[0], horizons[-1], 0.08)
     axes.set_xscale("log")
     axes.set_xlim(horizons[0] / room, horizons[-1] * room)
-    axes.set_xticks(horizons, [f"{horizon:g}×" for horizon in horizons])
+    labels = [f"{horizon:g}×" + ("" if horizon in judged else "\nnot judged") for horizon in horizons]
+    axes.set_xticks(horizons, labels)
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel("Horizon, as a multiple of the training compute at the cut")
 
@@ -144,9 +159,20 @@ def _about_errors(drawn: pl.DataFrame, behind: pl.DataFrame) -> list[str]:
     text += (
         "Bars: bootstrap intervals over tasks and runs." if known else "No intervals: one task of one run is one value."
     )
+    if drawn["caution"].str.contains(FEW_UNITS, literal=True).any():
+        text += "\nThese are too few for an interval: its ends are those of a handful of samples."
+    noisy = drawn["caution"].str.extract("([0-9]+ of [0-9]+ truths are noise or constant)").drop_nulls()
+    text += f"\nAt one horizon or more {noisy[0]}: errors there tell nothing of a method." if len(noisy) else ""
     greys = {"proxy": "Grey: every proxy alone.", "control": "Grey, dotted: controls (a constant, a logistic)."}
     others = " ".join(words for kind, words in greys.items() if kind in set(behind["kind"]))
     return [text, others] if others else [text]
+
+
+def _about_unjudged(errors: pl.DataFrame) -> list[str]:
+    """A line on the forecasts that no truth judges."""
+    most = errors.group_by("horizon").agg(pl.col("unjudged").max()).filter(pl.col("unjudged") > 0).sort("horizon")
+    parts = [f"{count} at {horizon:g}×" for horizon, count in most.iter_rows()]
+    return [f"Without a truth, so not in the errors: {', '.join(parts)} (forecasts of each method)."] if parts else []
 
 
 @matplotlib.rc_context(STYLE)
@@ -173,15 +199,20 @@ def forecast_coverage(errors: pl.DataFrame, chosen: str | None, confidence: floa
     axes.fill_between(at, low[ends_of], high[ends_of], color="0.93", lw=0, zorder=0.2)
     axes.axhline(confidence, lw=0.9, color="0.35", zorder=0.5)
     ends = _over_horizons(axes, rows, _shown(rows, chosen), "coverage", None)
-    _horizon_axis(axes, horizons)
+    _horizon_axis(axes, horizons, horizons)
     axes.set_ylim(-0.03, 1.03)
     axes.set_ylabel("Share of truths inside the interval")
     add_title(figure, title)
     spread = f"{min(counts)} to {max(counts)}" if min(counts) < max(counts) else f"{counts[0]}"
     add_note(
         figure,
-        f"Line: the nominal {confidence:.0%}. Band: where {REFERENCE:.0%} of such shares of {spread} forecasts would "
-        "lie,\nwere the intervals right and the forecasts independent; those of one run or task are not.",
+        "\n".join(
+            [
+                f"Line: the nominal {confidence:.0%}. Band: where {REFERENCE:.0%} of such shares of {spread} forecasts "
+                "would lie,\nwere the intervals right and the forecasts independent; those of one run or task are not.",
+                *_about_unjudged(errors.filter(task="all")),
+            ]
+        ),
     )
     label_ends(figure, axes, ends)
     return figure
@@ -189,12 +220,18 @@ def forecast_coverage(errors: pl.DataFrame, chosen: str | None, confidence: floa
 
 @matplotlib.rc_context(STYLE)
 def forecast_curves(
-    observed: pl.DataFrame, paths: pl.DataFrame, run: str, metric: str, chosen: str | None = None
+    observed: pl.DataFrame,
+    paths: pl.DataFrame,
+    run: str,
+    metric: str,
+    chosen: str | None = None,
+    forecasts: pl.DataFrame | None = None,
 ) -> Figure:
     """Truth, forecast and interval over the tokens of one run, a panel for each task: the chosen method, compute only.
 
     What the fit saw is filled. Where none was `chosen` in advance, the pooled proxies are drawn, or else the first of
-    the table. `metric`: the truth.
+    the table. `metric`: the truth. Of `forecasts`, a panel says what is not to be trusted, and a cross shows a forecast
+    that is another without the first checkpoints.
     """
     truth = observed.filter(run=run, series=TRUTH).filter(pl.col("tokens") > 0).sort("tokens", maintain_order=True)
     title = f"Forecasts of the run {run}"
@@ -207,9 +244,13 @@ def forecast_curves(
     tasks = truth["task"].unique(maintain_order=True)
     size = (1.85, 1.65) if len(tasks) > 3 else (6.6 / len(tasks), 2.2)
     figure, grid, columns = panels(len(tasks), size, (0.6, 1.3), sharex=True)
+    swayed = False
+    drawn = paths.clear() if forecasts is None else forecasts.filter(pl.col("method").is_in(list(methods)), run=run)
     for axes, task in zip(grid, tasks, strict=True):
         axes.set_title(task)
         _curve(axes, truth.filter(task=task), {m: paths.filter(method=m, task=task).sort("tokens") for m in methods})
+        swayed |= _crosses(axes, drawn.filter(task=task), methods)
+        _say(axes, _cautions(drawn.filter(task=task), methods), 36 if len(tasks) > 3 else 60)
     _token_axis(grid, columns, paths["tokens"].min(), max(paths["tokens"].max(), truth["tokens"].max()))
     figure.supylabel(f"{look(metric).label} ({look(metric).unit})" if look(metric).unit else look(metric).label)
     add_title(figure, title)
@@ -220,9 +261,54 @@ def forecast_curves(
         Line2D([], [], color="0.35", lw=0.8, ls=(0, (2, 1.5)), label="the cut"),
         *(handle for m in methods for handle in _line_and_band(m)),
     ]
+    if swayed:
+        cross = {"ls": "", "marker": "x", "ms": 5, "color": "0.35"}
+        handles.append(Line2D([], [], label="forecast without the first quarter of the fitted checkpoints", **cross))
     style = {"frameon": False, "fontsize": SMALL, "columnspacing": 1.2, "handletextpad": 0.5}
     figure.legend(handles=handles, loc="outside lower left", ncols=7 if columns > 3 else 3, **style)
     return settled(figure)
+
+
+def _crosses(axes: Axes, forecasts: pl.DataFrame, methods: Iterable[str]) -> bool:
+    """Draw the forecasts without the first checkpoints, where they are others -> whether there were any."""
+    if forecasts.is_empty():
+        return False
+    swayed = forecasts.filter(pl.col("caution").str.contains(SWAYED, literal=True))
+    for method in methods:
+        own = swayed.filter(method=method)
+        axes.plot(own["tokens"], own["without_first"], ls="", marker="x", ms=5, color=method_look(method).colour)
+    if len(swayed):
+        low, high = axes.get_ylim()
+        room = (high - low) / 2
+        least, most = swayed["without_first"].min() - room / 10, swayed["without_first"].max() + room / 10
+        axes.set_ylim(min(low, max(least, low - room)), max(high, min(most, high + room)))
+    return not swayed.is_empty()
+
+
+def _cautions(forecasts: pl.DataFrame, methods: Iterable[str]) -> list[str]:
+    """What of the forecasts of a panel is not to be trusted."""
+    if forecasts.is_empty():
+        return []
+    texts = [short for text, short in OF_TRUTH.items() if forecasts["caution"].str.contains(text, literal=True).any()]
+    for method in methods:
+        own = forecasts.filter(method=method)
+        fell_back = own["fallback"].str.starts_with("constant").any()
+        goes = own["caution"].str.extract(f"{GOES} ([^;]*)").drop_nulls().unique(maintain_order=True)
+        few = own["caution"].str.contains(TOO_FEW, literal=True).any()
+        none = own["caution"].str.contains(NO_INTERVAL, literal=True).any()
+        parts = ["no curve"] * fell_back + [*goes] + ["rough interval"] * few + ["no interval"] * none
+        texts += [f"{method_name(method).split(' (')[0]}: {', '.join(parts)}"] if parts else []
+    return texts
+
+
+def _say(axes: Axes, texts: Sequence[str], width: int) -> None:
+    """Write the texts at the top of a panel, in lines of `width` characters, above all that is drawn."""
+    lines = [line for text in texts for line in wrap(text, width)]
+    if lines:
+        low, high = axes.get_ylim()
+        axes.set_ylim(low, high + 0.1 * len(lines) * (high - low))
+        style = {"va": "top", "fontsize": 6, "color": "0.35", "linespacing": 1.1}
+        axes.text(0.03, 0.98, "\n".join(lines), transform=axes.transAxes, **style)
 
 
 def _line_and_band(method: str) -> tuple[Line2D, Patch]:
