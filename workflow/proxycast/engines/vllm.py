@@ -493,6 +493,21 @@ class VllmEngine:
             raise HookError(f"{self._folder}: log-probs by the hook and by vLLM itself differ by {difference:.3g} nats")
         return statistics
 
+    def _require_causality(self) -> None:
+        """Raise InputError if log-probs move when only later tokens change: vLLM runs encoders, too."""
+        length = min(CHECK_TOKENS, self.context - 1)
+        half = length // 2
+        text = (1 + 7919 * np.arange(length)) % self.vocabulary
+        other = np.concatenate([text[:half], (text[half:] + 1) % self.vocabulary])
+        texts = [ScoredSequence("check", ids, 1, length, np.zeros(length - 1, np.int32)) for ids in (text, other)]
+        first, second = (self._statistics([text])[0, : half - 1] for text in texts)
+        moved = np.abs(first - second).max(initial=0)  # NaN, of broken weights, passes: the texts will name a position
+        if moved > CHECK_TOLERANCE[self.options.dtype]:
+            raise InputError(
+                f"{self._folder}: it looks ahead: log-probs move by {moved:.2g} nats when only later tokens change, so "
+                "none would be a prediction; only causal language models are scored"
+            )
+
 
 def _require_divisible(folder: Path, options: ExtractionOptions) -> None:
     """Raise InputError where the model's heads cannot be dealt to `tensor_parallel_size` GPUs in equal shares."""
@@ -518,21 +533,6 @@ def _file_states(folder: Path) -> list[tuple[str, int, int]] | None:
 def _difference(one: np.ndarray, other: np.ndarray) -> float:
     """Largest difference, in nats, of the log-probs and the entropy of two (6, n) statistics."""
     return float(np.abs(one[:4] - other[:4]).max())
-
-    def _require_causality(self) -> None:
-        """Raise InputError if log-probs move when only later tokens change: vLLM runs encoders, too."""
-        length = min(CHECK_TOKENS, self.context - 1)
-        half = length // 2
-        text = (1 + 7919 * np.arange(length)) % self.vocabulary
-        other = np.concatenate([text[:half], (text[half:] + 1) % self.vocabulary])
-        texts = [ScoredSequence("check", ids, 1, length, np.zeros(length - 1, np.int32)) for ids in (text, other)]
-        first, second = (self._statistics([text])[0, : half - 1] for text in texts)
-        moved = np.abs(first - second).max(initial=0)  # NaN, of broken weights, passes: the texts will name a position
-        if moved > CHECK_TOLERANCE[self.options.dtype]:
-            raise InputError(
-                f"{self._folder}: it looks ahead: log-probs move by {moved:.2g} nats when only later tokens change, so "
-                "none would be a prediction; only causal language models are scored"
-            )
 
 
 def _no_warm_up(record: logging.LogRecord) -> bool:
