@@ -122,7 +122,8 @@ def test_longrope_agrees_up_to_its_original_context_and_is_refused_beyond(tmp_pa
 def test_a_model_that_looks_ahead_is_refused(tmp_path, vllm_engine):
     """vLLM runs a Qwen2 as an encoder where its config.json says so, and so does transformers."""
     shape = dict(hidden_size=64, num_hidden_layers=2, num_attention_heads=2, intermediate_size=128, vocab_size=352)
-    model = Qwen2ForCausalLM(Qwen2Config(**shape, max_position_embeddings=128, initializer_range=0.3))
+    rest = dict(num_key_value_heads=2, max_position_embeddings=128, initializer_range=0.3)
+    model = Qwen2ForCausalLM(Qwen2Config(**shape, **rest))
     folder = small_folder(tmp_path / "qwen2", model)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"is_causal": False}))

@@ -12,6 +12,7 @@ import math
 import os
 import socket
 import statistics
+import sys
 import tempfile
 import time
 from argparse import ArgumentParser
@@ -28,7 +29,7 @@ from proxycast.checkpoints import Checkpoint, count_parameters, extraction_optio
 from proxycast.compute import scoring_flops, training_flops
 from proxycast.config import Plan, closest, read_yaml
 from proxycast.engines import BATCH_TOKENS, FLOAT32_ON_GPU, ExtractionOptions
-from proxycast.engines.model_folder import shape_of
+from proxycast.engines.model_folder import shape_in_file, shape_of
 from proxycast.experts import inactive_parameters
 from proxycast.miniature.suite import CONTEXT
 from proxycast.options import InputError, Options
@@ -210,8 +211,10 @@ def assumed_model(
 
 
 def model_in(folder: Path, parameters: int, active_parameters: int) -> Model:
-    """The shape that config.json tells; what it does not is assumed."""
-    shape = shape_of(folder)
+    """The shape that config.json tells, with the defaults of its architecture; what neither does is assumed."""
+    shape = shape_in_file(folder)
+    if None in shape or shape.context == sys.maxsize:
+        shape = shape_of(folder)
     vocabulary, context = shape.vocabulary or ASSUMED_VOCABULARY, min(shape.context, 1 << 20)
     guess = assumed_model(parameters, active_parameters, vocabulary, context)
     return Model(

@@ -10,6 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, NamedTuple
+from unittest.mock import patch
 
 from tokenizers import Tokenizer
 
@@ -26,8 +27,9 @@ INDEX = "model.safetensors.index.json"  # of weights in several files
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 # What tells how weights are quantised, where config.json does not.
 QUANTIZATION_FILES = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
-# Names of the attribute that holds the context: most architectures', GPT-2's and its kin's, DBRX's and MPT's.
-CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len")
+# Names of the attribute that holds the context: most architectures', GPT-2's and its kin's, DBRX's and MPT's, and that
+# of decoders that were trained behind an encoder.
+CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_target_positions")
 # Their positions begin behind the id of the padding token, so the last rows of the table are never reached.
 PADDED_POSITIONS = {
     *("roberta", "roberta-prelayernorm", "camembert", "xlm-roberta", "xlm-roberta-xl", "data2vec-text", "xmod"),
@@ -138,16 +140,32 @@ def shape_of(folder: Path, trust_remote_code: bool = False, architecture: str | 
     """What `transformers` understands by config.json, which leaves out what is its architecture's default.
 
     The file alone counts for an architecture that `transformers` does not know, or whose code must not run. Raises
-    InputError for one whose values it refuses. Imports torch.
+    InputError for one whose values it refuses. Takes seconds the first time, for imports.
     """
+    import_transformers()
     from transformers import CONFIG_MAPPING
 
-    raw = json_object(folder / "config.json")
-    config = renamed_config(folder, architecture) or raw
+    config = renamed_config(folder, architecture) or json_object(folder / "config.json")
     if config.get("model_type") in CONFIG_MAPPING or (trust_remote_code and "auto_map" in config):
-        text = _config(folder, trust_remote_code, architecture).get_text_config()
-    else:
-        text = SimpleNamespace(**{"vocab_size": raw.get("vocab_size")} | (raw.get("text_config") or raw))
+        return _shape(_config(folder, trust_remote_code, architecture).get_text_config())
+    return shape_in_file(folder)
+
+
+def shape_in_file(folder: Path) -> Shape:
+    """What config.json itself says, without any import."""
+    raw = json_object(folder / "config.json")
+    return _shape(SimpleNamespace(**{"vocab_size": raw.get("vocab_size")} | (raw.get("text_config") or raw)))
+
+
+def import_transformers() -> None:
+    """Import what reading a configuration does without scikit-learn, which takes a second: nothing here decodes so."""
+    from transformers import utils
+
+    with patch.object(utils, "is_sklearn_available", lambda: False):
+        import transformers.generation.candidate_generator  # noqa: F401
+
+
+def _shape(text: "PretrainedConfig | SimpleNamespace") -> Shape:
     heads = _number(text, "num_attention_heads", "n_head")
     context = _number(text, *CONTEXT_KEYS)
     if context and getattr(text, "model_type", None) in PADDED_POSITIONS:
@@ -188,6 +206,7 @@ _CONFIGS: dict[tuple, "PretrainedConfig"] = {}  # a sweep's checkpoints have one
 
 
 def _config(folder: Path, trust_remote_code: bool, architecture: str | None) -> "PretrainedConfig":
+    import_transformers()
     from transformers import CONFIG_MAPPING, AutoConfig
 
     where, raw = folder / "config.json", json_object(folder / "config.json")

@@ -22,6 +22,7 @@ import torch
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
+ANY_LENGTH = 1 << 62  # longer than any text
 HALF = 8  # tokens of each half of a text
 TEXTS = 3  # that must all show a fault: at a tie a router of experts may turn over by rounding alone
 # Differences that count: above this share of what the tokens in front change, and of the largest logit.
@@ -75,21 +76,24 @@ def prove(reader: Reader) -> tuple[Sharing, bool]:
     """
     half = reader.half
     text, other, end, other_end = reader.halves(4)
-    rows = [(text, torch.zeros_like(end)), (text, end), (text, other_end), (other, end)]
+    padding = torch.zeros_like(end)
+    # Padding comes first: where experts have a capacity, it is what fills one of them.
+    rows = [(padding, padding), (other, end), (text, padding), (text, end), (text, other_end)]
     alone, batch, again = (reader.read(ids) for ids in (text[None], torch.stack([*map(torch.cat, rows)]), text[None]))
+    batch = batch[1:]
     if not all(logits.isfinite().all() for logits in (alone, batch, again)):
         return Sharing(0, False), False
-    effect = _largest(batch[3, half:] - batch[1, half:])
+    effect = _largest(batch[0, half:] - batch[2, half:])
     bound = reader.bound(batch, effect)
     if (moved := _largest(again - alone)) > bound:
         why = "chance" if _largest(reader.read(text[None]) - again) > bound else "what it has read before"
         raise NotReadable(f"what it makes of a text depends on {why}: logits move by {moved:.2g}")
-    if _largest(batch[1, :half] - batch[2, :half]) > bound:
+    if _largest(batch[2, :half] - batch[3, :half]) > bound:
         _require_causality(reader)
-    if _largest(batch[:3, :half] - alone) <= bound:
-        return Sharing(1 << 62), effect > bound
-    equal = reader.read(torch.stack([text, other]))
-    return Sharing(0, _largest(equal[0] - alone[0]) <= bound), effect > bound
+    if _largest(batch[1:, :half] - alone) <= bound:
+        return Sharing(ANY_LENGTH), effect > bound
+    equal = reader.read(torch.stack([other, end, other_end, text]))
+    return Sharing(0, _largest(equal[-1] - alone[0]) <= bound), effect > bound
 
 
 def _require_causality(reader: Reader) -> None:
@@ -152,6 +156,13 @@ def ropes(config: "PretrainedConfig") -> list[dict]:
 def has_growing_rope(config: "PretrainedConfig") -> bool:
     """Whether the frequencies of a rotary embedding may depend on the length of the text."""
     return any(rope.get("rope_type", "default") not in FIXED_ROPES for rope in ropes(config))
+
+
+def chosen_tokens(config: "PretrainedConfig") -> int:
+    """How many tokens sparse attention looks at (DeepSeek V3.2, GLM 5), beyond which the width of a batch may decide
+    which they are: where scores are equal, as all negative ones are, the library's choice changes with it.
+    """
+    return getattr(config.get_text_config(), "index_topk", None) or ANY_LENGTH
 
 
 def rope_reset(model: "PreTrainedModel") -> Callable[[], None]:

@@ -18,7 +18,6 @@ from fnmatch import fnmatchcase
 from itertools import islice, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
-from unittest.mock import patch
 
 import numpy as np
 import polars as pl
@@ -38,6 +37,7 @@ from proxycast.engines.reading import (
     NotReadable,
     Reader,
     Sharing,
+    chosen_tokens,
     has_growing_rope,
     longest_mixed,
     prove,
@@ -75,7 +75,7 @@ class TransformersEngine:
         # No TF32 on a GPU: NVIDIA's containers ask for it, and convolutions (Mamba's) take it unasked.
         torch.set_float32_matmul_precision("highest")
         torch.backends.cudnn.allow_tf32 = False
-        self.close()
+        self._let_go()
 
     def check(self, folder: Path) -> None:
         """Raise InputError for a folder that is not whole, or whose configuration no causal language model has."""
@@ -96,7 +96,8 @@ class TransformersEngine:
         config = (folder / "config.json").read_bytes()
         anew = config != self._config or not _load_in_place(self._model, folder)
         if anew:
-            self.close()  # frees the old weights before the new ones come
+            if self._model is not None:
+                self.close()  # frees the old weights before the new ones come
             self._model = _build(folder, self.options, self._device)
             self._config = config
             self._forget = rope_reset(self._model)
@@ -110,13 +111,16 @@ class TransformersEngine:
 
     def close(self) -> None:
         """Free the model's memory."""
+        self._let_go()
+        gc.collect()  # a model whose modules know each other lives until then
+        torch.cuda.empty_cache()  # nothing, without a GPU
+
+    def _let_go(self) -> None:
         self._loaded: object = None  # which files the engine holds; None while a load is unfinished
         self._model = self._config = self._head = self.tokenizer = None
         self._sharing: Sharing | None = None
         self._is_proven = False  # whether passes through the built module have shown how it reads
         self._forget: Callable[[], None] = lambda: None  # puts rotary embeddings back to what they were when built
-        gc.collect()  # a model whose modules know each other lives until then
-        torch.cuda.empty_cache()  # nothing, without a GPU
 
     @property
     def context(self) -> int:
@@ -184,6 +188,7 @@ class TransformersEngine:
                     sharing = sharing._replace(mixed_up_to=longest_mixed(reader, widest))
                 elif not reads_alike_when_padded(reader, widest):
                     sharing = sharing._replace(mixed_up_to=0)
+            sharing = sharing._replace(mixed_up_to=min(sharing.mixed_up_to, chosen_tokens(model.config)))
         except NotReadable as error:
             raise InputError(f"{self._folder}: {type(model).__name__}: {error}") from error
         except Exception as error:  # a library's, of any kind
@@ -437,7 +442,7 @@ def exact_head(model: torch.nn.Module) -> Head | None:
         len(given) == 1
         and hidden is not None
         and given[0].shape == hidden.shape
-        and torch.allclose(given[0], hidden, rtol=1e-3, atol=1e-3, equal_nan=True)
+        and torch.allclose(given[0], hidden.to(given[0].dtype), rtol=1e-3, atol=1e-3, equal_nan=True)
     )
     return head if plain and torch.allclose(logits[0, -1], head.adjust(ramp), rtol=1e-4, atol=1e-4) else None
 
@@ -455,14 +460,19 @@ def _count_embeddings(model: torch.nn.Module) -> int:
 
 def _build(folder: Path, options: ExtractionOptions, device: torch.device) -> torch.nn.Module:
     """The model in `folder`, every weight of it from the file, in evaluation mode."""
-    _import_generation()
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, GenerationConfig
+    from transformers.quantizers.auto import AutoHfQuantizer
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()  # one bar per checkpoint would drown the log
     config = read_config(folder, options.trust_remote_code, options.architecture)
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and not hasattr(config, "auto_map"):
         raise InputError(f"{folder}: transformers has no causal language model of the type {config.model_type}")
+    quantization = getattr(config, "quantization_config", None)
+    if quantization and not AutoHfQuantizer.supports_quant_method(quantization):  # it would only warn
+        raise InputError(
+            f"{folder}: transformers knows no quantization of the kind {quantization.get('quant_method')!r}"
+        )
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -501,14 +511,6 @@ def _build(folder: Path, options: ExtractionOptions, device: torch.device) -> to
             f"{folder}: {size:.1f} GiB of weights do not fit into the memory of {device} ({_free_memory(device)}); "
             f"give dtype bfloat16 (found {options.dtype}), or engine vllm with tensor_parallel_size"
         ) from error
-
-
-def _import_generation() -> None:
-    """Import `generate` without scikit-learn, which assisted decoding alone uses: a second of every job's start."""
-    from transformers import utils
-
-    with patch.object(utils, "is_sklearn_available", lambda: False):
-        import transformers.generation.candidate_generator  # noqa: F401
 
 
 def _free_memory(device: torch.device) -> str:
