@@ -489,7 +489,7 @@ def test_tokenizer_that_is_too_large_or_absent(train, tmp_path):
         train(ladder)
     (tmp_path / "tokenizer/tokenizer.json").unlink()
     (tmp_path / "tokenizer/tokenizer_config.json").unlink()
-    with pytest.raises(InputError, match="tokenizer: transformers cannot read this tokenizer"):
+    with pytest.raises(InputError, match="tokenizer: tokenizer.json missing"):
         train()
 
 

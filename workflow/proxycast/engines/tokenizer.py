@@ -11,6 +11,7 @@ import logging
 from collections.abc import Collection, Sequence
 from functools import lru_cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -69,13 +70,8 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerFast":
     what stands in front of a text. Names of tokens that it does not have are left out. Raises InputError, naming the
     folder, where tokenizer.json is missing or a file cannot be read.
     """
-    from transformers import PreTrainedTokenizerFast
-
     file = read_tokenizer(tokenizer_json(folder))
-    try:
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # whatever the other files hold
-        raise InputError(f"{folder}: transformers cannot read this tokenizer: {error}") from error
+    tokenizer = _settings(folder)
     tokenizer._tokenizer = file
     tokenizer.split_special_tokens = tokenizer.clean_up_tokenization_spaces = False
     if tokenizer.bos_token is None and tokenizer.eos_token is None:
@@ -85,6 +81,23 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerFast":
             log.warning("%s: its %s %r is no token of tokenizer.json and is left out", folder, name, token)
             setattr(tokenizer, name, None)
     _warn_of_another_bos(folder, tokenizer)
+    return tokenizer
+
+
+def _settings(folder: Path) -> "PreTrainedTokenizerFast":
+    """What `transformers` makes of the other files, around an empty tokenizer: the real one would take seconds more."""
+    from transformers import PreTrainedTokenizerFast
+
+    with TemporaryDirectory(prefix="proxycast_") as name:
+        for path in tokenizer_files(folder):
+            if path.name != "tokenizer.json":
+                (Path(name) / path.name).symlink_to(path.resolve())
+        Tokenizer(BPE()).save(str(Path(name) / "tokenizer.json"))
+        try:
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(name, local_files_only=True)
+        except Exception as error:  # whatever the files hold
+            raise InputError(f"{folder}: transformers cannot read this tokenizer: {error}") from error
+    tokenizer.name_or_path = str(folder)
     return tokenizer
 
 
