@@ -265,7 +265,7 @@ def forecast_curves(
         cross = {"ls": "", "marker": "x", "ms": 5, "color": "0.35"}
         handles.append(Line2D([], [], label="without the first quarter of what was fitted", **cross))
     style = {"frameon": False, "fontsize": SMALL, "columnspacing": 1.2, "handletextpad": 0.5}
-    figure.legend(handles=handles, loc="outside lower left", ncols=4 if swayed else 7 if columns > 3 else 3, **style)
+    figure.legend(handles=handles, loc="outside lower left", ncols=3 if columns < 4 else 4 if swayed else 7, **style)
     return settled(figure)
 
 
