@@ -225,7 +225,7 @@ def test_a_horizon_without_a_truth_is_named(tables):
     figure = plots.error_over_horizon(half["errors"], "pooled")
     labels = [label.get_text() for label in figure.axes[0].get_xticklabels()]
     assert labels == ["2×", "4×", "9×\nnot judged", "18×\nnot judged"][: len(labels)] and len(labels) == 4
-    unjudged = "Without a truth, so not in the errors: 4 at 9×, 4 at 18× (forecasts of each method)."
+    unjudged = "Without a truth, so not judged: 4 at 9×, 4 at 18× (forecasts of each method)."
     for drawn in (figure, plots.forecast_coverage(half["errors"], "pooled", 0.9)):
         assert any(unjudged in text for text in words(drawn)) and overlapping(drawn) == []
     whole = plots.error_over_horizon(tables["errors"], "pooled")
@@ -262,6 +262,11 @@ def test_panels_say_what_must_not_be_trusted(tables):
     assert list(zip(*cross.get_data())) == wanted.select("tokens", "without_first").rows()
     assert not any(len(line.get_xdata()) for line in crosses[TASKS[0]])
     assert any("without the first quarter" in text for text in words(figure))
+    eight = repeated(tables, 8)
+    names = eight["paths"].select("task").unique()
+    of_one = forecasts.filter(pool | alone, run="web-4M-s0").drop("task").join(names, how="cross")
+    figure = plots.forecast_curves(eight["observed"], eight["paths"], "web-4M-s0", "accuracy", None, of_one)
+    assert overlapping(figure) == []
     plain = plots.forecast_curves(*drawn, forecasts.with_columns(caution=pl.lit(""), fallback=pl.lit("")))
     assert not any(axes.texts for axes in plain.axes)
     assert not any("without the first quarter" in text for text in words(plain))

@@ -30,7 +30,7 @@ FEW_UNITS = "too few tasks and runs for an interval"  # of an error
 TRUTH_IS_NOISE, TRUTH_IS_CONSTANT = "the truth is noise", "the truth does not vary"
 NO_WIDTH = 1e-12  # of an interval
 MUCH = 0.25  # of what is forecast to come after the cut
-# The log tells of the first checkpoints where more than so many curves of a run, or of a method, are swayed by them.
+# The log tells of the first checkpoints if they sway more than one share of a run's curves, or the other of a method's.
 OF_RUN, OF_METHOD, FEWEST_OF_METHOD = 0.25, 0.5, 3
 NOISE_QUANTILE = 1.645  # of the normal distribution: what 5 % of white noise exceeds
 FEWEST_VALUES = 4  # to tell noise from a curve
@@ -138,7 +138,7 @@ def tell_cautions(forecasts: pl.DataFrame, fits: pl.DataFrame) -> None:
     # Of a power law with noise some 3 in 100 are swayed, which is no news.
     curves = compared.group_by("run", "where", "method", maintain_order=True).agg(swayed=has_caution(SWAYED).any())
     share, many = pl.col("swayed").mean(), pl.len() >= FEWEST_OF_METHOD
-    news = (share.over("run") > OF_RUN) | ((share > OF_METHOD) & many).over("method")
+    news = (share.over("run") > OF_RUN) | ((share >= OF_METHOD) & many).over("method")
     swayed = compared.filter(has_caution(SWAYED)).join(curves.filter(news), on=["where", "method"], how="semi")
     if len(swayed):
         first = swayed.row(0, named=True)

@@ -379,7 +379,7 @@ def _tell_unjudged(wanted: Mapping[str, Sequence[At]], options: ForecastingOptio
         without = [where for where, found in wanted.items() if found[number].truth is None]
         if without:
             log.warning(
-                "horizon %gx: %d of %d run/task (%s ...) have no truth within %.0f %% of it; their forecasts there are "
+                "horizon %gx: %d of %d run/task (%s ...) have no truth within %g %% of it; their forecasts there are "
                 "not judged, and errors do not cover them",
                 *(horizon, len(without), len(wanted), without[0], 100 * options.horizon_tolerance),
             )
@@ -457,7 +457,7 @@ def rehearse(observed: pl.DataFrame, options: ForecastingOptions, *, higher_is_b
             *(len(wider), len(shares), next(iter(wider)), max(wider.values()), share),
         )
     table = _rehearsed(pl.DataFrame(rows, infer_schema_length=None)).with_columns(share=pl.lit(max(shares.values())))
-    for method, note in table.filter(pl.col("note") != "").select("method", "note").iter_rows():
+    for method, note in table.filter(pl.col("note") != "", pl.col("kind") != "control").select("method", "note").rows():
         log.warning("rehearsal: %s %s", method, note)
     chosen = table.filter("chosen")
     if chosen.is_empty():

@@ -172,7 +172,7 @@ def _about_unjudged(errors: pl.DataFrame) -> list[str]:
     """A line on the forecasts that no truth judges."""
     most = errors.group_by("horizon").agg(pl.col("unjudged").max()).filter(pl.col("unjudged") > 0).sort("horizon")
     parts = [f"{count} at {horizon:g}×" for horizon, count in most.iter_rows()]
-    return [f"Without a truth, so not in the errors: {', '.join(parts)} (forecasts of each method)."] if parts else []
+    return [f"Without a truth, so not judged: {', '.join(parts)} (forecasts of each method)."] if parts else []
 
 
 @matplotlib.rc_context(STYLE)
@@ -263,9 +263,9 @@ def forecast_curves(
     ]
     if swayed:
         cross = {"ls": "", "marker": "x", "ms": 5, "color": "0.35"}
-        handles.append(Line2D([], [], label="forecast without the first quarter of the fitted checkpoints", **cross))
+        handles.append(Line2D([], [], label="without the first quarter of what was fitted", **cross))
     style = {"frameon": False, "fontsize": SMALL, "columnspacing": 1.2, "handletextpad": 0.5}
-    figure.legend(handles=handles, loc="outside lower left", ncols=7 if columns > 3 else 3, **style)
+    figure.legend(handles=handles, loc="outside lower left", ncols=3 if columns < 4 else 4 if swayed else 7, **style)
     return settled(figure)
 
 
@@ -307,7 +307,7 @@ def _say(axes: Axes, texts: Sequence[str], width: int) -> None:
     if lines:
         low, high = axes.get_ylim()
         axes.set_ylim(low, high + 0.1 * len(lines) * (high - low))
-        style = {"va": "top", "fontsize": 6, "color": "0.35", "linespacing": 1.1}
+        style = {"va": "top", "fontsize": 6, "color": "0.35", "bbox": {"fc": "white", "ec": "none", "pad": 0.5}}
         axes.text(0.03, 0.98, "\n".join(lines), transform=axes.transAxes, **style)
 
 
