@@ -23,6 +23,7 @@ from proxycast.solutions import (
 )
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 GOOD = {"id": "a", "prompt": "Q: 2+2?\nA:", "solution": " 4."}
 PLAIN, WITH_BOS, WITH_BOTH = byte_level_tokenizer(), byte_level_tokenizer(bos=True), byte_level_tokenizer(True, True)
@@ -210,6 +211,67 @@ def test_a_straddling_token_is_scored_with_the_bytes_of_the_continuation_alone()
     tokenizer.backend_tokenizer.decoder = decoders.Fuse()
     (sequence,) = tokenize([("k", "ab?", "\ncd")], tokenizer, 99)
     assert (sequence.token_ids.tolist(), sequence.start, sequence.token_bytes.tolist()) == ([0, 1, 2], 1, [1, 2])
+
+
+def with_added(tokenizer: PreTrainedTokenizerFast, *added: AddedToken, **settings) -> PreTrainedTokenizerFast:
+    """`tokenizer` with more tokens; `settings`: parts of its file."""
+    file = json.loads(tokenizer.backend_tokenizer.to_str()) | settings
+    backend = Tokenizer.from_str(json.dumps(file))
+    backend.add_tokens(list(added))
+    return PreTrainedTokenizerFast(tokenizer_object=backend)
+
+
+def spelled(tokenizer: PreTrainedTokenizerFast, text: str) -> list[bytes]:
+    """The bytes of each token of a byte-level tokenizer, from the tokens' own spelling, without the BOS in front."""
+    added = tokenizer.added_tokens_decoder
+    of_character = {character: byte for byte, character in bytes_to_unicode().items()}
+    return [
+        added[i].content.encode() if i in added else bytes(of_character[c] for c in tokenizer.convert_ids_to_tokens(i))
+        for i in tokenizer(text, add_special_tokens=False)["input_ids"]
+    ]
+
+
+CONTENTS = ["  ", "    ", "\n", "\n\n", " \n", "<s>", "a b", ". ", "é日", "日本", "\u0301", "a日"]
+ADDED = st.builds(
+    AddedToken,
+    st.sampled_from(CONTENTS),
+    **{flag: st.booleans() for flag in ("single_word", "lstrip", "rstrip", "normalized", "special")},
+)
+# The library panics where a token swallows white space (rstrip) that is the beginning of another one.
+VOCABULARIES = st.lists(ADDED, max_size=3).filter(
+    lambda added: (
+        not any(token.rstrip for token in added) or all(token.content == token.content.strip() for token in added)
+    )
+)
+JOINS = st.text(" \n.ab<s>é日本\u0301", max_size=8) | st.lists(st.sampled_from([*CONTENTS, "a", " "])).map("".join)
+
+
+@settings(max_examples=200, deadline=None)
+@given(JOINS, JOINS.filter(str.strip), VOCABULARIES, st.sampled_from([WITH_BOS, WITH_BOTH]))
+@example("def f(n):\n  ", "  return", [AddedToken("    ", normalized=True, special=False)], WITH_BOS)
+@example("Q: 2?\n", "\nA: five", [AddedToken("\n\n", normalized=False, special=True)], WITH_BOS)
+@example("a日", "本b", [AddedToken("日本", normalized=False, special=False)], WITH_BOTH)
+@example("a <", "s> b", [AddedToken("<s>", lstrip=True, special=True)], WITH_BOTH)
+@example("a ", "<s>b", [AddedToken("<s>", lstrip=True, special=True)], WITH_BOTH)
+@example("a<s>", " b", [AddedToken("<s>", rstrip=True, special=True)], WITH_BOTH)
+def test_an_added_token_over_the_join_is_scored_as_a_merge_would_be(prompt, continuation, added, tokenizer):
+    tokenizer = with_added(tokenizer, *added)
+    pieces = spelled(tokenizer, prompt + continuation)
+    try:
+        (sequence,) = tokenize([("k", prompt, continuation)], tokenizer, 999)
+    except InputError:  # white space that a token swallows is never read
+        assert b"".join(pieces) != (prompt + continuation).encode()
+        return
+    assert sequence.token_bytes.sum() == len(continuation.encode()) and (sequence.token_bytes >= 0).all()
+    if any(token.lstrip or token.rstrip for token in added):
+        return  # the prompt's white space may be swallowed, or be in two tokens at once
+    ends, boundary = np.cumsum([len(piece) for piece in pieces]), len(prompt.encode())
+    first = int((ends > boundary).argmax())
+    expected = np.zeros(len(pieces), int)
+    for i, character in enumerate(continuation):  # counts for the token that has its first byte
+        expected[(ends > boundary + len(continuation[:i].encode())).argmax()] += len(character.encode())
+    assert sequence.start == 1 + first
+    assert sequence.token_bytes.tolist() == expected[first:].tolist()
 
 
 def test_white_space_at_the_end_of_a_token_counts_for_that_token():

@@ -432,9 +432,8 @@ def _tails(
     if chat_template:
         prompts = _chat_prompts(prompts, tokenizer)
     texts = [prompt + continuation for prompt, (_, _, continuation) in zip(prompts, batch)]
-    added = frozenset(tokenizer.added_tokens_decoder)
     return [
-        _tail(key, len(prompt), continuation, encoding, tail_tokens, tail_bytes, added)
+        _tail(key, len(prompt), continuation, encoding, tail_tokens, tail_bytes)
         for (key, _, continuation), prompt, encoding in zip(
             batch, prompts, _encode(texts, tokenizer, special_tokens=not chat_template)
         )
@@ -448,7 +447,6 @@ def _tail(
     encoding: _Encoding,
     tail_tokens: int | None,
     tail_bytes: int | None,
-    added: frozenset[int],
 ) -> _Tail:
     """The scored tokens of a text whose continuation starts at the character `boundary`."""
     token_ids, stop = encoding.token_ids, len(encoding.token_ids)
@@ -457,12 +455,7 @@ def _tail(
     ends = np.maximum.accumulate(encoding.spans[:, 1])
     # A second piece of the prompt's last character ends at the boundary; a second piece of the continuation's first one
     # ends past it.
-    start = int(np.searchsorted(ends, boundary, side="right"))
-    # Some special tokens swallow the white space behind them. One that stands in the prompt is no part of the solution.
-    if start < stop and encoding.spans[start, 0] < boundary and int(token_ids[start]) in added:
-        ends[start] = boundary
-        start += 1
-    start = max(start, 1)
+    start = max(int(np.searchsorted(ends, boundary, side="right")), 1)
     characters = np.maximum(ends - boundary, 0)  # of the continuation, read with each token: (T,)
     read = _utf8_positions(continuation)[characters]  # bytes likewise
     if tail_tokens is not None:
