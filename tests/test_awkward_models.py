@@ -132,7 +132,8 @@ def test_statistics_are_those_of_the_librarys_logits(folders, kind):
 def test_chat_prompts_go_through_the_template_and_solutions_stay_raw(folders, kind):
     engine, model = loaded(folders[kind])
     tokenizer = AutoTokenizer.from_pretrained(folders[kind])
-    table = engine.token_stats(tokenize(TEXTS, engine.tokenizer, engine.context, chat_template=True))
+    reading = dict(chat_template=True, leading_space="keep")
+    table = engine.token_stats(tokenize(TEXTS, engine.tokenizer, engine.context, **reading))
     for key, prompt, solution in TEXTS:
         written = CHAT_FORMS[kind].format(prompt.strip() if kind == "llama3_chat_bos" else prompt)
         ids, start = read_alone(tokenizer, written, solution, special_tokens=False)

@@ -11,11 +11,12 @@ import logging
 import os
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Literal, Self, TypeVar
 
 import numpy as np
 import polars as pl
@@ -25,6 +26,8 @@ from proxycast.options import InputError
 from proxycast.tables import atomic, is_whole_parquet
 
 if TYPE_CHECKING:
+    from tokenizers.normalizers import Normalizer
+    from tokenizers.pre_tokenizers import PreTokenizer
     from transformers import PreTrainedTokenizerFast
 
 log = logging.getLogger(__name__)
@@ -260,15 +263,25 @@ def tokenize(
     chat_template: bool = False,
     vocabulary: int | None = None,
     tail_bytes: int | None = None,
+    leading_space: Literal["strip", "keep"] | None = "strip",
 ) -> list[ScoredSequence]:
     """Tokenise each (key, prompt, continuation) as one text; score the continuation's last `tail_tokens` tokens.
 
     With `tail_bytes` all tokens that reach into its last `tail_bytes` UTF-8 bytes are scored, too, so that models with
     other tokenizers can be compared on the same span of text (`proxies.tails` takes the two apart).
 
-    Two tokenisations glued together are not what a model would read. One tokenisation can put the end of the prompt and
-    the start of the continuation into one token: such a token is scored (our choice), and counts the bytes of the
-    continuation alone. Special tokens that the tokenizer puts in front (BOS) stay, those that it puts behind (EOS) go.
+    Two tokenisations glued together are not what a base model would read. One tokenisation can put the end of the
+    prompt and the start of the continuation into one token: such a token is scored (our choice), and counts the bytes
+    of the continuation alone. Special tokens that the tokenizer puts in front (BOS) stay, those that it puts behind
+    (EOS) go.
+
+    `chat_template`: the prompt goes through the tokenizer's chat template, which writes the special tokens; the
+    tokenizer adds none. A chat model answers behind the template's own tokens, so here the continuation is tokenised
+    apart, without the space that some tokenizers put in front of a text, and its tokens follow the template's.
+    `leading_space` says what becomes of the single space with which a continuation begins that was written for base
+    models (" Paris"): "strip" takes it away, unless the template itself has a space in front of an answer, as Llama 2's
+    does. Other white space is content and stays. The log tells how many continuations it concerns, and for base models
+    how many begin with a word that the end of their prompt joins. None, for what a model wrote itself: "keep", no log.
 
     `windowing`: a text of more than `context` tokens is read in windows: several sequences with the text's key, in
     order, laid from the end. A window holds the special tokens in front once more, then as many tokens as fit, and
@@ -277,16 +290,20 @@ def tokenize(
     the text's beginning. So every token is scored once and sees at least half a context, or all that there is, and a
     tail of up to half a context takes one window, the last `context` tokens. Without `windowing` it is an error.
 
-    `chat_template`: the prompt goes through the tokenizer's chat template, the continuation follows as it is. The
-    template writes the special tokens; the tokenizer adds none.
-
     Raises InputError, naming the key, for a text that leaves nothing to score, whose scored tokens do not decode to it,
     or that has a token id of `vocabulary` (the number of embeddings, None: any) or above.
     """
     _require_fast(tokenizer)
+    space_in_template = chat_template and _writes_space_before_answer(tokenizer)
+    strip = chat_template and leading_space == "strip" and not space_in_template
     remaining, sequences = iter(texts), []
     read, longer = 0, []  # texts, and keys of those that are longer than the context
+    spaced, joined = [], []  # keys of texts that begin with a single space, or with a word that the prompt joins
     while batch := list(islice(remaining, batch_size)):
+        spaced += [key for key, _, text in batch if _has_leading_space(text)]
+        joined += [k for k, prompt, text in batch if _begins_with_word(text) and (chat_template or _ends_word(prompt))]
+        if strip:
+            batch = [(k, prompt, text[1:] if _has_leading_space(text) else text) for k, prompt, text in batch]
         tails = _tails(batch, tokenizer, tail_tokens, tail_bytes, chat_template)
         for tail in tails:
             _require_known(tail.sequence, tokenizer, vocabulary)
@@ -296,6 +313,9 @@ def tokenize(
             fits = len(tail.sequence.token_ids) <= context
             sequences += [tail.sequence] if fits else _windows(tail, context, windowing)
             longer += [] if fits else [tail.sequence.key]
+    if leading_space is not None:
+        needs_space = space_in_template or not chat_template
+        _log_leading_spaces(joined if needs_space else spaced, read, needs_space, chat_template, leading_space)
     if longer:
         log.warning(
             "%d of %d texts are longer than the model's context of %d tokens and are read in windows, first %s",
@@ -305,6 +325,31 @@ def tokenize(
             longer[0],
         )
     return sequences
+
+
+def _log_leading_spaces(
+    keys: list[str], read: int, needs_space: bool, chat_template: bool, leading_space: Literal["strip", "keep"]
+) -> None:
+    """Tells of the texts in `keys`, out of `read`: they lack a leading space that they need, or have one too many."""
+    if not keys:
+        return
+    these, first = f"{len(keys)} of {read} texts", f"first {keys[0]}"
+    if needs_space and chat_template:
+        log.warning("%s begin without the space that the chat template has in front of an answer, %s", these, first)
+    elif needs_space:
+        log.warning(
+            "%s begin with a word right behind a prompt that ends without white space, %s: a model reads both as one "
+            "word; begin the text with a space",
+            *(these, first),
+        )
+    elif leading_space == "strip":
+        log.info("%s lose the space that they begin with, behind the chat template, %s", these, first)
+    else:
+        log.warning(
+            "%s begin with a space behind a chat template that has none there, %s: models rarely answer so; "
+            "leading_space: strip leaves it out",
+            *(these, first),
+        )
 
 
 def prompt_tokens(
@@ -354,6 +399,34 @@ def _chat_prompts(prompts: list[str], tokenizer: "PreTrainedTokenizerFast") -> l
                 "chat_template: false, or another checkpoint"
             ) from None
     return [written[prompt] for prompt in prompts]
+
+
+def _writes_space_before_answer(tokenizer: "PreTrainedTokenizerFast") -> bool:
+    """Whether the chat template has a space between a prompt and an answer, as Llama 2's: "[INST] Q [/INST] A"."""
+    from jinja2 import TemplateError
+
+    (prompt,) = _chat_prompts(["Q"], tokenizer)
+    messages = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]
+    try:
+        chat = tokenizer.apply_chat_template(messages, tokenize=False, strftime_now=TEMPLATE_DATE.strftime)
+    except (TemplateError, ValueError, TypeError):
+        return False  # a template that knows no answers
+    return chat.startswith(prompt + " A")
+
+
+def _has_leading_space(text: str) -> bool:
+    """Whether `text` begins with one space that is no indentation, as it must behind the prompt of a base model."""
+    return len(text) > 1 and text[0] == " " and not text[1].isspace()
+
+
+def _begins_with_word(text: str) -> bool:
+    """Whether `text` begins with a letter of a script that has spaces between words, or with a digit."""
+    return text[:1].isalnum() and text[0] < "\u0590"  # Latin, Greek, Cyrillic, Armenian
+
+
+def _ends_word(prompt: str) -> bool:
+    """Whether a space must follow the end of `prompt` before another word begins."""
+    return prompt[-1:].isalnum() or prompt[-1:] in tuple(".,:;?!])")
 
 
 @dataclass(frozen=True, eq=False)
@@ -428,16 +501,66 @@ def _tails(
     tail_bytes: int | None,
     chat_template: bool,
 ) -> list[_Tail]:
-    prompts = [prompt for _, prompt, _ in batch]
+    prompts, continuations = [prompt for _, prompt, _ in batch], [continuation for _, _, continuation in batch]
     if chat_template:
         prompts = _chat_prompts(prompts, tokenizer)
-    texts = [prompt + continuation for prompt, (_, _, continuation) in zip(prompts, batch)]
+        encodings = _encode_apart(prompts, continuations, tokenizer)
+    else:
+        texts = [prompt + continuation for prompt, continuation in zip(prompts, continuations)]
+        encodings = _encode(texts, tokenizer, special_tokens=True)
     return [
         _tail(key, len(prompt), continuation, encoding, tail_tokens, tail_bytes)
-        for (key, _, continuation), prompt, encoding in zip(
-            batch, prompts, _encode(texts, tokenizer, special_tokens=not chat_template)
-        )
+        for (key, _, continuation), prompt, encoding in zip(batch, prompts, encodings)
     ]
+
+
+def _encode_apart(
+    prompts: list[str], continuations: list[str], tokenizer: "PreTrainedTokenizerFast"
+) -> Iterator[_Encoding]:
+    """Each prompt's tokens and behind them those of its continuation, which no token joins, as in generation."""
+    written = list(dict.fromkeys(prompts))  # the choices of a problem share their prompt
+    in_front = dict(zip(written, _encode(written, tokenizer, special_tokens=False)))
+    with _no_space_in_front(tokenizer):
+        behind = list(_encode(continuations, tokenizer, special_tokens=False))
+    for prompt, own in zip(prompts, behind):
+        before = in_front[prompt]
+        token_ids = np.concatenate([before.token_ids, own.token_ids])
+        yield _Encoding(token_ids, np.concatenate([before.spans, own.spans + len(prompt)]), before.leading)
+
+
+@contextmanager
+def _no_space_in_front(tokenizer: "PreTrainedTokenizerFast") -> Iterator[None]:
+    """Meanwhile the tokenizer puts no space in front of a text, as SentencePiece's kinds do: it goes on with another.
+
+    Their " cat" and "cat" would else be the same tokens, and those of "cat" decode to " cat" behind a prompt.
+    """
+    backend = tokenizer.backend_tokenizer
+    normalizer, pre_tokenizer = backend.normalizer, backend.pre_tokenizer
+    backend.normalizer, backend.pre_tokenizer = (
+        _without_prefix(part) for part in (backend.normalizer, backend.pre_tokenizer)
+    )
+    try:
+        yield
+    finally:
+        backend.normalizer, backend.pre_tokenizer = normalizer, pre_tokenizer
+
+
+def _without_prefix(part: "Normalizer | PreTokenizer | None") -> "Normalizer | PreTokenizer | None":
+    """The normalizer or pre-tokenizer without what puts a space in front of a text; None where that is all of it."""
+    state = None if part is None else _state_without_prefix(json.loads(part.__getstate__()))
+    if state is not None:
+        part.__setstate__(json.dumps(state).encode())
+    return None if state is None else part
+
+
+def _state_without_prefix(state: dict) -> dict | None:
+    if state["type"] == "Prepend":
+        return None
+    without = {"prepend_scheme": "never", "add_prefix_space": False}
+    state = state | {key: value for key, value in without.items() if key in state}
+    for key in {"normalizers", "pretokenizers"} & state.keys():
+        state[key] = [part for part in map(_state_without_prefix, state[key]) if part is not None]
+    return state
 
 
 def _tail(
