@@ -33,6 +33,7 @@ def test_options_that_only_round_differently_keep_finished_parts():
         {"windowing": False},
         {"max_model_len": 9},
         {"leading_space": "keep"},
+        {"window_stride": 0.25},
     ):
         assert one != ExtractionOptions(**change).that_change_results()
 

@@ -134,11 +134,15 @@ def test_choices_are_read_as_the_options_say(engine, model_folder, tmp_path):
     rows = SOLUTIONS[:2]
     bare = [s.model_copy(update={"choices": tuple(choice[1:] for choice in s.choices)}) for s in rows]
     bare = [s.model_copy(update={"solution": s.solution[1:]}) for s in bare]
+    texts = (" five." * 130, " 7" * 260)  # longer than the context
+    long = [Solution(id="p", prompt="Q:", solution=texts[1], choices=texts)]
     task, found = Task(name="t", solutions="unused"), {}
     for name, problems, changes in (
         ("strip", rows, {}),
         ("keep", rows, {"leading_space": "keep"}),
         ("bare", bare, {"leading_space": "keep"}),
+        ("long", long, {"chat_template": False, "window_stride": 0.9}),
+        ("long with more context", long, {"chat_template": False, "window_stride": 0.1}),
     ):
         options = ExtractionOptions(device="cpu", batch_tokens=200, **{"chat_template": True} | changes)
         job = [engine, [("c", folder)], [task], {"t": problems}, options, []]
@@ -147,6 +151,7 @@ def test_choices_are_read_as_the_options_say(engine, model_folder, tmp_path):
         found[name] = table["value"].item()
     assert found["strip"] == pytest.approx(found["bare"], abs=1e-5)
     assert abs(found["strip"] - found["keep"]) > 0.01
+    assert abs(found["long"] - found["long with more context"]) > 1e-4
 
 
 def test_a_task_that_measures_nothing(engine, tmp_path):

@@ -264,6 +264,7 @@ def tokenize(
     vocabulary: int | None = None,
     tail_bytes: int | None = None,
     leading_space: Literal["strip", "keep"] | None = "strip",
+    window_stride: float = 0.5,
 ) -> list[ScoredSequence]:
     """Tokenise each (key, prompt, continuation) as one text; score the continuation's last `tail_tokens` tokens.
 
@@ -284,11 +285,13 @@ def tokenize(
     how many begin with a word that the end of their prompt joins. None, for what a model wrote itself: "keep", no log.
 
     `windowing`: a text of more than `context` tokens is read in windows: several sequences with the text's key, in
-    order, laid from the end. A window holds the special tokens in front once more, then as many tokens as fit, and
-    scores those with at least half a context in front of them. The window before it ends where these start. The first
-    window is the one that scores the first token to be scored; where that leaves it less than a context to read, it is
-    the text's beginning. So every token is scored once and sees at least half a context, or all that there is, and a
-    tail of up to half a context takes one window, the last `context` tokens. Without `windowing` it is an error.
+    order. The first window is the text's beginning: it scores the tokens below `context`, with all that is in front of
+    them. The tokens behind are cut into as few equal parts as have at most `window_stride` of the context; each part
+    ends a window that holds the special tokens in front once more, then as many tokens as fit. So every token is scored
+    once, and sees all tokens in front of it or at least 1 - `window_stride` of the context (`stride` in transformers'
+    guide to the perplexity of fixed-length models: https://huggingface.co/docs/transformers/perplexity). A window that
+    would score nothing is left out: a tail of one part that starts behind the first `context` tokens takes one window,
+    the last `context` tokens. Without `windowing` a longer text is an error.
 
     Raises InputError, naming the key, for a text that leaves nothing to score, whose scored tokens do not decode to it,
     or that has a token id of `vocabulary` (the number of embeddings, None: any) or above.
@@ -311,7 +314,7 @@ def tokenize(
         read += len(tails)
         for tail in tails:
             fits = len(tail.sequence.token_ids) <= context
-            sequences += [tail.sequence] if fits else _windows(tail, context, windowing)
+            sequences += [tail.sequence] if fits else _windows(tail, context, windowing, window_stride)
             longer += [] if fits else [tail.sequence.key]
     if leading_space is not None:
         needs_space = space_in_template or not chat_template
@@ -604,29 +607,42 @@ def _utf8_positions(text: str) -> np.ndarray:
     return np.concatenate([[0], np.cumsum(lengths)])
 
 
-def _windows(tail: _Tail, context: int, windowing: bool) -> list[ScoredSequence]:
+def _windows(tail: _Tail, context: int, windowing: bool, window_stride: float) -> list[ScoredSequence]:
     """The windows of a text longer than `context`, in order; `tokenize` has the rule."""
-    whole, half = tail.sequence, context // 2
+    whole, stride = tail.sequence, max(int(window_stride * context), 1)
     if not windowing:
         raise InputError(
             f"{whole.key}: found {whole.stop} tokens of prompt and solution; the model's context holds {context}; "
             "set extraction.windowing: true, raise max_model_len or drop the solution"
         )
-    if half < max(tail.leading, 1):
-        raise InputError(f"{whole.key}: a context of {context} tokens is too short to be read in windows; give more")
-    windows, stop = [], whole.stop
-    while stop > whole.start:
-        # The text's tokens that the window reads start at `first`, behind `leading` repeated ones.
-        first, leading, start = 0, 0, whole.start
-        if stop > context:
-            first, leading = stop - (context - tail.leading), tail.leading
-            start = max(start, stop - (context - half))
+    if context - stride < max(tail.leading, 1):
+        raise InputError(
+            f"{whole.key}: a context of {context} tokens is too short to be read in windows that move by {stride} "
+            "(window_stride); give more"
+        )
+    windows = []
+    for first, start, stop in window_spans(whole.start, whole.stop, context, stride, tail.leading):
+        leading = tail.leading if first else 0
         token_ids = np.concatenate([whole.token_ids[:leading], whole.token_ids[first:stop]])
         token_bytes = whole.token_bytes[start - whole.start : stop - whole.start]
         offset = first - leading
         windows.append(ScoredSequence(whole.key, token_ids, start - offset, stop - offset, token_bytes, offset))
-        stop = start
-    return windows[::-1]
+    return windows
+
+
+def window_spans(start: int, stop: int, context: int, stride: int, leading: int) -> list[tuple[int, int, int]]:
+    """(first, start, stop) of the windows in which a text's tokens `start` to `stop` - 1 are scored, stop > context.
+
+    A window reads the tokens from its `first` up to its `stop`, behind `leading` repeated ones if `first` is not 0, and
+    scores those from its `start` on. All tokens below `context` are scored in one window, at most `stride` in each of
+    the others.
+    """
+    behind = np.arange(max(start, context), stop)
+    spans = [(0, start, context)] if start < context else []
+    for part in np.array_split(behind, -(-len(behind) // stride)):
+        end = int(part[-1]) + 1
+        spans.append((end - context + leading, int(part[0]), end))
+    return spans
 
 
 def _require_known(sequence: ScoredSequence, tokenizer: "PreTrainedTokenizerFast", vocabulary: int | None) -> None:

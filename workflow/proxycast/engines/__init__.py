@@ -93,6 +93,13 @@ class ExtractionOptions(ModelOptions):
     windowing: bool = Field(
         True, description="read texts longer than the model's context in overlapping windows; false: an error"
     )
+    window_stride: float = Field(
+        0.5,
+        gt=0,
+        lt=1,
+        description="share of the context by which a window moves on: a scored token sees all that is in front of it, "
+        "or at least 1 - window_stride of the context; smaller ones show more and read more, 1e-9 shows all that fits",
+    )
     batch_tokens: int | None = Field(
         None,
         ge=1,
@@ -103,7 +110,7 @@ class ExtractionOptions(ModelOptions):
 
     def reading(self) -> dict:
         """How `solutions.tokenize` reads a text, apart from its tail: the arguments of these names."""
-        return self.model_dump(include={"chat_template", "leading_space", "windowing"})
+        return self.model_dump(include={"chat_template", "leading_space", "windowing", "window_stride"})
 
     def that_change_results(self) -> dict:
         """The options without those that change numbers by rounding only: a rerun with less memory keeps its parts."""
