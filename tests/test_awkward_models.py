@@ -5,6 +5,8 @@ by token, with the attention that is written out in full (`eager`).
 """
 
 import itertools
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -55,20 +57,24 @@ def read_alone(tokenizer, prompt: str, solution: str, special_tokens: bool = Tru
     return ids, max(len(before), 1)
 
 
-def windows_token_by_token(length: int, start: int, leading: int, context: int) -> list[tuple[range, range]]:
-    """(tokens of the text read behind the leading ones, those of them that are scored) of each window, in order."""
-    windows, end = [], length
+def windows_token_by_token(
+    length: int, start: int, leading: int, context: int, share: float = 0.5
+) -> list[tuple[range, range]]:
+    """(tokens of the text read behind the leading ones, those of them that are scored) of each window, in order.
 
-    def read(end):
-        return range(0, end) if end <= context else range(end - (context - leading), end)
-
-    for t in reversed(range(start, length)):
-        first = read(end).start
-        if first > 0 and t - first + leading < context // 2:
-            windows.append((read(end), range(t + 1, end)))
-            end = t + 1
-    windows.append((read(end), range(start, end)))
-    return windows[::-1]
+    Of the tokens behind the first context as few windows as leave each at least `share` of the context.
+    """
+    beginning = range(start, min(context, length))
+    windows, rest = [(range(0, beginning.stop), beginning)] if beginning else [], range(max(start, context), length)
+    for count in range(1, len(rest) + 1):
+        sizes = [len(range(i, len(rest), count)) for i in range(count)]  # as dealing the tokens out one by one
+        if context - max(sizes) >= share * context:
+            break
+    else:
+        return windows
+    for end, size in zip(rest.start + np.cumsum(sizes), sizes):
+        windows.append((range(end - (context - leading), end), range(end - size, end)))
+    return windows
 
 
 def reference(model, ids: list[int], start: int, leading: int) -> list[dict]:
@@ -132,7 +138,8 @@ def test_statistics_are_those_of_the_librarys_logits(folders, kind):
 def test_chat_prompts_go_through_the_template_and_solutions_stay_raw(folders, kind):
     engine, model = loaded(folders[kind])
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folders[kind])  # the file, whatever its class
-    table = engine.token_stats(tokenize(TEXTS, engine.tokenizer, engine.context, chat_template=True))
+    reading = dict(chat_template=True, leading_space="keep")
+    table = engine.token_stats(tokenize(TEXTS, engine.tokenizer, engine.context, **reading))
     for key, prompt, solution in TEXTS:
         written = CHAT_FORMS[kind].format(prompt.strip() if kind == "llama3_chat_bos" else prompt)
         ids, start = read_alone(tokenizer, written, solution, special_tokens=False)
@@ -184,11 +191,11 @@ def test_a_choice_longer_than_the_context_is_scored_whole(folders):
 TOKENIZERS = [byte_level(["<s>"]), byte_level(["<s>"], bos="<s>", add_bos=True), sentencepiece(), unigram()]
 
 
-def sequences_of(words: int, prompt: str, tokenizer, context: int, tail: int | None):
+def sequences_of(words: int, prompt: str, tokenizer, context: int, tail: int | None, stride: float):
     """The windows of a text, and the same text read at once."""
     text = ("k", prompt, " The cat é sat 12" * words)
     (whole,) = tokenize([text], tokenizer, 10**6, tail)
-    return tokenize([text], tokenizer, context, tail), whole
+    return tokenize([text], tokenizer, context, tail, window_stride=stride), whole
 
 
 @settings(max_examples=300, deadline=None)
@@ -196,11 +203,14 @@ def sequences_of(words: int, prompt: str, tokenizer, context: int, tail: int | N
     st.integers(1, 12),
     st.sampled_from(["", "Q: x?\nA:", "Let x be 3. " * 6]),
     st.sampled_from(TOKENIZERS),
-    st.integers(2, 70),
+    st.integers(4, 70),
     st.none() | st.integers(1, 80),
+    st.sampled_from([1e-9, 0.1, 0.25, 0.5, 0.7]),
 )
-def test_windows_score_each_token_once_after_half_a_context(words, prompt, tokenizer, context, tail):
-    windows, whole = sequences_of(words, prompt, tokenizer, context, tail)
+def test_windows_score_each_token_once_with_all_in_front_of_it_or_its_share(
+    words, prompt, tokenizer, context, tail, stride
+):
+    windows, whole = sequences_of(words, prompt, tokenizer, context, tail, stride)
     leading = len(tokenizer("")["input_ids"])
     positions = [t + w.offset for w in windows for t in range(w.start, w.stop)]
     assert positions == list(range(whole.start, whole.stop))
@@ -211,17 +221,30 @@ def test_windows_score_each_token_once_after_half_a_context(words, prompt, token
         assert window.token_ids[:front].tolist() == whole.token_ids[:front].tolist()
         behind = whole.token_ids[window.offset + front : window.offset + window.stop]
         assert window.token_ids[front:].tolist() == behind.tolist()
-        assert window.start >= (context // 2 if window.offset else 1)
-        assert len(window.token_ids) == context or not window.offset
-    assert len(windows) == 1 or all(w.offset for w in windows[1:])
+        for t in range(window.start, window.stop):  # t tokens are in front of this one, its position + t in the text
+            position = t + window.offset
+            assert t >= min(position, context - max(stride * context, 1))
+            assert t == position or position >= context
+    if stride == 1e-9:
+        seen = [t for w in windows for t in range(w.start, w.stop)]
+        assert seen == [min(position, context - 1) for position in positions]
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.integers(1, 12), st.sampled_from(TOKENIZERS), st.integers(2, 70), st.none() | st.integers(1, 80))
-def test_windows_are_those_found_token_by_token(words, tokenizer, context, tail):
-    windows, whole = sequences_of(words, "Q:", tokenizer, context, tail)
+@given(
+    st.integers(1, 12),
+    st.sampled_from(TOKENIZERS),
+    st.integers(4, 70),
+    st.none() | st.integers(1, 80),
+    st.sampled_from([0.25, 0.5]),
+)
+def test_windows_are_those_found_token_by_token(words, tokenizer, context, tail, stride):
+    windows, whole = sequences_of(words, "Q:", tokenizer, context, tail, stride)
+    if len(whole.token_ids) <= context:
+        assert [w.offset for w in windows] == [0]
+        return
     leading = len(tokenizer("")["input_ids"])
-    expected = windows_token_by_token(whole.stop, whole.start, leading, context)
+    expected = windows_token_by_token(whole.stop, whole.start, leading, context, 1 - stride)
     assert [(w.start + w.offset, w.stop + w.offset) for w in windows] == [(s.start, s.stop) for _, s in expected]
     for window, (read, _) in zip(windows, expected):
         assert len(window.token_ids) == len(read) + (leading if read.start else 0)
@@ -230,17 +253,39 @@ def test_windows_are_those_found_token_by_token(words, tokenizer, context, tail)
 @pytest.mark.parametrize("tokenizer", TOKENIZERS)
 def test_a_tail_that_fits_takes_the_last_context_of_tokens(tokenizer):
     leading = len(tokenizer("")["input_ids"])
-    for tail, count in ((10, 1), (20, 1), (21, 2)):
-        windows, whole = sequences_of(30, "Q:", tokenizer, 40, tail)
+    for tail, stride, count in ((10, 0.5, 1), (20, 0.5, 1), (21, 0.5, 2), (10, 0.25, 1), (11, 0.25, 2), (1, 1e-9, 1)):
+        windows, whole = sequences_of(30, "Q:", tokenizer, 40, tail, stride)
         assert len(windows) == count
         assert windows[-1].token_ids[leading:].tolist() == whole.token_ids[leading - 40 :].tolist()
-        assert windows[-1].stop - windows[-1].start == min(tail, 20)
+        assert windows[-1].stop - windows[-1].start == tail // count
     # A text that just fits is read as it is, whatever of it is scored; one token more makes it two windows.
     length = len(whole.token_ids)
     (fits,) = tokenize([("k", "Q:", " The cat é sat 12" * 30)], tokenizer, length)
     assert fits.offset == 0 and len(fits.token_ids) == length
     first, second = tokenize([("k", "Q:", " The cat é sat 12" * 30)], tokenizer, length - 1)
-    assert first.offset == 0 and second.start == (length - 1) // 2
+    assert first.offset == 0 and (second.start, second.stop) == (length - 2, length - 1)
+
+
+def test_tokens_of_the_first_context_are_read_as_in_one_pass(folders):
+    """The beginning of a long text is not read with less in front of it than there is."""
+    engine, model = loaded(folders["llama_no_bos_bytelevel"])
+    (text,) = [text for text in TEXTS if text[0] == "long"]
+    (whole,) = tokenize([text], engine.tokenizer, 10**6)
+    assert len(whole.token_ids) > 3 * CONTEXT
+    with torch.no_grad():
+        logits = model(torch.from_numpy(whole.token_ids[None, :CONTEXT])).logits[0].double()
+    expected = torch.log_softmax(logits[whole.start - 1 : -1], 1)
+    expected = expected.gather(1, torch.from_numpy(whole.token_ids[whole.start : CONTEXT, None]))[:, 0]
+    for stride in (0.2, 0.5, 0.8):
+        table = engine.token_stats(tokenize([text], engine.tokenizer, engine.context, window_stride=stride))
+        found = table.filter(pl.col("position") < CONTEXT)["logprob"]
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
+
+
+def test_the_cost_of_windows_in_the_docs_is_that_of_the_code():
+    root = Path(__file__).parents[1]
+    printed = subprocess.run([sys.executable, root / "tests" / "benchmarks" / "windows.py"], stdout=subprocess.PIPE)
+    assert printed.stdout.decode() in (root / "docs" / "texts.md").read_text()
 
 
 def test_long_texts_are_told_once_and_windows_keep_the_order(caplog):
@@ -281,5 +326,7 @@ def test_without_windowing_a_long_text_is_an_error_that_says_what_works():
     )
     with pytest.raises(InputError, match=words):
         tokenize([("t/0", "Q:", " cat"), ("t/1", "Q:", " cat" * 99)], TOKENIZERS[0], 20, windowing=False)
-    with pytest.raises(InputError, match="t/1: a context of 1 tokens is too short to be read in windows"):
+    with pytest.raises(
+        InputError, match="t/1: a context of 1 tokens is too short to be read in windows that move by 1"
+    ):
         tokenize([("t/1", "Q:", " cat" * 99)], TOKENIZERS[1], 1)

@@ -30,7 +30,14 @@ def test_a_model_sets_its_own_over_the_studys_options():
 def test_options_that_only_round_differently_keep_finished_parts():
     one = ExtractionOptions().that_change_results()
     assert one == ExtractionOptions(batch_tokens=5, device="cpu", tensor_parallel_size=4).that_change_results()
-    for change in ({"engine": "vllm"}, {"dtype": "bfloat16"}, {"windowing": False}, {"max_model_len": 9}):
+    for change in (
+        {"engine": "vllm"},
+        {"dtype": "bfloat16"},
+        {"windowing": False},
+        {"max_model_len": 9},
+        {"leading_space": "keep"},
+        {"window_stride": 0.25},
+    ):
         assert one != ExtractionOptions(**change).that_change_results()
 
 

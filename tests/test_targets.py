@@ -6,6 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from conftest import byte_level_tokenizer
 from proxycast.config import Task
 from proxycast.engines import ExtractionOptions, make_engine
 from proxycast.options import InputError
@@ -123,6 +124,34 @@ def test_a_problem_counts_once_whatever_solutions_it_has(engine, model_folder, t
     assert list(evaluate_checkpoints(*job, tmp_path / "parts", code="code")) == ["c"]
     assert pl.read_parquet(tmp_path / "parts" / "c.parquet").equals(several)
     assert chance_accuracy({"t": written}) == pytest.approx((1 / 4 + 1 / 3 + 1 / 4 + 1 / 4 + 1 / 3) / 5)
+
+
+def test_choices_are_read_as_the_options_say(engine, model_folder, tmp_path):
+    """Behind a chat template a choice that was written for base models loses its space, as a solution does."""
+    tokenizer = byte_level_tokenizer()
+    tokenizer.chat_template = "{{ messages[0]['content'] }}\n"
+    folder = model_folder(tokenizer=tokenizer)
+    rows = SOLUTIONS[:2]
+    bare = [s.model_copy(update={"choices": tuple(choice[1:] for choice in s.choices)}) for s in rows]
+    bare = [s.model_copy(update={"solution": s.solution[1:]}) for s in bare]
+    texts = (" five." * 130, " 7" * 260)  # longer than the context
+    long = [Solution(id="p", prompt="Q:", solution=texts[1], choices=texts)]
+    task, found = Task(name="t", solutions="unused"), {}
+    for name, problems, changes in (
+        ("strip", rows, {}),
+        ("keep", rows, {"leading_space": "keep"}),
+        ("bare", bare, {"leading_space": "keep"}),
+        ("long", long, {"chat_template": False, "window_stride": 0.9}),
+        ("long with more context", long, {"chat_template": False, "window_stride": 0.1}),
+    ):
+        options = ExtractionOptions(device="cpu", batch_tokens=200, **{"chat_template": True} | changes)
+        job = [engine, [("c", folder)], [task], {"t": problems}, options, []]
+        evaluate_checkpoints(*job, tmp_path / name, code="code")
+        table = pl.read_parquet(tmp_path / name / "c.parquet").filter(metric="choice_log_likelihood")
+        found[name] = table["value"].item()
+    assert found["strip"] == pytest.approx(found["bare"], abs=1e-5)
+    assert abs(found["strip"] - found["keep"]) > 0.01
+    assert abs(found["long"] - found["long with more context"]) > 1e-4
 
 
 def test_a_task_that_measures_nothing(engine, tmp_path):

@@ -247,6 +247,16 @@ def test_a_text_that_its_tokenizer_changes_is_not_kept(model_folder, monkeypatch
     assert "strong: right, but not kept: sums/p0: the tokenizer of" in caplog.text
 
 
+def test_behind_a_chat_template_the_whole_text_counts_as_it_was_written(engine, monkeypatch, tmp_path, caplog):
+    """A candidate may leave out the leading space (leading_space: strip), but not find it without probabilities."""
+    engine.tokenizer.chat_template = "{{ messages[0]['content'] }}:"
+    scripted(engine, monkeypatch, {PROMPTS[0]: [RIGHT]})
+    writer = replace(loaded(engine), options=OPTIONS.model_copy(update={"chat_template": True}))
+    (solution,), tokens, _ = write_task(writer, "sums", ASKED[:1], FIVE, tmp_path)
+    assert solution.solution == RIGHT.text and tokens["bytes"].sum() == len(RIGHT.text.encode())
+    assert not caplog.messages
+
+
 def test_none_right_says_what_was_written(engine, monkeypatch, tmp_path):
     scripted(engine, monkeypatch, {prompt: [WRONG, CUT] for prompt in PROMPTS})
     with pytest.raises(InputError) as caught:

@@ -208,7 +208,7 @@ def check_folders(
         read_config(folder, *architecture)
         context = min(context_of(folder, *architecture), options.max_model_len or sys.maxsize)
         vocabulary = vocabulary_of(folder)
-        reading = options.model_dump(include={"tail_tokens", "tail_bytes", "windowing", "chat_template"})
+        reading = options.reading(), options.tail_tokens, options.tail_bytes
         files = {path.name: path for path in tokenizer_files(folder)}
         key = fingerprint(files, context, vocabulary, reading)
         if key not in scored:
@@ -236,10 +236,10 @@ def count_scored_tokens(
         rows = [(f"{path}: {s.id}", s) for s in read(path)]
         texts = [(where, s.prompt, s.solution) for where, s in rows if isinstance(s, Solution)]
         choices = [(f"{where}, choice {n}", s.prompt, c) for where, s in rows for n, c in enumerate(s.choices or [], 1)]
-        chat = options.chat_template and any(s.prompt for _, s in rows)
-        reading = dict(windowing=options.windowing, chat_template=chat, vocabulary=vocabulary)
+        reading = options.reading() | {"vocabulary": vocabulary}
+        reading["chat_template"] &= any(s.prompt for _, s in rows)
         unsolved = [s.prompt for _, s in rows if not isinstance(s, Solution)]
-        prompt_tokens(unsolved, fast, chat, vocabulary)
+        prompt_tokens(unsolved, fast, reading["chat_template"], vocabulary)
         tokenize(choices, fast, context, **reading)
         scored = tokenize(texts, fast, context, options.tail_tokens, tail_bytes=options.tail_bytes, **reading)
         count += sum(sequence.stop - sequence.start for sequence in scored)

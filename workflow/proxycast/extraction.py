@@ -43,10 +43,9 @@ def extract(
     """
     tokenized = TokenizedTexts(
         {task: [(f"{task}/{s.id}", s.prompt, s.solution) for s in solutions] for task, solutions in tasks.items()},
-        options.tail_tokens,
-        options.windowing,
-        options.chat_template,
-        options.tail_bytes,
+        tail_tokens=options.tail_tokens,
+        tail_bytes=options.tail_bytes,
+        **options.reading(),
     )
 
     def measure(checkpoint: str, folder: Path, to_read: Sequence[str]) -> Iterator[pl.DataFrame]:
@@ -129,19 +128,16 @@ class TokenizedTexts:
 
     Texts without any prompt, the generic text, do not go through a chat template: they answer nothing.
 
-    `texts`: task -> (key, prompt, continuation), as `solutions.tokenize` takes them.
+    `texts`: task -> (key, prompt, continuation), as `solutions.tokenize` takes them; `reading`: arguments of it.
     """
 
     def __init__(
         self,
         texts: Mapping[str, Sequence[tuple[str, str, str]]],
-        tail_tokens: int | None = None,
-        windowing: bool = True,
         chat_template: bool = False,
-        tail_bytes: int | None = None,
+        **reading: object,
     ):
-        self.texts, self.chat_template = texts, chat_template
-        self.reading = dict(tail_tokens=tail_tokens, tail_bytes=tail_bytes, windowing=windowing)
+        self.texts, self.chat_template, self.reading = texts, chat_template, reading
         self.tokenizer = self.limits = None
         self.sequences: dict[str, list[ScoredSequence]] = {}
 

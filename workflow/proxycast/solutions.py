@@ -13,11 +13,12 @@ import re
 import unicodedata
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Literal, Self, TypeVar
 
 import numpy as np
 import polars as pl
@@ -27,6 +28,8 @@ from proxycast.options import InputError
 from proxycast.tables import atomic, is_whole_parquet
 
 if TYPE_CHECKING:
+    from tokenizers.normalizers import Normalizer
+    from tokenizers.pre_tokenizers import PreTokenizer
     from transformers import PreTrainedTokenizerFast
 
 log = logging.getLogger(__name__)
@@ -262,33 +265,50 @@ def tokenize(
     chat_template: bool = False,
     vocabulary: int | None = None,
     tail_bytes: int | None = None,
+    leading_space: Literal["strip", "keep"] | None = "strip",
+    window_stride: float = 0.5,
 ) -> list[ScoredSequence]:
     """Tokenise each (key, prompt, continuation) as one text; score the continuation's last `tail_tokens` tokens.
 
     With `tail_bytes` all tokens that reach into its last `tail_bytes` UTF-8 bytes are scored, too, so that models with
     other tokenizers can be compared on the same span of text (`proxies.tails` takes the two apart).
 
-    Two tokenisations glued together are not what a model would read. One tokenisation can put the end of the prompt and
-    the start of the continuation into one token: such a token is scored (our choice), and counts the bytes of the
-    continuation alone. Special tokens that the tokenizer puts in front (BOS) stay, those that it puts behind (EOS) go.
+    Two tokenisations glued together are not what a base model would read. One tokenisation can put the end of the
+    prompt and the start of the continuation into one token: such a token is scored (our choice), and counts the bytes
+    of the continuation alone. Special tokens that the tokenizer puts in front (BOS) stay, those that it puts behind
+    (EOS) go.
+
+    `chat_template`: the prompt goes through the tokenizer's chat template, which writes the special tokens; the
+    tokenizer adds none. A chat model answers behind the template's own tokens, so here the continuation is tokenised
+    apart, without the space that some tokenizers put in front of a text, and its tokens follow the template's.
+    `leading_space` says what becomes of the single space with which a continuation begins that was written for base
+    models (" Paris"): "strip" takes it away, unless the template itself has a space in front of an answer, as Llama 2's
+    does. Other white space is content and stays. The log tells how many continuations it concerns, and for base models
+    how many begin with a word that the end of their prompt joins. None, for what a model wrote itself: "keep", no log.
 
     `windowing`: a text of more than `context` tokens is read in windows: several sequences with the text's key, in
-    order, laid from the end. A window holds the special tokens in front once more, then as many tokens as fit, and
-    scores those with at least half a context in front of them. The window before it ends where these start. The first
-    window is the one that scores the first token to be scored; where that leaves it less than a context to read, it is
-    the text's beginning. So every token is scored once and sees at least half a context, or all that there is, and a
-    tail of up to half a context takes one window, the last `context` tokens. Without `windowing` it is an error.
-
-    `chat_template`: the prompt goes through the tokenizer's chat template, the continuation follows as it is. The
-    template writes the special tokens; the tokenizer adds none.
+    order. The first window is the text's beginning: it scores the tokens below `context`, with all that is in front of
+    them. The tokens behind are cut into as few equal parts as have at most `window_stride` of the context; each part
+    ends a window that holds the special tokens in front once more, then as many tokens as fit. So every token is scored
+    once, and sees all tokens in front of it or at least 1 - `window_stride` of the context (`stride` in transformers'
+    guide to the perplexity of fixed-length models: https://huggingface.co/docs/transformers/perplexity). A window that
+    would score nothing is left out: a tail of one part that starts behind the first `context` tokens takes one window,
+    the last `context` tokens. Without `windowing` a longer text is an error.
 
     Raises InputError, naming the key, for a text that leaves nothing to score, whose tokens do not decode to prompt and
     continuation, or that has a token id of `vocabulary` (the number of embeddings, None: any) or above.
     """
     _require_fast(tokenizer)
+    space_in_template = chat_template and _writes_space_before_answer(tokenizer)
+    strip = chat_template and leading_space == "strip" and not space_in_template
     remaining, sequences = iter(texts), []
     read, longer = 0, []  # texts, and keys of those that are longer than the context
+    spaced, joined = [], []  # keys of texts that begin with a single space, or with a word that the prompt joins
     while batch := list(islice(remaining, batch_size)):
+        spaced += [key for key, _, text in batch if _has_leading_space(text)]
+        joined += [k for k, prompt, text in batch if _begins_with_word(text) and (chat_template or _ends_word(prompt))]
+        if strip:
+            batch = [(k, prompt, text[1:] if _has_leading_space(text) else text) for k, prompt, text in batch]
         tails = _tails(batch, tokenizer, tail_tokens, tail_bytes, chat_template)
         for tail in tails:
             _require_known(tail.sequence.key, tail.sequence.token_ids, tokenizer, vocabulary)
@@ -298,8 +318,11 @@ def tokenize(
         read += len(tails)
         for tail in tails:
             fits = len(tail.sequence.token_ids) <= context
-            sequences += [tail.sequence] if fits else _windows(tail, context, windowing)
+            sequences += [tail.sequence] if fits else _windows(tail, context, windowing, window_stride)
             longer += [] if fits else [tail.sequence.key]
+    if leading_space is not None:
+        needs_space = space_in_template or not chat_template
+        _log_leading_spaces(joined if needs_space else spaced, read, needs_space, chat_template, leading_space)
     if longer:
         log.warning(
             "%d of %d texts are longer than the model's context of %d tokens and are read in windows, first %s",
@@ -309,6 +332,31 @@ def tokenize(
             longer[0],
         )
     return sequences
+
+
+def _log_leading_spaces(
+    keys: list[str], read: int, needs_space: bool, chat_template: bool, leading_space: Literal["strip", "keep"]
+) -> None:
+    """Tells of the texts in `keys`, out of `read`: they lack a leading space that they need, or have one too many."""
+    if not keys:
+        return
+    these, first = f"{len(keys)} of {read} texts", f"first {keys[0]}"
+    if needs_space and chat_template:
+        log.warning("%s begin without the space that the chat template has in front of an answer, %s", these, first)
+    elif needs_space:
+        log.warning(
+            "%s begin with a word right behind a prompt that ends without white space, %s: a model reads both as one "
+            "word; begin the text with a space",
+            *(these, first),
+        )
+    elif leading_space == "strip":
+        log.info("%s lose the space that they begin with, behind the chat template, %s", these, first)
+    else:
+        log.warning(
+            "%s begin with a space behind a chat template that has none there, %s: models rarely answer so; "
+            "leading_space: strip leaves it out",
+            *(these, first),
+        )
 
 
 def prompt_tokens(
@@ -369,6 +417,34 @@ def _chat_prompts(prompts: list[str], tokenizer: "PreTrainedTokenizerFast") -> l
                 "chat_template: false, or another checkpoint"
             ) from None
     return [written[prompt] for prompt in prompts]
+
+
+def _writes_space_before_answer(tokenizer: "PreTrainedTokenizerFast") -> bool:
+    """Whether the chat template has a space between a prompt and an answer, as Llama 2's: "[INST] Q [/INST] A"."""
+    from jinja2 import TemplateError
+
+    (prompt,) = _chat_prompts(["Q"], tokenizer)
+    messages = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]
+    try:
+        chat = tokenizer.apply_chat_template(messages, tokenize=False, strftime_now=TEMPLATE_DATE.strftime)
+    except (TemplateError, ValueError, TypeError):
+        return False  # a template that knows no answers
+    return chat.startswith(prompt + " A")
+
+
+def _has_leading_space(text: str) -> bool:
+    """Whether `text` begins with one space that is no indentation, as it must behind the prompt of a base model."""
+    return len(text) > 1 and text[0] == " " and not text[1].isspace()
+
+
+def _begins_with_word(text: str) -> bool:
+    """Whether `text` begins with a letter of a script that has spaces between words, or with a digit."""
+    return text[:1].isalnum() and text[0] < "\u0590"  # Latin, Greek, Cyrillic, Armenian
+
+
+def _ends_word(prompt: str) -> bool:
+    """Whether a space must follow the end of `prompt` before another word begins."""
+    return prompt[-1:].isalnum() or prompt[-1:] in tuple(".,:;?!])")
 
 
 @dataclass(frozen=True, eq=False)
@@ -440,17 +516,66 @@ def _tails(
     tail_bytes: int | None,
     chat_template: bool,
 ) -> list[_Tail]:
-    prompts = [prompt for _, prompt, _ in batch]
+    prompts, continuations = [prompt for _, prompt, _ in batch], [continuation for _, _, continuation in batch]
     if chat_template:
         prompts = _chat_prompts(prompts, tokenizer)
-    texts = [prompt + continuation for prompt, (_, _, continuation) in zip(prompts, batch)]
-    added = frozenset(tokenizer.added_tokens_decoder)
+        encodings = _encode_apart(prompts, continuations, tokenizer)
+    else:
+        texts = [prompt + continuation for prompt, continuation in zip(prompts, continuations)]
+        encodings = _encode(texts, tokenizer, special_tokens=True)
     return [
-        _tail(key, len(prompt), continuation, encoding, tail_tokens, tail_bytes, added)
-        for (key, _, continuation), prompt, encoding in zip(
-            batch, prompts, _encode(texts, tokenizer, special_tokens=not chat_template)
-        )
+        _tail(key, len(prompt), continuation, encoding, tail_tokens, tail_bytes)
+        for (key, _, continuation), prompt, encoding in zip(batch, prompts, encodings)
     ]
+
+
+def _encode_apart(
+    prompts: list[str], continuations: list[str], tokenizer: "PreTrainedTokenizerFast"
+) -> Iterator[_Encoding]:
+    """Each prompt's tokens and behind them those of its continuation, which no token joins, as in generation."""
+    written = list(dict.fromkeys(prompts))  # the choices of a problem share their prompt
+    in_front = dict(zip(written, _encode(written, tokenizer, special_tokens=False)))
+    with _no_space_in_front(tokenizer):
+        behind = list(_encode(continuations, tokenizer, special_tokens=False))
+    for prompt, own in zip(prompts, behind):
+        before = in_front[prompt]
+        token_ids = np.concatenate([before.token_ids, own.token_ids])
+        yield _Encoding(token_ids, np.concatenate([before.spans, own.spans + len(prompt)]), before.leading)
+
+
+@contextmanager
+def _no_space_in_front(tokenizer: "PreTrainedTokenizerFast") -> Iterator[None]:
+    """Meanwhile the tokenizer puts no space in front of a text, as SentencePiece's kinds do: it goes on with another.
+
+    Their " cat" and "cat" would else be the same tokens, and those of "cat" decode to " cat" behind a prompt.
+    """
+    backend = tokenizer.backend_tokenizer
+    normalizer, pre_tokenizer = backend.normalizer, backend.pre_tokenizer
+    backend.normalizer, backend.pre_tokenizer = (
+        _without_prefix(part) for part in (backend.normalizer, backend.pre_tokenizer)
+    )
+    try:
+        yield
+    finally:
+        backend.normalizer, backend.pre_tokenizer = normalizer, pre_tokenizer
+
+
+def _without_prefix(part: "Normalizer | PreTokenizer | None") -> "Normalizer | PreTokenizer | None":
+    """The normalizer or pre-tokenizer without what puts a space in front of a text; None where that is all of it."""
+    state = None if part is None else _state_without_prefix(json.loads(part.__getstate__()))
+    if state is not None:
+        part.__setstate__(json.dumps(state).encode())
+    return None if state is None else part
+
+
+def _state_without_prefix(state: dict) -> dict | None:
+    if state["type"] == "Prepend":
+        return None
+    without = {"prepend_scheme": "never", "add_prefix_space": False}
+    state = state | {key: value for key, value in without.items() if key in state}
+    for key in {"normalizers", "pretokenizers"} & state.keys():
+        state[key] = [part for part in map(_state_without_prefix, state[key]) if part is not None]
+    return state
 
 
 def _tail(
@@ -460,7 +585,6 @@ def _tail(
     encoding: _Encoding,
     tail_tokens: int | None,
     tail_bytes: int | None,
-    added: frozenset[int],
 ) -> _Tail:
     """The scored tokens of a text whose continuation starts at the character `boundary`."""
     token_ids, stop = encoding.token_ids, len(encoding.token_ids)
@@ -469,12 +593,7 @@ def _tail(
     ends = np.maximum.accumulate(encoding.spans[:, 1])
     # A second piece of the prompt's last character ends at the boundary; a second piece of the continuation's first one
     # ends past it.
-    start = int(np.searchsorted(ends, boundary, side="right"))
-    # Some special tokens swallow the white space behind them. One that stands in the prompt is no part of the solution.
-    if start < stop and encoding.spans[start, 0] < boundary and int(token_ids[start]) in added:
-        ends[start] = boundary
-        start += 1
-    start = max(start, 1)
+    start = max(int(np.searchsorted(ends, boundary, side="right")), 1)
     characters = np.maximum(ends - boundary, 0)  # of the continuation, read with each token: (T,)
     read = _utf8_positions(continuation)[characters]  # bytes likewise
     if tail_tokens is not None:
@@ -495,29 +614,42 @@ def _utf8_positions(text: str) -> np.ndarray:
     return np.concatenate([[0], np.cumsum(lengths)])
 
 
-def _windows(tail: _Tail, context: int, windowing: bool) -> list[ScoredSequence]:
+def _windows(tail: _Tail, context: int, windowing: bool, window_stride: float) -> list[ScoredSequence]:
     """The windows of a text longer than `context`, in order; `tokenize` has the rule."""
-    whole, half = tail.sequence, context // 2
+    whole, stride = tail.sequence, max(int(window_stride * context), 1)
     if not windowing:
         raise InputError(
             f"{whole.key}: found {whole.stop} tokens of prompt and solution; the model's context holds {context}; "
             "set extraction.windowing: true, raise max_model_len or drop the solution"
         )
-    if half < max(tail.leading, 1):
-        raise InputError(f"{whole.key}: a context of {context} tokens is too short to be read in windows; give more")
-    windows, stop = [], whole.stop
-    while stop > whole.start:
-        # The text's tokens that the window reads start at `first`, behind `leading` repeated ones.
-        first, leading, start = 0, 0, whole.start
-        if stop > context:
-            first, leading = stop - (context - tail.leading), tail.leading
-            start = max(start, stop - (context - half))
+    if context - stride < max(tail.leading, 1):
+        raise InputError(
+            f"{whole.key}: a context of {context} tokens is too short to be read in windows that move by {stride} "
+            "(window_stride); give more"
+        )
+    windows = []
+    for first, start, stop in window_spans(whole.start, whole.stop, context, stride, tail.leading):
+        leading = tail.leading if first else 0
         token_ids = np.concatenate([whole.token_ids[:leading], whole.token_ids[first:stop]])
         token_bytes = whole.token_bytes[start - whole.start : stop - whole.start]
         offset = first - leading
         windows.append(ScoredSequence(whole.key, token_ids, start - offset, stop - offset, token_bytes, offset))
-        stop = start
-    return windows[::-1]
+    return windows
+
+
+def window_spans(start: int, stop: int, context: int, stride: int, leading: int) -> list[tuple[int, int, int]]:
+    """(first, start, stop) of the windows in which a text's tokens `start` to `stop` - 1 are scored, stop > context.
+
+    A window reads the tokens from its `first` up to its `stop`, behind `leading` repeated ones if `first` is not 0, and
+    scores those from its `start` on. All tokens below `context` are scored in one window, at most `stride` in each of
+    the others.
+    """
+    behind = np.arange(max(start, context), stop)
+    spans = [(0, start, context)] if start < context else []
+    for part in np.array_split(behind, -(-len(behind) // stride)):
+        end = int(part[-1]) + 1
+        spans.append((end - context + leading, int(part[0]), end))
+    return spans
 
 
 def _require_known(

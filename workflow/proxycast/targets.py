@@ -77,7 +77,7 @@ def evaluate_checkpoints(
     """
     problems = {task.name: once_each(solutions[task.name]) for task in tasks}
     texts = {name: choice_texts(name, found) for name, found in problems.items()}
-    choices = TokenizedTexts(texts, windowing=options.windowing, chat_template=options.chat_template)
+    choices = TokenizedTexts(texts, **options.reading())
     by_name = {task.name: task for task in tasks}
 
     def measure(checkpoint: str, folder: Path, to_measure: Sequence[str]) -> Iterator[pl.DataFrame]:

@@ -213,7 +213,7 @@ def is_right(text: str, problem: Problem, pattern: re.Pattern) -> bool:
 def _read_again(loaded: LoadedWriter, task: str, problem: str, prompt: str, text: str) -> list[ScoredSequence]:
     """The text in the writer's tokens, all of them scored; none where its tokenizer would not give the text back."""
     engine = loaded.engine
-    reading = dict(chat_template=loaded.options.chat_template, vocabulary=engine.vocabulary)
+    reading = loaded.options.reading() | {"leading_space": None, "vocabulary": engine.vocabulary}
     try:
         return tokenize([(f"{task}/{problem}", prompt, text)], engine.tokenizer, engine.context, **reading)
     except InputError as error:

@@ -61,6 +61,12 @@ class ModelOptions(Options):
     chat_template: bool = Field(
         False, description="post-trained models: the prompt goes through the tokenizer's chat template"
     )
+    leading_space: Literal["strip", "keep"] = Field(
+        "strip",
+        description="with chat_template: what becomes of the single space with which a solution or choice begins that "
+        "was written for base models; strip: it goes, unless the template itself has a space in front of an answer. "
+        "Other white space always stays",
+    )
     trust_remote_code: bool = Field(False, description="run Python code that lies in the model's folder")
     architecture: str | None = Field(
         None,
@@ -98,6 +104,13 @@ class ExtractionOptions(ModelOptions):
     windowing: bool = Field(
         True, description="read texts longer than the model's context in overlapping windows; false: an error"
     )
+    window_stride: float = Field(
+        0.5,
+        gt=0,
+        lt=1,
+        description="share of the context by which a window moves on: a scored token sees all that is in front of it, "
+        "or at least 1 - window_stride of the context; smaller ones show more and read more, 1e-9 shows all that fits",
+    )
     batch_tokens: int | None = Field(
         None,
         ge=1,
@@ -105,6 +118,10 @@ class ExtractionOptions(ModelOptions):
         "without it 16384 on a GPU, and on a CPU 2048, whose work stays in its cache",
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU where there is one")
+
+    def reading(self) -> dict:
+        """How `solutions.tokenize` reads a text, apart from its tail: the arguments of these names."""
+        return self.model_dump(include={"chat_template", "leading_space", "windowing", "window_stride"})
 
     def that_change_results(self) -> dict:
         """The options without those that change numbers by rounding only: a rerun with less memory keeps its parts."""
