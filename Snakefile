@@ -8,6 +8,7 @@ from proxycast.checkpoints import (
     checkpoints_fingerprint,
     checkpoints_of_command,
     distinct_options,
+    job_with_a_proxy,
     plan_checkpoints,
     remove,
     runs,

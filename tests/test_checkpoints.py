@@ -22,6 +22,7 @@ from proxycast.checkpoints import (
     checkpoints_table,
     count_parameters,
     extraction_options,
+    job_with_a_proxy,
     plan_checkpoints,
     remove,
     require_active_parameters,
@@ -370,6 +371,20 @@ def test_what_is_downloaded_is_converted_there_and_run_as_the_entry_says():
     jobs = scoring_jobs(plan, checkpoints)
     assert list(jobs) == ["a", "b"]
     assert weight_inputs(plan, jobs["a"]) == [f"results/mine/weights/{run}" for run in runs(jobs["a"])]
+
+
+@pytest.mark.parametrize("jobs", ["run", "corpus"])
+@pytest.mark.parametrize("first", ["4M", "1B"])
+def test_a_job_that_scores_a_small_model_is_found_wherever_the_target_stands(jobs, first):
+    """With `jobs: corpus` and the target's size first in the ladder, every job begins with a target."""
+    sizes = dict(sorted(LADDER.sizes.items(), key=lambda item: item[0] != first))
+    checkpoints = plan_checkpoints(plan := ladder_plan(sizes=LADDER.model_copy(update={"sizes": sizes}), jobs=jobs))
+    found = scoring_jobs(plan, checkpoints)
+    if (jobs, first) == ("corpus", "1B"):
+        assert {of_job[0].size for of_job in found.values()} == {"1B"}
+    (job,) = job_with_a_proxy(found)
+    assert "proxy" in {c.role for c in found[job]}
+    assert job_with_a_proxy({"a": [c for c in checkpoints if c.role == "target"]}) == []
 
 
 def expected_steps(choice: LadderChoice, size: str, seed: int) -> set[int]:
@@ -748,13 +763,17 @@ def test_study_of_all_of_datadecide(listed):
 
 def test_study_of_published_measurements():
     plan, checkpoints = shipped("published_datadecide")
-    last = {size: shape.steps for size, shape in plan.ladder.sizes.items()}
+    # Runs end where the lists of their checkpoints do: some seeds of the two largest sizes were stopped.
+    last = {(size, seed): shape.steps for size, shape in plan.ladder.sizes.items() for seed in range(3)}
+    last |= {("530M", 0): 57776, ("530M", 1): 51411, ("530M", 2): 51411, ("750M", 1): 28257, ("750M", 2): 28257}
     corpora = [corpus.name for corpus in plan.corpora]
     assert models(checkpoints, "target") == {(corpus, "1B", 0, LAST_OF_1B) for corpus in corpora}
-    sizes = [size for size in last if size != "1B"]
+    sizes = [size for size in plan.ladder.sizes if size != "1B"]
     assert len(sizes) == 13 and len(corpora) == 25
-    expected = {(corpus, size, seed, last[size]) for corpus in corpora for size in sizes for seed in range(3)}
+    expected = {(corpus, size, seed, last[size, seed]) for corpus in corpora for size in sizes for seed in range(3)}
     assert models(checkpoints, "proxy") == expected
+    compute = {(c.size, c.seed): c.flops / checkpoints[-1].flops for c in checkpoints}
+    assert [round(compute["750M", seed], 2) for seed in range(3)] == [0.43, 0.19, 0.19]
     assert scored_checkpoints(plan, checkpoints) == [] and scoring_jobs(plan, checkpoints) == {}
     assert {(c.source, c.folder) for c in checkpoints} == {("", "")}
 

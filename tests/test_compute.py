@@ -81,6 +81,18 @@ def test_the_pareto_table_uses_single_runs_over_all_tasks():
     assert table["scoring_flops"].to_list() == [1000, 1000, 2000, 1000, 2000, None, None]
 
 
+def test_without_any_scored_token_the_cost_of_scoring_is_unknown():
+    assert pareto_table(curves(), {"4M": 10, "8M": 20}, scored_tokens=None)["scoring_flops"].null_count() == 7
+
+
+def test_a_curve_of_other_corpora_is_on_no_frontier():
+    """ "b" is the best; as a curve that was published for other corpora it leaves the frontier to the others."""
+    kind = pl.when(pl.col("statistic") == "b").then(pl.lit("published")).otherwise("kind")
+    table = pareto_table(curves().with_columns(kind=kind), {"4M": 10, "8M": 20}, scored_tokens=50)
+    assert table["statistic"].to_list() == list("aaabbcc")
+    assert table["on_frontier"].to_list() == [True, True, False, False, False, False, False]
+
+
 def test_a_size_without_parameters_is_named():
     with pytest.raises(InputError, match="8M"):
         pareto_table(curves(), {"4M": 10}, scored_tokens=50)

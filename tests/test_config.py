@@ -593,6 +593,24 @@ def test_who_measures_the_truth(target, here):
     assert Target(size="large", **target).measured_here is here
 
 
+def test_which_way_a_metric_is_better():
+    """Every metric counts as better the more, but errors and losses, of which a study must say it."""
+    target = Target(metric="loss", higher_is_better=False, other_metrics=["accuracy", "ppl"], lower_is_better=["ppl"])
+    assert [target.sign(name) for name in ("loss", "accuracy", "ppl", "unnamed")] == [-1, 1, -1, 1]
+    assert Target().sign("multiple_choice_accuracy") == 1
+    assert Target(metric="loss", higher_is_better=True).sign("loss") == 1
+    assert Target(**target.model_dump()) == target
+    for metric in ("loss", "error_rate", "bits_per_byte", "word-perplexity", "eval_cross_entropy", "NLL"):
+        with pytest.raises(ValidationError, match=f"higher_is_better: missing; the metric '{metric}' may be one"):
+            Target(metric=metric)
+    for metric in ("neg_loss", "log_likelihood", "accuracy", "terror"):
+        assert Target(metric=metric).sign(metric) == 1
+    with pytest.raises(ValidationError, match="other_metrics: 'ppl' sounds like an error or a loss; name it in lower"):
+        Target(other_metrics=["ppl"])
+    with pytest.raises(ValidationError, match="names 'score', which is `metric`; give higher_is_better: false"):
+        Target(metric="score", lower_is_better=["score"])
+
+
 def test_corpora_that_others_call_the_same(files):
     entries = {"corpora/suite/web.yaml": {"name": "web", "display_name": "wiki", "checkpoints": [HUB]}}
     words = "display_name: 'wiki' is that of"

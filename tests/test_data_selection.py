@@ -4,9 +4,12 @@ import numpy as np
 import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
-from proxycast.config import GENERIC_TEXT, Budget, Proxy
+from proxycast.config import GENERIC_TEXT, Budget, Proxy, Target
 from proxycast.data_selection import (
+    about_noise,
     comparable,
+    metric_signs,
+    oriented,
     predictions,
     require_differences,
     require_known,
@@ -293,8 +296,8 @@ def test_truth_table_by_hand():
         "agreement": 1.0,
         "above_chance": sum(m > 0.25 + 2 * np.sqrt(0.25 * 0.75 / (50 * 2 * 3)) for m in mean),
     }
-    assert row == pytest.approx(expected)
-    assert row["above_chance"] < 12
+    assert {name: row[name] for name in expected} == pytest.approx(expected)
+    assert row["above_chance"] < 12 and row["reliability_low"] < reliability < row["reliability_high"]
 
 
 def test_truth_table_without_what_cannot_be_known():
@@ -307,6 +310,63 @@ def test_truth_table_without_what_cannot_be_known():
     for metric in truths:
         assert set(table.filter(metric=metric).select(unknown).row(0)) == {None}
     assert [value is None for value in table["above_chance"]] == [True, False, True]
+
+
+def test_a_truth_that_is_noise_says_so(caplog):
+    """Seeds that know nothing of each other, that contradict each other, and a truth that can be repeated."""
+    random = np.random.default_rng(8)
+    noise, quality = random.random((3, 1, 12)), np.linspace(0.2, 0.8, 12)
+    up = np.array([[[0.1, 0.2, 0.3]], [[0.3, 0.2, 0.1]]])
+    truths = {"noise": noise, "opposite": up, "clear": quality + 0.08 * random.normal(size=(3, 1, 12))}
+    table = truth_table({name: some_truth(values) for name, values in truths.items() if name != "opposite"}, {})
+    assert table["verdict"].to_list() == ["noise", "excellent"]
+    row, clear = table.row(0, named=True), table.row(1, named=True)
+    assert row["reliability_low"] <= 0 < clear["reliability_low"] < clear["reliability"] < clear["reliability_high"]
+    ends = [noise_ceiling(clear[f"reliability_{end}"]).decision_accuracy for end in ("low", "high")]
+    assert [clear["ceiling_decision_accuracy_low"], clear["ceiling_decision_accuracy_high"]] == pytest.approx(ends)
+    assert caplog.messages == [about_noise(row)] and "reliability of " in caplog.text and "clear" not in caplog.text
+    alone = truth_table({"opposite": some_truth(up)}, {}).row(0, named=True)
+    assert alone["reliability"] == alone["reliability_one_seed"] == -1 and alone["verdict"] == "noise"
+    assert alone["ceiling_decision_accuracy"] == 0.5 and alone["reliability_low"] is None
+    assert alone["note"] == "reliability: no interval: too few corpora (3)"
+    assert "has a reliability of -1.00 over 2 seeds; nothing can be concluded" in about_noise(alone)
+
+
+def test_an_unknown_number_of_problems_leaves_out_what_rests_on_it():
+    values = np.random.default_rng(9).random((2, 2, 6))
+    known, some = some_truth(values), some_truth(values).with_columns(n=pl.when(seed=0, task="task1").then("n"))
+    row = truth_table({"accuracy": known}, {"accuracy": 0.25}).row(0, named=True)
+    for truth in (some, known.with_columns(n=pl.lit(None, pl.Int64))):
+        found = truth_table({"accuracy": truth}, {"accuracy": 0.25}).row(0, named=True)
+        assert found.pop("note") == "above_chance unknown: the number of problems (n) is not given"
+        assert found == {name: value for name, value in row.items() if name != "note"} | {"above_chance": None}
+    assert row["above_chance"] is not None and row["note"] == ""
+    alone = truth_table({"accuracy": some_truth(values[:1])}, {}).row(0, named=True)
+    assert alone["note"] == "reliability unknown: one seed" and alone["verdict"] == "unknown"
+
+
+def test_losses_are_better_the_less(proxies, targets, caplog):
+    """A loss of 1 - accuracy predicts, is predicted and agrees as the accuracy does; its values stay as they are."""
+    loss = targets.filter(metric="accuracy").with_columns(metric=pl.lit("loss"), value=1 - pl.col("value"))
+    both = pl.concat([targets, loss])
+    signs = metric_signs(both, Target(other_metrics=["loss"], lower_is_better=["loss"]))
+    assert signs == {"accuracy": 1, "exact_match": 1, "likelihood": 1, "loss": -1} and not caplog.messages
+    predicted = predictions(CHECKPOINTS, proxies, both, TASKS, signs)
+    truths = {metric: truth_by_seed(CHECKPOINTS, both, metric) for metric in ("accuracy", "loss")}
+    table = truth_table(truths, {}, signs=signs)
+    assert table["agreement"].to_list() == [1, 1] and table["higher_is_better"].to_list() == [True, False]
+    assert table["lowest"][1] == pytest.approx(1 - table["highest"][0])
+    options = SelectionOptions(bootstrap_replicates=100)
+    judged = [
+        decision_accuracy_table(predicted, oriented(truth, signs[metric]), 1e6, options)
+        for metric, truth in truths.items()
+    ]
+    assert_frame_equal(*judged)
+    accuracy, error = (judged[0].filter(statistic=name).drop("statistic") for name in truths)
+    to_itself = ["difference_low", "difference_high"]  # null but for the best baseline, with so few corpora
+    assert_frame_equal(accuracy.drop(to_itself), error.drop(to_itself))
+    metric_signs(both, Target(metric="accuracy"))  # it would be a baseline upside down
+    assert caplog.messages[-1].startswith("loss counts as better the more; if less is better, name it in target.lower")
 
 
 def test_agreement_of_truths_by_hand():
@@ -351,6 +411,22 @@ def test_summary_has_the_best_the_highlighted_and_all_baselines(predicted, targe
         assert sorted(baselines["statistic"]) == sorted(expected["statistic"])
         assert summary["decision_accuracy"].drop_nulls().is_sorted(descending=True)
         assert set(summary["noise_ceiling"]) == {0.9}
+
+
+def test_the_summary_says_what_is_luck_and_what_has_no_interval(predicted, targets, caplog):
+    truth = truth_by_seed(CHECKPOINTS, targets, "accuracy").group_by("corpus", "task").agg(pl.col("value").mean())
+    table = decision_accuracy_table(predicted, truth, 1e6, SelectionOptions(bootstrap_replicates=100))
+    budget, highlighted = Budget(name="last", size="small", step=4), Proxy(statistic="margin")
+    summary = summary_table(table, [budget], [highlighted], ceiling=0.6)
+    luck = "above the noise ceiling, which a perfect prediction is expected to reach: luck, or too low a ceiling"
+    for row in summary.iter_rows(named=True):
+        notes = ["no interval: too few corpora (4)"] + [luck] * ((row["decision_accuracy"] or 0) > 0.6)
+        assert row["note"] == "; ".join(notes) and row["low"] is None
+    counts = summary.group_by("note").len()
+    assert sorted(caplog.messages) == sorted(
+        f"{count} of {len(summary)} rows of the summary: {note}" for note, count in counts.iter_rows()
+    )
+    assert not summary_table(table, [budget], [highlighted], ceiling=None)["note"].str.contains("luck").any()
 
 
 # Per solution

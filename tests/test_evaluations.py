@@ -56,6 +56,8 @@ def all_rows(tasks=("arc_easy", "boolq", *SUBJECTS), seed=0) -> list[dict]:
         for task in tasks
     ]
     draw.shuffle(rows)
+    for row in rows:
+        row["metrics"]["primary_metric"] = abs(row["metrics"]["primary_metric"])  # a share
     return rows
 
 
@@ -211,7 +213,7 @@ def test_a_row_that_stands_there_twice_counts_once(write):
 
 def test_problems_behind_a_value(write):
     table = read(write(all_rows()), tasks=["boolq", "mmlu", "mmlu_anatomy"])
-    assert dict(table.select("task", "n").unique().iter_rows()) == {"boolq": 3270, "mmlu": 14042, "mmlu_anatomy": 1}
+    assert dict(table.select("task", "n").unique().iter_rows()) == {"boolq": 3270, "mmlu": 14042, "mmlu_anatomy": None}
 
 
 @pytest.mark.published
@@ -335,6 +337,18 @@ def test_rows_of_one_key_that_differ(write):
     other = row_of(rows) | {"metrics": row_of(rows)["metrics"] | {"margin": 0.5}}
     with pytest.raises(InputError, match="dolma17-4M-seed1-step1250, task boolq stands there twice"):
         read(write([*rows, other]))
+
+
+@pytest.mark.parametrize("value", [43.1, -0.2])
+def test_a_share_beyond_0_to_1(write, value):
+    """Accuracy in percent. What is no share, such as a sum of probabilities, may exceed 1."""
+    rows = all_rows()
+    row_of(rows)["metrics"]["total_prob_per_char"] = 1.7
+    assert 1.7 in read(write(rows))["value"]
+    row_of(rows)["metrics"]["primary_metric"] = value
+    words = f"primary_metric of dolma17-4M-seed1-step1250, task boolq is {value}; .* must lie in 0 to 1"
+    with pytest.raises(InputError, match=words):
+        read(write(rows))
 
 
 @pytest.mark.parametrize("step", [0.5, -1.0, None, float("nan")])

@@ -896,6 +896,10 @@ def test_a_wide_table_becomes_long_ones(tmp_path):
     assert ("r-step30", "t", "generic_cross_entropy", "none", 2.0) in values
 
 
+def test_a_wide_table_of_what_is_no_share(tmp_path):
+    assert 30 in read_wide_curve(wide(tmp_path, GOOD.replace("0.3", "30")), "score")["targets"]["value"]
+
+
 def test_mistakes_in_a_wide_table(tmp_path):
     for text, message in (
         (
@@ -904,6 +908,7 @@ def test_mistakes_in_a_wide_table(tmp_path):
         ),
         (GOOD.replace("2.5", "x"), "row 2, column ce: found 'x'; it must be a number"),
         (GOOD.replace("0.3", "inf"), "row 2, column acc: found 'inf'; it must be a number"),
+        (GOOD.replace("0.3", "30"), r"step 20, column acc \(task t\): found 30.0; accuracy is a share .* 0 to 1"),
         (GOOD.replace("20,", "10,"), "row 3, column s: found '10'; every row must have a step of its own"),
         (GOOD.replace("20,", "1.5,"), "row 2, column s: found '1.5'; every row must have a step"),
         (GOOD.replace("30,,", ",,"), "row 4, column s: found None; it must be a number"),

@@ -4,6 +4,7 @@ data still draw.
 
 import itertools
 import pathlib
+from functools import partial
 
 import docutils.core
 import jinja2
@@ -213,6 +214,7 @@ MEASURED = [
     ("multiple_choice_accuracy", "choice_log_likelihood"),
     ("primary_metric", "correct_prob_per_char"),
     ("accuracy",),
+    ("accuracy_of_25_corpora",),
 ]
 
 
@@ -290,6 +292,53 @@ def test_negated_scores_are_called_negative(study):
 def test_poor_and_rich_data_are_drawn_without_overlaps(poor):
     for name, figure in Study(**poor).figures().items():
         assert overlapping(figure) == [], name
+
+
+NOISE = (
+    "The truth may be noise: accuracy has a reliability of -0.34 [-1.00, 0.41] over 3 seeds; nothing can be concluded."
+)
+
+
+def test_a_truth_that_is_noise_and_missing_intervals_are_told(figures, monkeypatch):
+    """In every figure, without overlaps; what has no interval has no bar, and is no point less."""
+    study = Study(corpora=MINIATURE[:4], sizes=(("4M", 3.7e6),), steps=(500, 5725))
+    missing = [pl.lit(None, pl.Float64).alias(name) for name in ("low", "high", "spearman_low", "spearman_high")]
+    study.decision_accuracy, study.pareto = (
+        table.with_columns(own for own in missing if own.meta.output_name() in table.columns)
+        for table in (study.decision_accuracy, study.pareto)
+    )
+    ends = [
+        f"{name}_{end}" for name in ("predicted", "predicted_rank", "truth", "true_rank") for end in ("low", "high")
+    ]
+    study.ranking = study.ranking.with_columns(pl.lit(None, pl.Float64).alias(name) for name in ends)
+    for name in figures:
+        monkeypatch.setattr(plots, name, partial(getattr(plots, name), warning=NOISE))
+    for name, figure in study.figures().items():
+        assert overlapping(figure) == [], name
+        words = " ".join(text.get_text() for text in texts(figure)[0]).replace("\n", " ")
+        assert NOISE in words, name
+        assert "Without an interval: too few corpora, or every sample of them gives the same extreme value." in words
+        if name in ("proxy_against_truth", "ranking_with_intervals"):
+            assert "[n/a]" in words and "The truth has one seed" in words and "One seed and one score a task" in words
+    shown = " ".join(text.get_text() for figure in figures.values() for text in texts(figure)[0])
+    assert "Without an interval" not in shown and "one seed" not in shown and "noise:" not in shown
+
+
+def test_the_axis_of_a_loss_says_so(study):
+    proxy = (*HIGHLIGHTED[0], "4M", 5725)
+    losses = study.decision_accuracy.with_columns(truth=pl.lit("loss"))
+    figure = plots.proxy_against_truth(study.ranking, losses, *proxy, CEILING, higher_is_better=False)
+    assert figure.axes[0].get_ylabel() == "Loss of the target models (lower is better)"
+    figure = plots.proxy_against_truth(study.ranking, study.decision_accuracy, *proxy, CEILING)
+    assert figure.axes[0].get_ylabel().endswith("of the target models (fraction of questions)")
+
+
+def test_what_is_above_the_ceiling_is_called_luck(study):
+    for ceiling, told in ((0.6, True), (1.0, False)):
+        shown = " ".join(
+            text.get_text() for text in texts(plots.pareto_frontier(study.pareto, ceiling, [], HIGHLIGHTED))[0]
+        )
+        assert ("luck, or too low a ceiling" in shown) == told
 
 
 def test_untrained_models_are_left_out_of_logarithmic_axes(study):

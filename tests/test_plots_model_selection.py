@@ -10,7 +10,7 @@ from proxycast.model_selection import Measured, Method
 from proxycast.options import InputError
 from proxycast.plots import model_selection as plots
 from proxycast.plots import style
-from proxycast.ranking import SelectionOptions
+from proxycast.ranking import ABOVE_CEILING, SelectionOptions
 
 TASKS = ("arithmetic", "sorting", "dates", "spelling", "retrieval", "logic")
 FAMILIES = ("GPT-2", "GPT-NeoX", "Llama")
@@ -94,7 +94,9 @@ class Study:
     def figures(self, method="rank_svm_linear"):
         return {
             "methods": plots.methods(self.summary, self.folds, self.truth),
-            "predicted_against_true_rank": plots.predicted_against_true_rank(self.predictions, self.folds, method),
+            "predicted_against_true_rank": plots.predicted_against_true_rank(
+                self.predictions, self.folds, method, self.truth
+            ),
             "proxies_chosen": plots.proxies_chosen(self.stability),
             "solutions_and_writers": plots.solutions_and_writers(self.writers),
             "model_selection_heatmap": plots.model_selection_heatmap(self.proxies),
@@ -163,6 +165,34 @@ def test_methods_show_every_mean_with_its_interval_best_first_within_a_kind(stud
         )
         (line,) = [line for line in axes.lines if line.get_linestyle() == "--" and line.get_linewidth() == 0.9]
         assert line.get_xdata()[0] == rows.filter(kind="baseline")["spearman"].max()
+
+
+def test_a_truth_that_is_noise_and_missing_intervals_are_told():
+    """Four models: no intervals. Two tasks, and the mean over all, that may be noise: title, panels and note say so."""
+    study = Study(families=("Llama",), each=4, tails=("tokens",))
+    row = {"verdict": "noise", "reliability": -0.34, "reliability_low": -1.0, "reliability_high": 0.41}
+    noise = pl.col("task").is_in(["all", "dates", "logic"])
+    study.truth = study.truth.with_columns(verdict=pl.lit("good")).with_columns(
+        pl.when(noise).then(pl.lit(value)).otherwise(name).alias(name) for name, value in row.items()
+    )
+    methods = plots.methods(study.summary, study.folds, study.truth)
+    ranks = plots.predicted_against_true_rank(study.predictions, study.folds, "rank_svm_linear", study.truth)
+    assert overlapping(methods) == overlapping(ranks) == []
+    shown = " ".join(words(methods)).replace("\n", " ")
+    assert "The truth may be noise: the mean over tasks has a reliability of -0.34 [-1.00, 0.41]." in shown
+    assert "The truth may be noise in dates, logic." in shown
+    missing = "Without an interval: too few models, or every sample of them gives the same extreme value."
+    assert missing in shown and missing in " ".join(words(plots.model_selection_heatmap(study.proxies))).replace(
+        "\n", " "
+    )
+    panels = [axes.get_title(loc="left") for axes in ranks.axes]
+    assert [title for title in panels if title.endswith(": noise?")] == ["dates: noise?", "logic: noise?"]
+
+
+def test_methods_above_the_ceiling_are_called_luck(study, figures):
+    assert "Beyond it: luck" not in " ".join(words(figures["methods"]))
+    above = study.summary.with_columns(note=pl.lit(ABOVE_CEILING))
+    assert "Beyond it: luck" in " ".join(words(plots.methods(above, study.folds, study.truth)))
 
 
 def test_methods_tell_what_is_hindsight_and_what_is_left_out(figures):

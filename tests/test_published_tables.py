@@ -7,6 +7,7 @@ import numpy as np
 import polars as pl
 import pytest
 from conftest import PUBLISHED
+from proxycast.compute import compute_to_reach_table, pareto_table
 from proxycast.ladder import Ladder, LadderSize, Tokenizer
 from proxycast.options import InputError
 from proxycast.published import published_curve, published_targets
@@ -17,7 +18,9 @@ pytestmark = pytest.mark.published
 
 RECIPES, SIZES = "datadecide_recipes.csv", "datadecide_sizes.csv"
 ACCURACY, NLL = "datadecide_accuracy_1b.csv", "datadecide_correct_prob_nll.csv"
-CURVE = "datadecide_decision_accuracy_by_size_step.csv"
+CURVE, STEPS = "datadecide_decision_accuracy_by_size_step.csv", "datadecide_checkpoint_steps.csv"
+# Seeds 1 and 2 of these sizes ended early: the last step that all corpora have, from the lists of their checkpoints.
+STOPPED = {"530M": {0: 57776, 1: 51411, 2: 51411}, "750M": {1: 28257, 2: 28257}}
 
 # SOURCES.md: decision accuracy of single seeds at the last step of a size, by an independent calculation.
 CORRECT_PROB_NLL = {
@@ -51,6 +54,7 @@ def ladder(sizes) -> Ladder:
                 batch_sequences=row["batch_sequences"],
                 steps=row["train_steps"],
                 learning_rate=row["lr_peak"],
+                stopped=STOPPED.get(row["size"], {}),
                 **(of_1b if row["size"] == "1B" else {}),
             )
             for row in sizes.iter_rows(named=True)
@@ -97,23 +101,34 @@ def test_the_proxy_has_its_known_decision_accuracies(targets, sizes):
         proxy.with_columns(parts.struct.unnest())
         .join(sizes, on="size")
         .select(
-            *("corpus", "task", "size", "tokens"),
+            *("corpus", "task", "size"),
             statistic="metric",
             weighting=pl.lit("none"),
             kind=pl.lit("proxy"),
             depends_on_candidate=pl.lit(False),
             step=pl.col("step").cast(pl.Int64),
             seed=pl.col("seed").cast(pl.Int64),
-            flops="flops_6ND",
+            tokens=pl.col("step").cast(pl.Int64) * pl.col("batch_sequences") * 2048,
             score="value",
+            parameters="n_params_nonemb",
         )
+        .with_columns(flops=6.0 * pl.col("parameters") * pl.col("tokens"))
     )
     assert len(predictions) == 14 * 25 * 3
-    assert predictions.join(sizes, left_on=["size", "step"], right_on=["size", "train_steps"], how="anti").is_empty()
     options = SelectionOptions(bootstrap_replicates=100)
     judged = decision_accuracy_table(predictions, truth_of(targets, "accuracy"), 7.062e20, options)
-    single = dict(judged.filter(task="all", seed="single").select("size", "decision_accuracy").iter_rows())
+    of_seeds = judged.filter(pl.col("seed").is_in(list("012")), task="all")
+    assert (of_seeds.group_by("size").len()["len"] == 3).all()
+    single = dict(of_seeds.group_by("size").agg(pl.col("decision_accuracy").mean()).iter_rows())
     assert {size: round(single[size], 3) for size in CORRECT_PROB_NLL} == CORRECT_PROB_NLL
+    # Each seed stands where its run ended, and costs what it cost up to there.
+    listed = pl.read_csv(PUBLISHED / STEPS).with_columns(step=pl.col("steps").str.split(" ").list.last().cast(pl.Int64))
+    for size, seed, name in [(s, n, f"small-aux-{n + 1}" if n else "default") for s in STOPPED for n in range(3)]:
+        last = listed.filter(size=size, seed_name=name)["step"].mode().item()  # some corpora have a few steps more
+        row = of_seeds.row(by_predicate=(pl.col("size") == size) & (pl.col("seed") == str(seed)), named=True)
+        assert abs(row["step"] - last) <= 10
+    share = {row["seed"]: row["compute_fraction"] for row in of_seeds.filter(size="750M").iter_rows(named=True)}
+    assert share == pytest.approx({"0": 0.4342, "1": 0.1929, "2": 0.1929}, abs=1e-4)
 
 
 def test_one_target_seed_agrees_with_three_on_280_of_300_pairs(targets):
@@ -177,6 +192,24 @@ def test_the_curve(ladder, sizes, targets):
     )
 
 
+def test_the_curve_in_a_study_of_some_corpora_is_marked(ladder, corpora):
+    """It was published for all 25 together: of some it is no baseline, on no frontier, and says what it is."""
+    names = list(corpora.values())
+    whole = published_curve(PUBLISHED, ladder)
+    assert published_curve(PUBLISHED, ladder, names).equals(whole) and set(whole["note"]) == {""}
+    curve = published_curve(PUBLISHED, ladder, names[:8])
+    assert set(curve["note"]) == {"published for all 25 corpora, of which this study has 8"}
+    constant = {"statistic": "accuracy_of_25_corpora", "kind": "published", "corpora": 25}
+    assert curve.select(list(constant)).unique().to_dicts() == [constant]
+    marked = ["statistic", "kind", "note"]
+    assert curve.drop(marked).equals(whole.drop(marked))
+    own = whole.head(1).with_columns(decision_accuracy=pl.lit(0.3), statistic=pl.lit("own"))
+    pareto = pareto_table(pl.concat([curve, own]), dict.fromkeys(ladder.sizes, 1), None)
+    assert pareto.filter("on_frontier")["statistic"].to_list() == ["own"]
+    assert pareto.filter(statistic="accuracy_of_25_corpora", on_own_frontier=True).height > 1
+    assert set(compute_to_reach_table(pareto, [0.8])["kind"]) == {"published", "baseline"}
+
+
 def test_the_curve_stands_under_a_decision_accuracy_table(ladder, targets):
     """The same columns and types as the project's own, so that one is put under the other."""
     truth = truth_of(targets, "accuracy")
@@ -221,6 +254,18 @@ MISTAKES = {
     "seed": (NLL, "C4,1,", "C4,3,", "found size 4M, seed 3; ladder datadecide has no such run"),
     "size": (NLL, "4M,3744832,C4,1,", "5M,3744832,C4,1,", "found size 5M, seed 1; ladder datadecide has no such run"),
     "twice": (NLL, "C4,1,", "C4,0,", r"\['c4-4M-seed0-step5725', 'olmes_10', 'log_correct_prob_per_char'\] stands"),
+    "percent": (
+        ACCURACY,
+        "0.4112627986348123",
+        "41.126",
+        r"row 2, column acc_1b_default_seed: found 41.126; .* 0 to 1",
+    ),
+    "negative": (
+        NLL,
+        "C4,0,1.4279067",
+        "C4,0,-1.4279067",
+        r"row 2, column nll: found -1.4279067; it must be 0 or more",
+    ),
     "task": (ACCURACY, "arc_challenge,", "arc,", "column task: found 'arc'; it must be one of"),
 }
 

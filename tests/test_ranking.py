@@ -1,6 +1,6 @@
 import math
 import warnings
-from itertools import combinations
+from itertools import combinations, product
 
 import numpy as np
 import polars as pl
@@ -11,19 +11,24 @@ from hypothesis.extra.numpy import arrays
 from proxycast.options import InputError
 from proxycast.ranking import (
     SelectionOptions,
+    _predict,
     _ranks,
     bootstrap_decision_accuracy,
     bootstrap_spearman,
     bootstrap_weights,
     decision_accuracy,
     decision_accuracy_table,
+    enough_to_resample,
     interval,
     kendall,
     noise_ceiling,
     ranking_table,
     reliability,
+    reliability_interval,
     spearman,
     spearman_brown,
+    stream,
+    verdict,
 )
 from scipy import stats
 
@@ -154,6 +159,70 @@ def test_spearman_brown():
     assert spearman_brown(0.5, 3) == pytest.approx(0.75)
 
 
+def test_reliability_of_seeds_that_contradict_each_other():
+    """Two opposite orders correlate at -1, three that go in a circle at -1/2: there Spearman-Brown divides by 0."""
+    up = np.array([1.0, 2, 3, 4])
+    assert reliability([up, -up]) == reliability([[1, 2, 3], [2, 3, 1], [3, 1, 2]]) == -1
+    assert reliability([[1.0, 2], [2, 1]]) == -1  # two corpora
+    assert spearman_brown([-1, -0.5, -0.2, 0, 1], 3) == pytest.approx([-1, -1, -1, 0, 1])
+    assert spearman_brown(-0.2, 2) == pytest.approx(-0.5) and np.isnan(spearman_brown(np.nan, 2))
+    assert noise_ceiling(-1.0).decision_accuracy == 0.5
+
+
+def test_the_interval_of_reliability_covers_it():
+    """Simulated seeds of known reliability, and seeds of pure noise, whose interval holds 0."""
+    rng = np.random.default_rng(1)
+    options, covered = SelectionOptions(bootstrap_replicates=300), 0
+    for _ in range(60):
+        low, high = reliability_interval(rng.normal(size=30) + rng.normal(size=(3, 30)), options)
+        covered += low <= 0.75 <= high  # 1 / (1 + 1/3)
+    assert covered >= 51  # of 60 expected 57, with rank correlations and a percentile bootstrap somewhat fewer
+    low, high = reliability_interval(rng.normal(size=(3, 30)), options)
+    assert -1 <= low < 0 < high <= 1
+    assert reliability_interval(rng.normal(size=(3, 4)), options) == "no interval: too few corpora (4)"
+    same = np.tile(np.arange(9.0), (3, 1))
+    assert reliability_interval(same, options).startswith("no interval: every sample of corpora")
+
+
+def test_verdicts():
+    words = {(None, None): "unknown", (-0.34, None): "noise", (0.0, None): "noise", (0.6, -0.1): "noise"}
+    words |= {
+        (0.3, 0.1): "poor",
+        (0.5, 0.1): "moderate",
+        (0.75, 0.3): "good",
+        (0.9, 0.8): "excellent",
+        (0.8, None): "good",
+    }
+    for arguments, word in words.items():
+        assert verdict(*arguments) == word
+
+
+def test_few_units_have_few_samples():
+    """Different samples of n units with replacement, counted one by one; an interval needs one in each tail."""
+    for n in range(1, 7):
+        samples = {tuple(sorted(drawn)) for drawn in product(range(n), repeat=n)}
+        for confidence in (0.5, 0.9, 0.95, 0.99):
+            assert enough_to_resample(n, confidence) == (len(samples) * (1 - confidence) / 2 >= 1)
+    assert [n for n in range(1, 20) if not enough_to_resample(n, 0.95)] == [1, 2, 3, 4]
+
+
+def test_streams_are_independent():
+    """Units of two kinds, crossed: the width of an interval of their mean, and its closed form.
+
+    x_ij = a_i + b_j; the mean over drawn i and j has the variance var(a) / n + var(b) / m. With b = -a the same draws
+    for both would give 0, with b = a twice the variance.
+    """
+    a = np.random.default_rng(2).normal(size=8)
+    of_a, of_b = (bootstrap_weights(8, 20_000, stream(0, n)) for n in range(2))
+    assert not np.array_equal(of_a, of_b)
+    for b in (a, -a, np.roll(a, 3)):
+        weights = of_a[:, :, None] * of_b[:, None]  # (B, n, m)
+        means = (weights * (a[:, None] + b)).sum((1, 2)) / weights.sum((1, 2))
+        assert means.var() == pytest.approx((a.var() + b.var()) / 8, rel=0.05)
+    children = np.random.SeedSequence(7).spawn(3)
+    assert [stream(7, n).random() for n in range(3)] == [np.random.default_rng(child).random() for child in children]
+
+
 def test_reliability_of_simulated_seeds():
     rng = np.random.default_rng(0)
     truth_by_seed = rng.normal(size=1000) + rng.normal(size=(3, 1000)) * 0.5
@@ -273,6 +342,41 @@ def test_the_best_baseline_differs_from_itself_by_nothing_and_constants_are_null
         assert undefined[name].null_count() == len(undefined)
 
 
+def test_four_corpora_have_no_interval():
+    predictions, truth = study()
+    few = [table.filter(pl.col("corpus").is_in(CORPORA[:4])) for table in (predictions, truth)]
+    table = decision_accuracy_table(*few, 1e6, FAST)
+    assert table["decision_accuracy"].null_count() == 0
+    for name in ("low", "high", "spearman_low", "spearman_high"):
+        assert table[name].null_count() == len(table)
+    other = table.filter(pl.col("statistic") != pl.col("best_baseline"))
+    assert other["difference"].null_count() == 0 and other["difference_low"].null_count() == len(other)
+    assert set(table["note"]) == {"no interval: too few corpora (4)"}
+    wide = SelectionOptions(bootstrap_replicates=200, confidence=0.5)  # 35 samples do for a tail of a quarter
+    assert not decision_accuracy_table(*few, 1e6, wide)["note"].str.contains("too few").any()
+
+
+def test_a_perfect_order_is_not_certain():
+    """All samples of corpora in their true order are in their true order, and likewise upside down."""
+    predictions, truth = study()
+    true = pl.col("value") * pl.when(pl.col("weighting") == "uniform").then(1).otherwise(-1)
+    perfect = predictions.join(truth, on=["corpus", "task"]).with_columns(
+        score=pl.when(statistic="rank").then(true).otherwise("score")
+    )
+    table = decision_accuracy_table(perfect, truth, 1e6, FAST)
+    for weighting, value in (("uniform", 1), ("entropy", 0)):
+        rows = table.filter(statistic="rank", weighting=weighting)
+        assert (rows["decision_accuracy"] == value).all()
+        for name in ("low", "high", "spearman_low", "spearman_high", "difference_low", "difference_high"):
+            assert rows[name].null_count() == len(rows)
+        assert set(rows["note"]) == {"no interval: every sample of corpora gives the same extreme value"}
+    # What is certain by definition stays so.
+    chance = table.filter(statistic="parameters")
+    assert (chance["low"] == 0.5).all() and (chance["high"] == 0.5).all() and set(chance["note"]) == {""}
+    others = table.filter(statistic="bits_per_byte")
+    assert others["low"].null_count() == 0 and set(others["note"]) == {""}
+
+
 def test_without_a_baseline_there_is_no_difference():
     predictions, truth = study()
     table = decision_accuracy_table(predictions.filter(kind="proxy"), truth, 1e6, FAST)
@@ -337,6 +441,44 @@ def test_the_interval_of_a_prediction_matches_its_variance_in_closed_form():
         assert row["predicted_high"] - row["predicted_low"] == pytest.approx(width, rel=0.1)
         assert row["predicted_rank_low"] <= row["predicted_rank"] <= row["predicted_rank_high"]
         assert row["truth_low"] < row["truth"] < row["truth_high"]
+
+
+def test_what_cannot_be_resampled_has_no_interval():
+    """The truth of one seed; a prediction of one seed with one solution a task."""
+    scores, truth = solution_study(noise=1.0)
+    table = ranking_table(scores, truth.filter(seed=0), FAST)
+    for name in ("truth_low", "truth_high", "true_rank_low", "true_rank_high"):
+        assert table[name].null_count() == 5
+    for name in ("truth", "true_rank", "predicted_low", "predicted_rank_high"):
+        assert table[name].null_count() == 0
+    single = scores.filter(pl.col("solution").is_in(["q0", "q59"]), seed=0)
+    table = ranking_table(with_candidates(single, new=("corpus3", 0.5, [0])), truth, FAST)
+    assert table["predicted_low"].null_count() == table["predicted_rank_high"].null_count() == 6
+    assert table["truth_low"].null_count() == 1
+    two_seeds = scores.filter(pl.col("solution").is_in(["q0", "q59"]))
+    table = ranking_table(with_candidates(two_seeds, new=("corpus3", 0.5, [0])), truth, FAST)
+    assert table.filter(pl.col("predicted_low").is_null())["corpus"].to_list() == ["new"]
+
+
+def test_less_of_the_truth_may_be_better():
+    """Its values stay as they are, and ranks turn round."""
+    scores, truth = solution_study(noise=1.0)
+    table = ranking_table(scores, truth, FAST, sign=-1)
+    other = ranking_table(scores, truth.with_columns(-pl.col("value")), FAST)
+    assert table.drop("truth", "truth_low", "truth_high").equals(other.drop("truth", "truth_low", "truth_high"))
+    assert table["truth"].equals(-other["truth"]) and table["truth_low"].equals(
+        (-other["truth_high"]).alias("truth_low")
+    )
+    assert table.sort("truth")["true_rank"].to_list() == [1, 2, 3, 4, 5]
+
+
+def test_seeds_of_each_candidate_are_drawn_apart():
+    """Two with the same scores, which differ between seeds: their samples are as far apart as those of any two."""
+    scores, _ = solution_study(noise=1.0)
+    one = scores.filter(corpus="corpus0").with_columns(score=pl.col("seed").cast(pl.Float64))
+    samples = [_predict(one, one.select("corpus").unique(), FAST, group)[1][:, 0] for group in (1, 2, 1)]
+    assert np.array_equal(samples[0], samples[2]) and set(samples[0]) == {0, 0.5, 1}
+    assert abs(np.corrcoef(samples[0], samples[1])[0, 1]) < 0.2
 
 
 def test_the_draw_of_solutions_is_the_same_for_all_corpora():

@@ -4,6 +4,8 @@ import math
 
 import numpy as np
 import polars as pl
+import pyarrow
+import pyarrow.parquet
 import pytest
 import torch
 from conftest import byte_level_tokenizer
@@ -12,12 +14,15 @@ from proxycast.engines import ExtractionOptions, make_engine
 from proxycast.options import InputError
 from proxycast.solutions import Problem, Solution
 from proxycast.targets import (
+    TARGETS_SCHEMA,
     chance_accuracy,
     evaluate,
     evaluate_checkpoints,
     exact_match,
+    log_unknown,
     multiple_choice,
     read_target_table,
+    read_target_tables,
     require_targets,
 )
 from transformers import AutoModelForCausalLM
@@ -176,7 +181,7 @@ def test_a_table_reads_from_csv_and_parquet(tmp_path):
 @pytest.mark.parametrize(
     "text, words",
     [
-        ("checkpoint,task,metric,value\n", "column n: missing"),
+        ("checkpoint,task,metric,n\n", "column value: missing"),
         (GOOD + "c2,t1,exact_match,high,100\n", "row 3, column value: found 'high'"),
         (GOOD + "c2,t1,exact_match,nan,100\n", "row 3, column value: found 'nan'"),
         (GOOD + "c2,t1,exact_match,,100\n", "row 3, column value: found None"),
@@ -195,6 +200,200 @@ def test_mistakes_in_a_table_name_row_and_column(tmp_path, text, words):
     assert str(caught.value).startswith(str(path)) and words in str(caught.value)
 
 
+SHARES = (
+    "multiple_choice_accuracy",
+    "accuracy",
+    "acc_norm,none",
+    "exact_match",
+    "primary_metric",
+    "pass@1",
+    "error_rate",
+)
+OTHERS = ("choice_log_likelihood", "log_accuracy", "loss", "neg_accuracy", "score", "accuracy_percent", "embedding")
+
+
+@pytest.mark.parametrize("metric", SHARES)
+@pytest.mark.parametrize("value", [40.0, 1.01, -0.3, 100.0])
+def test_a_share_lies_in_0_to_1(tmp_path, metric, value):
+    path = tmp_path / "t.csv"
+    rows = [("c1", 0.4), ("c2", 0), ("c3", 1), ("c4", value)]
+    path.write_text("checkpoint,task,metric,value\n" + "".join(f'{c},t1,"{metric}",{v}\n' for c, v in rows))
+    with pytest.raises(
+        InputError, match=r"row 5, column value: found .*; .* is a share .* must lie in 0 to 1"
+    ) as caught:
+        read_target_table(path)
+    assert ("40 % is 0.4" in str(caught.value)) == (value == 40)
+
+
+@pytest.mark.parametrize("metric", OTHERS)
+def test_what_is_no_share_may_lie_anywhere(tmp_path, metric):
+    path = tmp_path / "t.csv"
+    values = [-7.0, -0.3, 0.0, 1.5, 43.1, 120.0]
+    path.write_text(GOOD + "".join(f"c{i},t1,{metric},{v},100\n" for i, v in enumerate(values, 2)))
+    assert read_target_table(path).filter(metric=metric)["value"].to_list() == values
+
+
+@pytest.mark.parametrize(
+    "rows, where",
+    [
+        ([("a", 0.42), ("a", 43.1), ("b", 0.3)], "task a"),
+        ([("a", 0.42), ("a", 0.0), ("b", 55.0), ("b", 61.2)], "all tasks"),  # a mean over tasks would be that of b
+        ([("a", 5.5), ("a", 0.25), ("b", 90.0), ("a", 7.0)], "task a"),  # 90 is no neighbour of 0.25 over all tasks
+    ],
+)
+def test_percent_beside_fractions_of_any_metric_are_refused(tmp_path, rows, where):
+    path = tmp_path / "t.csv"
+    text = "".join(f"c{i},{task},score,{value},\n" for i, (task, value) in enumerate(rows))
+    path.write_text("checkpoint,task,metric,value,n\n" + text)
+    with pytest.raises(InputError, match=rf"found .* of score, {where}: percent beside fractions; give .* 0 to 1"):
+        read_target_table(path)
+    for metric in ("loss", "perplexity"):  # these may differ by any factor
+        path.write_text(path.read_text().replace("score", metric))
+        assert len(read_target_table(path)) == len(rows)
+
+
+def test_values_in_one_unit_pass_whatever_it_is(tmp_path):
+    path = tmp_path / "t.csv"
+    for values in ([0.7, 1.4, 2.9, 11.0], [3.0, 43.1, 88.0], [0.001, 0.9], [0.0, 43.0], [0.9, 1.2, 300.0]):
+        path.write_text(GOOD + "".join(f"c{i},t2,score,{v},\n" for i, v in enumerate(values)))
+        assert read_target_table(path).filter(metric="score")["value"].to_list() == values
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        (GOOD.replace("0.5", "43.1%"), "row 2, column value: found '43.1%'; it must be a finite number such as 0.431"),
+        (GOOD.replace("0.5", '"0,5"'), "row 2, column value: found '0,5'; it must be a finite number such as 0.431"),
+        (GOOD.replace("0.5", "0,5"), "row 2: found 6 fields, but 5 columns; decimals must have a point"),
+        (GOOD.replace(",", ";"), "row 1: found columns separated by ';'; they must be separated by commas"),
+        (GOOD.replace(",", "\t"), r"row 1: found columns separated by '\t'; they must be separated by commas"),
+        (GOOD.splitlines()[0], "found a header without any row; there must be one for each checkpoint and task"),
+        (GOOD.replace("task", "Task"), "column task: found 'Task'; it must be spelled 'task'"),
+        (GOOD.replace("n\n", "n,value\n"), "column value: stands there 2 times, as ['value', 'value']; give it once"),
+        (GOOD.replace("n\n", "n, N\n"), "column n: stands there 2 times, as ['n', ' N']; give it once"),
+        (GOOD.replace("100", "many"), "row 2, column n: found 'many'; it must be a count of at least 1, or empty"),
+        (GOOD.replace("100", "-1"), "row 2, column n: found '-1'; it must be a count of at least 1, or empty"),
+        (GOOD.replace("t1", " t1"), "row 2, column task: found ' t1'; it must be a name, without white space"),
+        (GOOD.replace("t1", " "), "row 2, column task: found ' '; it must be a name, without white space"),
+        (GOOD.replace("t1", '"t1'), "row 2: cannot be read (unexpected end of data); quotes must come in pairs"),
+        (GOOD + "\n" + GOOD.splitlines()[1], "row 4, columns ['checkpoint', 'task', 'metric']: ('c1', 't1', "),
+        (GOOD + "C1,T1,Exact_Match,0.4,\n", "stands in row 2 already as ('c1', 't1', 'exact_match'); give it once"),
+        (GOOD.encode("utf-16"), "cannot be read (byte 1 is not UTF-8); save it as UTF-8"),
+    ],
+)
+def test_each_mistake_in_a_csv_is_one_line_that_says_what_is_right(tmp_path, text, words):
+    path = tmp_path / "t.csv"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(InputError) as caught:
+        read_target_table(path)
+    message = str(caught.value)
+    assert message.startswith(str(path)) and words in message and "\n" not in message
+
+
+def test_the_number_of_problems_may_be_unknown(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text(GOOD.replace(",n", "").replace(",100", ""))
+    assert read_target_table(path)["n"].to_list() == [None]
+    path.write_text(GOOD + "c2,t1,exact_match,0.5,\nc3,t1,exact_match,0.5\n\nc4,t1,exact_match,0.5,nan\n")
+    table = read_target_table(path)
+    assert table["n"].to_list() == [100, None, None, None] and table.schema == pl.Schema(TARGETS_SCHEMA)
+    unknown = table.with_columns(n=pl.lit(None), row=1), table.with_columns(n=pl.lit(float("nan"))), table.drop("n")
+    for other in unknown:
+        other.write_parquet(tmp_path / "t.parquet")
+        assert read_target_table(tmp_path / "t.parquet")["n"].to_list() == [None] * 4
+
+
+def test_spreadsheets_write_a_byte_order_mark_and_quotes(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text(GOOD.replace("t1", '"t,1"'), encoding="utf-8-sig", newline="\r\n")
+    assert read_target_table(path).rows() == [("c1", "t,1", "exact_match", 0.5, 100)]
+
+
+TABLE = pl.DataFrame([("a", "t", "accuracy", 0.5, 8), ("b", "t", "accuracy", 0.25, 4)], TARGETS_SCHEMA, orient="row")
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pl.col("value").cast(pl.Decimal(10, 4)),
+        pl.col("value").cast(pl.Float32),
+        pl.col("value").cast(pl.String),
+        pl.col("value").cast(pl.String).cast(pl.Categorical),
+        pl.col("task").cast(pl.Categorical),
+        pl.col("checkpoint").cast(pl.Enum(["b", "a"])),
+        pl.col("metric").cast(pl.Binary),
+        pl.col("n").cast(pl.UInt8),
+        pl.col("n").cast(pl.Float64),
+        pl.col("n").cast(pl.Decimal(6, 2)),
+        pl.struct("value").alias("extra"),
+    ],
+    ids=str,
+)
+def test_parquet_of_other_types_is_read_as_what_it_says(tmp_path, column):
+    TABLE.with_columns(column).write_parquet(tmp_path / "t.parquet")
+    assert read_target_table(tmp_path / "t.parquet").equals(TABLE)
+
+
+@pytest.mark.parametrize(
+    "column, words",
+    [
+        (pl.concat_list("value").alias("value"), r"column value: found the type List\(Float64\); it must hold numbers"),
+        (pl.struct("value").alias("value"), r"column value: found the type Struct.*; it must hold numbers"),
+        (pl.col("value") > 0.3, "column value: found the type Boolean; it must hold numbers"),
+        (pl.col("n") > 5, "column n: found the type Boolean; it must hold numbers"),
+        (pl.col("n").cast(pl.Date), "column n: found the type Date; it must hold numbers"),
+        (pl.lit(1.5).alias("task"), "column task: found the type Float64; it must hold text"),
+        (pl.lit(None).alias("value"), "row 1, column value: found None; it must be a finite number"),
+        (pl.lit("many").alias("n"), "row 1, column n: found 'many'; it must be a count"),
+        (pl.col("value") * 100, "row 1, column value: found 50.0; accuracy is a share"),
+        (pl.lit("a").alias("checkpoint"), r"row 2, columns .*: \('a', 't', 'accuracy'\) stands in row 1 already; give"),
+        (pl.col("value").alias("Value"), r"column value: stands there 2 times, as \['value', 'Value'\]; give it once"),
+    ],
+    ids=str,
+)
+def test_parquet_that_holds_something_else_is_refused(tmp_path, column, words):
+    TABLE.with_columns(column).write_parquet(tmp_path / "t.parquet")
+    with pytest.raises(InputError, match=f"t.parquet, {words}") as caught:
+        read_target_table(tmp_path / "t.parquet")
+    assert "\n" not in str(caught.value)
+
+
+def test_parquet_by_others(tmp_path):
+    """Large and dictionary-encoded strings; a header that stands twice, which polars does not write."""
+    table = TABLE.to_arrow()
+    encoded = table.set_column(1, "task", table["task"].cast(pyarrow.string()).dictionary_encode())
+    pyarrow.parquet.write_table(encoded, tmp_path / "t.parquet")
+    assert read_target_table(tmp_path / "t.parquet").equals(TABLE)
+    pyarrow.parquet.write_table(table.append_column("value", table["value"]), tmp_path / "t.parquet")
+    with pytest.raises(InputError, match=r"t.parquet(, column value: stands there 2 times|: cannot be read)") as caught:
+        read_target_table(tmp_path / "t.parquet")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_key_stands_once_in_all_files_together(tmp_path):
+    one, two = tmp_path / "one.csv", tmp_path / "two.parquet"
+    one.write_text(GOOD)
+    TABLE.write_parquet(two)
+    assert len(read_target_tables([one, two])) == 3
+    for again in (("c1", "t1", "exact_match", 0.5, 100), ("c1", "T1", "exact_match", 0.4, 100)):
+        pl.concat([TABLE, pl.DataFrame([again], TABLE.schema, orient="row")]).write_parquet(two)
+        with pytest.raises(InputError, match=r"two.parquet, row 3, columns .* stands in row 2 of .*one.csv already"):
+            read_target_tables([one, two])
+
+
+def test_rows_of_what_the_study_does_not_know_are_told(caplog):
+    rows = [("c4-1B", "arc"), ("C4-1b", "arc"), ("c4-1B", "ark"), ("x", "arc"), ("y", "arc"), ("z", "arc")]
+    table = pl.DataFrame(rows, ["checkpoint", "task"], orient="row")
+    log_unknown(table.head(1), ["c4-1B"], ["arc"])
+    assert caplog.messages == []
+    log_unknown(table, ["c4-1B"], ["arc"])
+    told = "rows of the truth count for nothing, as their"
+    assert caplog.messages == [
+        f"4 {told} checkpoint is none of the study's: 'C4-1b', 'x', 'y' and 1 more; did you mean 'c4-1B'?",
+        f"1 {told} task is none of the study's: 'ark'; did you mean 'arc'?",
+    ]
+
+
 def test_files_that_are_no_table(tmp_path):
     (tmp_path / "t.parquet").write_bytes(b"PAR1")
     (tmp_path / "t.txt").write_text("")
@@ -210,5 +409,9 @@ def test_missing_targets_are_named_and_counted(tmp_path):
     require_targets(table, ["c1"], ["t1"], "exact_match", path)
     with pytest.raises(InputError, match=r"exact_match missing for 3 of checkpoint/task: c1/t2, c2/t1, c2/t2; found"):
         require_targets(table, ["c1", "c2"], ["t1", "t2"], "exact_match", path)
+    with pytest.raises(InputError, match=r"missing for 1 of .*: C1/t1; found .*; did you mean 'c1'\?"):
+        require_targets(table, ["C1"], ["t1"], "exact_match", path)
+    with pytest.raises(InputError, match=r"missing for 1 of .*: c1/t_1; found .*; did you mean 't1'\?"):
+        require_targets(table, ["c1"], ["t_1"], "exact_match", path)
     with pytest.raises(InputError, match=r"missing for 4 of .*, \.\.\.; found metrics \['exact_match'\]"):
         require_targets(table, ["c1", "c2"], ["t1", "t2"], "choice_log_likelihood", path)

@@ -167,6 +167,11 @@ def scoring_jobs(plan: Plan, checkpoints: list[Checkpoint]) -> dict[str, list[Ch
     return jobs
 
 
+def job_with_a_proxy(jobs: Mapping[str, list[Checkpoint]]) -> list[str]:
+    """The first job that scores a small model, wherever among its checkpoints; none where none does."""
+    return [job for job, checkpoints in jobs.items() if any(c.role == "proxy" for c in checkpoints)][:1]
+
+
 def runs(checkpoints: list[Checkpoint]) -> dict[str, list[Checkpoint]]:
     """Training run -> its checkpoints."""
     found: dict[str, list[Checkpoint]] = {}
@@ -420,15 +425,16 @@ def _targets_of_table(plan: Plan, sizes: dict[str, None]) -> list[Checkpoint]:
 
 
 def _published(plan: Plan) -> list[Checkpoint]:
-    """What the published measurements are of: each size of the ladder at its last step, with every seed."""
+    """What the published measurements are of: the last step of each run of the ladder."""
     ladder, found = plan.ladder, []
     for corpus in plan.corpora:
         for name, size in ladder.sizes.items():
             is_target = name == plan.study.target.size
             # Of the target the mean over the seeds is published, which stands under the first.
             for seed in list(ladder.seeds)[:1] if is_target else ladder.seeds:
-                n, tokens = size.parameters(ladder.vocabulary), size.steps * ladder.batch_tokens(name)
-                keys = {"step": size.steps, "tokens": tokens, "role": "target" if is_target else "proxy"}
+                n, step = size.parameters(ladder.vocabulary), ladder.last_step(name, seed)
+                tokens = step * ladder.batch_tokens(name)
+                keys = {"step": step, "tokens": tokens, "role": "target" if is_target else "proxy"}
                 found.append(_checkpoint(plan, corpus, size=name, parameters=n, seed=seed, source="", **keys))
     return found
 

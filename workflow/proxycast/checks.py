@@ -16,7 +16,7 @@ from pathlib import Path
 import polars as pl
 
 from proxycast.checkpoints import Checkpoint, extraction_options, scored_checkpoints
-from proxycast.config import Plan, Task
+from proxycast.config import Plan, Task, closest
 from proxycast.conversion import needs_conversion
 from proxycast.corpora import Corpus
 from proxycast.engines import ExtractionOptions
@@ -294,6 +294,7 @@ def check_target_table(
         example = next(c.checkpoint for c in targets if c.corpus == lacking[0])
         raise InputError(
             f"{path}: no row for corpus {', '.join(lacking)}; the column checkpoint should hold, for one, {example!r}"
+            f"{closest(example, there)}"
         )
     last = {c.run: c.checkpoint for c in sorted(targets, key=lambda c: c.step)}
     needed = [c.checkpoint for c in targets] if every_step else last.values()

@@ -44,24 +44,29 @@ def compute_to_reach(compute: ArrayLike, accuracy: ArrayLike, threshold: float) 
     return float(reached.min()) if len(reached) else None
 
 
-def pareto_table(decision_accuracy: pl.DataFrame, parameters: Mapping[str, int], scored_tokens: int) -> pl.DataFrame:
+def pareto_table(
+    decision_accuracy: pl.DataFrame, parameters: Mapping[str, int], scored_tokens: int | None
+) -> pl.DataFrame:
     """Cost and decision accuracy of every statistic, weighting, size and step, over all tasks.
 
     `decision_accuracy` is `ranking.decision_accuracy_table`; its rows of the task "all" and the seed "single" (what to
-    expect of one run) are used. `parameters`: N of every size, active ones. `scored_tokens`: T, the tokens of prompts
-    and solutions that one checkpoint reads to be scored. `scoring_flops` is null for a baseline, which costs what its
-    own evaluation costs. The frontiers weigh the training compute of one run: `on_frontier` among all rows,
-    `on_own_frontier` among those of the same statistic and weighting.
+    expect of one run) are used. `parameters`: active N of every size. `scored_tokens`: T, the tokens of prompts and
+    solutions that one checkpoint reads to be scored; None where no model was run. `scoring_flops` is null then, and
+    for a baseline, which costs what its own evaluation costs. The frontiers weigh the training compute of one run:
+    `on_frontier` among all rows but those of the kind "published", which other corpora judged; `on_own_frontier` among
+    those of the same statistic and weighting.
     """
     if unknown := set(decision_accuracy["size"]) - set(parameters):
         raise InputError(f"the number of parameters of size {', '.join(map(str, sorted(unknown)))} is not given")
-    cost = {size: float(scoring_flops(n, scored_tokens)) for size, n in parameters.items()}
+    cost = {size: scored_tokens and float(scoring_flops(n, scored_tokens)) for size, n in parameters.items()}
     on_frontier = pl.struct("flops", "decision_accuracy").map_batches(_frontier, return_dtype=pl.Boolean)
     return (
         decision_accuracy.filter(pl.col("task") == "all", pl.col("seed") == "single")
         .with_columns(
-            scoring_flops=pl.when(pl.col("kind") == "proxy").then(pl.col("size").replace_strict(cost)),
-            on_frontier=on_frontier,
+            scoring_flops=pl.when(pl.col("kind") == "proxy").then(
+                pl.col("size").replace_strict(cost, return_dtype=pl.Float64)
+            ),
+            on_frontier=on_frontier.over(pl.col("kind") == "published") & (pl.col("kind") != "published"),
             on_own_frontier=on_frontier.over("statistic", "weighting"),
         )
         .select(PARETO_COLUMNS)

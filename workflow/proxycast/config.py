@@ -22,6 +22,7 @@ from proxycast.forecasting import ForecastingOptions
 from proxycast.harness import Harness, HarnessTask
 from proxycast.hub import HubOptions
 from proxycast.ladder import Ladder
+from proxycast.metrics import is_error
 from proxycast.miniature.suite import FAMILY_NAMES, Suite
 from proxycast.model_selection import FEWEST_TASKS, ModelSelectionOptions
 from proxycast.models import ReleasedModel
@@ -85,15 +86,22 @@ class Target(Options):
         description="data selection: model size whose ranking of the corpora is the truth; without it none is made",
     )
     metric: SafeName = Field(
-        "multiple_choice_accuracy", description="downstream metric, higher is better; the mean over seeds counts"
+        "multiple_choice_accuracy",
+        description="downstream metric; the mean over seeds counts. A share (accuracy, exact match) lies in 0 to 1",
+    )
+    higher_is_better: bool = Field(
+        True, description="whether more of the metric is better; must be given where its name tells of an error or loss"
     )
     other_metrics: list[SafeName] = Field(
         [], description="further truths of the same checkpoints, each with its decision accuracy and noise ceiling"
     )
+    lower_is_better: list[SafeName] = Field(
+        [], description="metrics of the truth, other than `metric`, of which less is better: errors, losses"
+    )
     table: InputPath | None = Field(
         None,
         description="csv or parquet with checkpoint, task, metric, value, n; "
-        "without it the checkpoints are evaluated here",
+        "without it the checkpoints are evaluated here; n may be empty where it is unknown",
     )
     evaluations: Files | None = Field(
         None, description="published evaluations in the format of allenai/DataDecide-eval-results (parquet), as a table"
@@ -121,6 +129,24 @@ class Target(Options):
         if len(given) > 1:
             raise ValueError(f"{' and '.join(given)} are different origins of the truth; give one of them")
         return self
+
+    @model_validator(mode="after")
+    def _directions(self) -> "Target":
+        if is_error(self.metric) and "higher_is_better" not in self.model_fields_set:
+            raise ValueError(
+                f"higher_is_better: missing; the metric {self.metric!r} may be one of which less is better"
+            )
+        if self.metric in self.lower_is_better:
+            raise ValueError(f"lower_is_better names {self.metric!r}, which is `metric`; give higher_is_better: false")
+        for name in self.other_metrics:
+            if is_error(name) and name not in (self.metric, *self.lower_is_better):
+                raise ValueError(f"other_metrics: {name!r} sounds like an error or a loss; name it in lower_is_better")
+        return self
+
+    def sign(self, metric: str) -> int:
+        """1 where more of the metric is better, -1 where less is."""
+        lower = not self.higher_is_better if metric == self.metric else metric in self.lower_is_better
+        return -1 if lower else 1
 
 
 class LadderChoice(Options):
@@ -640,8 +666,10 @@ def _keys_at(model: type[Options], path: list) -> list[str]:
 
 
 def closest(name: str, known) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    """What was meant, in words, if something known is spelled much like `name`; case does not count."""
+    folded = {other.casefold(): other for other in known}
+    close = difflib.get_close_matches(name.casefold(), folded, n=1)
+    return f"; did you mean {folded[close[0]]!r}?" if close else ""
 
 
 def _repeated(names: list[str]) -> str:

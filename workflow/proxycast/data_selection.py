@@ -1,15 +1,28 @@
 """Data selection: every proxy and baseline of the small models as a prediction of the target's ranking of corpora."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import polars as pl
 
-from proxycast.config import GENERIC_TEXT, Budget, Proxy
+from proxycast.config import GENERIC_TEXT, Budget, Proxy, Target
+from proxycast.metrics import is_error
 from proxycast.options import InputError
 from proxycast.proxies import BASELINE_SIGNS, STATISTICS, WEIGHTINGS
-from proxycast.ranking import DECIMALS, decision_accuracy, noise_ceiling, reliability, spearman_brown
+from proxycast.ranking import (
+    ABOVE_CEILING,
+    DECIMALS,
+    DEFAULTS,
+    NOISE,
+    SelectionOptions,
+    decision_accuracy,
+    mean_correlation,
+    noise_ceiling,
+    reliability,
+    reliability_interval,
+    verdict,
+)
 
 log = logging.getLogger(__name__)
 
@@ -17,13 +30,29 @@ _RUN = ["corpus", "size", "step", "seed", "tokens", "flops"]
 _STATISTIC = ["statistic", "weighting", "kind", "depends_on_candidate"]
 
 
+HIGHER_IS_BETTER: Mapping[str, int] = {}
+
+
+def metric_signs(targets: pl.DataFrame, target: Target) -> dict[str, int]:
+    """Metric of the truth -> -1 where less of it is better, else 1 (`Target.sign`)."""
+    signs = {metric: target.sign(metric) for metric in targets["metric"].unique().sort()}
+    for metric, sign in signs.items():
+        if is_error(metric) and sign > 0 and metric != target.metric:
+            log.warning("%s counts as better the more; if less is better, name it in target.lower_is_better", metric)
+    return signs
+
+
 def predictions(
-    checkpoints: pl.DataFrame, proxies: pl.DataFrame, targets: pl.DataFrame, tasks: Sequence[str]
+    checkpoints: pl.DataFrame,
+    proxies: pl.DataFrame,
+    targets: pl.DataFrame,
+    tasks: Sequence[str],
+    signs: Mapping[str, int] = HIGHER_IS_BETTER,
 ) -> pl.DataFrame:
     """What `ranking.decision_accuracy_table` judges: one score for every proxy checkpoint, task and statistic.
 
-    Higher is better in all of them: the signs are applied here. Only corpora that have a target can be judged, and of
-    their checkpoints only those that all of them have (`comparable`).
+    Higher is better in all of them: the signs are applied here, those of metrics by `metric_signs`. Only corpora that
+    have a target can be judged, and of their checkpoints only those that all of them have (`comparable`).
     Baselines carry the weighting "none". Those that know no tasks (generic cross-entropy, parameters, training compute,
     chance) are repeated under every task. The downstream metrics of the small models themselves are baselines at every
     size and step at which they were measured for all of them.
@@ -35,7 +64,7 @@ def predictions(
         _scores_of_proxies(proxies.filter(pl.col("task") != GENERIC_TEXT)),
         _scores_of_ratios(proxies.filter(pl.col("task") != GENERIC_TEXT)),
         _generic_cross_entropy(proxies.filter(pl.col("task") == GENERIC_TEXT)).join(tasks, how="cross"),
-        _direct(targets, small, tasks),
+        _direct(targets, small, tasks, signs),
         _known_without_scoring(small).join(tasks, how="cross"),
     ]
     columns = ["checkpoint", "task", *_STATISTIC, "score"]
@@ -44,7 +73,11 @@ def predictions(
 
 
 def predictions_by_size(
-    checkpoints: pl.DataFrame, proxies: pl.LazyFrame, targets: pl.DataFrame, tasks: Sequence[str]
+    checkpoints: pl.DataFrame,
+    proxies: pl.LazyFrame,
+    targets: pl.DataFrame,
+    tasks: Sequence[str],
+    signs: Mapping[str, int] = HIGHER_IS_BETTER,
 ) -> Iterator[pl.DataFrame]:
     """`predictions` of one size of the small models after the other: those of a large study would fill the memory.
 
@@ -63,7 +96,8 @@ def predictions_by_size(
         of_size = small.filter(size=size)
         names_of_size = of_size.select(pl.col("checkpoint").cast(judged.schema["checkpoint"]))
         found = judged.join(names_of_size, on="checkpoint", how="semi", maintain_order="left")
-        yield predictions(pl.concat([target, of_size]), found.cast(dict.fromkeys(names, pl.String)), targets, tasks)
+        found = found.cast(dict.fromkeys(names, pl.String))
+        yield predictions(pl.concat([target, of_size]), found, targets, tasks, signs)
 
 
 def require_known(checkpoints: pl.DataFrame, proxies: pl.LazyFrame) -> None:
@@ -111,13 +145,14 @@ def _generic_cross_entropy(proxies: pl.DataFrame) -> pl.DataFrame:
     return _as_baseline(ratios.with_columns(statistic=pl.lit("generic_cross_entropy"), score=-pl.col("value")))
 
 
-def _direct(targets: pl.DataFrame, small: pl.DataFrame, tasks: pl.DataFrame) -> pl.DataFrame:
+def _direct(targets: pl.DataFrame, small: pl.DataFrame, tasks: pl.DataFrame, signs: Mapping[str, int]) -> pl.DataFrame:
     measured = targets.join(small, on="checkpoint").join(tasks, on="task", how="semi")
     at = ["size", "step"]
     wanted = small.group_by(at).agg((pl.len() * len(tasks)).alias("wanted"))
     complete = measured.group_by("metric", *at).len().join(wanted, on=at).filter(pl.col("len") == pl.col("wanted"))
+    score = pl.col("value") * pl.col("metric").replace_strict(signs, default=1, return_dtype=pl.Int64)
     return _as_baseline(
-        measured.join(complete, on=["metric", *at], how="semi").with_columns(statistic="metric", score="value")
+        measured.join(complete, on=["metric", *at], how="semi").with_columns(statistic="metric", score=score)
     )
 
 
@@ -161,46 +196,108 @@ def require_differences(truth: pl.DataFrame, metric: str) -> None:
         )
 
 
-def truth_table(truths: dict[str, pl.DataFrame], chance: dict[str, float]) -> pl.DataFrame:
+def oriented(truth: pl.DataFrame, sign: int) -> pl.DataFrame:
+    """corpus, task, value: the mean over seeds of `truth_by_seed`, higher is better."""
+    return truth.group_by("corpus", "task").agg(pl.col("value").mean() * sign)
+
+
+def truth_table(
+    truths: dict[str, pl.DataFrame],
+    chance: dict[str, float],
+    options: SelectionOptions = DEFAULTS,
+    signs: Mapping[str, int] = HIGHER_IS_BETTER,
+) -> pl.DataFrame:
     """How far each truth can be trusted: one row a metric.
 
     `truths`: metric -> `truth_by_seed`, the target's metric first; `agreement` is the share of pairs of corpora that a
-    metric orders as the first one does. `chance`: metric -> what guessing gets, where that is known. `reliability` is
-    Spearman-Brown's over the seeds, the two ceilings are what a perfect prediction could reach against so noisy a truth
-    (`ranking.noise_ceiling`); they are null for a single seed. `above_chance` counts the corpora whose mean over seeds
-    and tasks exceeds chance by two standard errors.
+    metric orders as the first one does, each by its sign. `chance`: metric -> what guessing gets, where that is known.
+    `reliability` is Spearman-Brown's over the seeds, the two ceilings are what a perfect prediction is expected to
+    reach against so noisy a truth (`ranking.noise_ceiling`), each with a percentile bootstrap over the corpora;
+    `verdict` says in a word what such a truth is worth (`ranking.verdict`). `above_chance` counts the corpora whose
+    mean over seeds and tasks exceeds chance by two standard errors. What cannot be known is null; `note` says why.
     """
-    rows = pl.DataFrame([_truth_row(metric, truth, chance.get(metric)) for metric, truth in truths.items()])
-    means = [_macro(truth).group_by("corpus").agg(pl.col("value").mean()).sort("corpus") for truth in truths.values()]
+    rows = []
+    for metric, truth in truths.items():
+        row = _truth_row(metric, truth, chance.get(metric), options)
+        rows.append(row | {"higher_is_better": signs.get(metric, 1) > 0})
+        if row["verdict"] == NOISE:
+            log.warning("%s", about_noise(row))
+        if row["note"]:
+            log.warning("the truth %s: %s", metric, row["note"])
+    means = [oriented(truth, signs.get(metric, 1)) for metric, truth in truths.items()]
+    means = [mean.group_by("corpus").agg(pl.col("value").mean()).sort("corpus") for mean in means]
     values = [mean["value"].round(DECIMALS).to_numpy() for mean in means]
-    return rows.with_columns(agreement=pl.Series([float(decision_accuracy(own, values[0])) for own in values]))
+    agreement = pl.Series([float(decision_accuracy(own, values[0])) for own in values])
+    return pl.DataFrame(rows, infer_schema_length=None).with_columns(agreement=agreement).select(TRUTH_COLUMNS)
+
+
+TRUTH_COLUMNS = [
+    *("metric", "higher_is_better", "corpora", "tasks", "seeds", "lowest", "highest", "spread", "seed_noise"),
+    *("verdict", "reliability", "reliability_low", "reliability_high", "reliability_one_seed", "ceiling_spearman"),
+    *("ceiling_decision_accuracy", "ceiling_decision_accuracy_low", "ceiling_decision_accuracy_high"),
+    *("chance", "above_chance", "agreement", "note"),
+]
+
+
+def about_noise(row: Mapping[str, object]) -> str:
+    """What a row of `truth_table` with the verdict "noise" says, for the log and for figures."""
+    low, high = row["reliability_low"], row["reliability_high"]
+    interval = "" if low is None else f" [{low:.2f}, {high:.2f}]"
+    return (
+        f"The truth may be noise: {row['metric']} has a reliability of {row['reliability']:.2f}{interval} over "
+        f"{row['seeds']} seeds; nothing can be concluded from it."
+    )
 
 
 def _macro(truth: pl.DataFrame) -> pl.DataFrame:
-    """Mean over tasks, and number of problems, of every corpus and seed."""
-    return truth.group_by("corpus", "seed").agg(pl.col("value").mean(), pl.col("n").sum()).sort("corpus", "seed")
+    """Mean over tasks, and number of problems (null where one is unknown), of every corpus and seed."""
+    problems = pl.when(pl.col("n").is_not_null().all()).then(pl.col("n").sum())
+    return truth.group_by("corpus", "seed").agg(pl.col("value").mean(), problems).sort("corpus", "seed")
 
 
-def _truth_row(metric: str, truth: pl.DataFrame, chance: float | None) -> dict:
-    macro = _macro(truth)
+def _truth_row(metric: str, truth: pl.DataFrame, chance: float | None, options: SelectionOptions) -> dict:
+    macro, notes = _macro(truth), []
     by_seed = macro.pivot(on="seed", index="corpus", values="value").drop("corpus").to_numpy().T  # (seeds, corpora)
-    mean, seeds = by_seed.mean(0), len(by_seed)
-    row = {"metric": metric, "corpora": len(mean), "tasks": truth["task"].n_unique(), "seeds": seeds}
+    mean, (seeds, corpora) = by_seed.mean(0), by_seed.shape
+    row = {"metric": metric, "corpora": corpora, "tasks": truth["task"].n_unique(), "seeds": seeds}
     row |= {"lowest": mean.min(), "highest": mean.max(), "spread": mean.std(ddof=1)}
+    row |= dict.fromkeys(_OF_RELIABILITY) | {"chance": chance, "above_chance": None}
     # A truth that is constant over the corpora (an exact match of zero) has no ranking to be reliable.
-    known = seeds > 1 and bool((by_seed.std(1) > 0).all())
-    row["seed_noise"] = float(np.sqrt(by_seed.var(0, ddof=1).mean())) if known else None
-    row["reliability"] = reliability(by_seed) if known else None
-    # Spearman-Brown backwards: what one seed alone is worth.
-    row["reliability_one_seed"] = spearman_brown(row["reliability"], 1 / seeds) if known else None
-    ceiling = noise_ceiling(row["reliability"]) if known else None
-    row["ceiling_spearman"] = ceiling.spearman if ceiling else None
-    row["ceiling_decision_accuracy"] = ceiling.decision_accuracy if ceiling else None
-    row["chance"] = chance
-    if chance is None:
-        return row | {"above_chance": None}
-    problems = macro.group_by("corpus").agg(pl.col("n").sum()).sort("corpus")["n"].to_numpy()
-    return row | {"above_chance": int((mean - 2 * np.sqrt(chance * (1 - chance) / problems) > chance).sum())}
+    constant = bool((np.ptp(by_seed.round(DECIMALS), axis=1) == 0).any())
+    if seeds > 1 and not constant:
+        row |= _reliability_row(by_seed, notes, options)
+    else:
+        notes.append("reliability unknown: " + ("a seed is the same for all corpora" if constant else "one seed"))
+    row["verdict"] = verdict(row["reliability"], row["reliability_low"])
+    problems = macro.group_by("corpus").agg(pl.when(pl.col("n").is_not_null().all()).then(pl.col("n").sum()))
+    if chance is not None and problems["n"].null_count() == 0:
+        n = problems.sort("corpus")["n"].to_numpy()
+        row["above_chance"] = int((mean - 2 * np.sqrt(chance * (1 - chance) / n) > chance).sum())
+    elif chance is not None:
+        notes.append("above_chance unknown: the number of problems (n) is not given")
+    return row | {"note": "; ".join(notes)}
+
+
+_OF_RELIABILITY = [
+    *("seed_noise", "reliability", "reliability_low", "reliability_high", "reliability_one_seed", "ceiling_spearman"),
+    *("ceiling_decision_accuracy", "ceiling_decision_accuracy_low", "ceiling_decision_accuracy_high"),
+]
+
+
+def _reliability_row(by_seed: np.ndarray, notes: list[str], options: SelectionOptions) -> dict[str, float]:
+    """What seeds, (seeds, corpora), tell of each other; what is missing is told in `notes`."""
+    of_mean = reliability(by_seed)
+    row = {"seed_noise": float(np.sqrt(by_seed.var(0, ddof=1).mean())), "reliability": of_mean}
+    row["reliability_one_seed"] = float(mean_correlation(by_seed).item())
+    row["ceiling_spearman"], row["ceiling_decision_accuracy"] = noise_ceiling(of_mean)
+    ends = reliability_interval(by_seed, options)
+    if isinstance(ends, str):
+        notes.append(f"reliability: {ends}")
+    else:
+        row["reliability_low"], row["reliability_high"] = ends
+        accuracies = (noise_ceiling(end).decision_accuracy for end in ends)
+        row["ceiling_decision_accuracy_low"], row["ceiling_decision_accuracy_high"] = accuracies
+    return row
 
 
 def summary_table(
@@ -209,11 +306,14 @@ def summary_table(
     """At each budget, best first: the ten best proxies, the highlighted ones, all baselines, and the noise ceiling.
 
     Over all tasks, for a single seed (`seed` "single" of `ranking.decision_accuracy_table`). The ten best are chosen in
-    hindsight.
+    hindsight. `note` says why an interval is missing, and which rows exceed the ceiling.
     """
     fixed = pl.DataFrame([proxy.model_dump() for proxy in highlighted]).with_columns(highlighted=True)
     rows = decision_accuracy.filter(task="all", seed="single").join(fixed, on=["statistic", "weighting"], how="left")
     rows = rows.with_columns(pl.col("highlighted").fill_null(False), noise_ceiling=pl.lit(ceiling, pl.Float64))
+    above = (pl.col("decision_accuracy") > pl.col("noise_ceiling")).fill_null(False)
+    told = pl.concat_list(pl.col("note"), pl.when(above).then(pl.lit(ABOVE_CEILING)).otherwise(pl.lit("")))
+    rows = rows.with_columns(note=told.list.filter(pl.element() != "").list.join("; "))
     parts = []
     for budget in budgets:
         cell = rows.filter(size=budget.size, step=budget.step).sort(
@@ -222,14 +322,17 @@ def summary_table(
         place = pl.col("decision_accuracy").rank("ordinal", descending=True).over("kind")
         kept = cell.filter((pl.col("kind") == "baseline") | pl.col("highlighted") | (place <= BEST))
         parts.append(kept.select(pl.lit(budget.name).alias("budget"), *SUMMARY_COLUMNS))
-    return pl.concat(parts)
+    table = pl.concat(parts)
+    for note, count in table.filter(pl.col("note") != "").group_by("note", maintain_order=True).len().iter_rows():
+        log.warning("%d of %d rows of the summary: %s", count, len(table), note)
+    return table
 
 
 BEST = 10
 SUMMARY_COLUMNS = [
     *("size", "step", "compute_fraction", "statistic", "weighting", "kind", "highlighted", "depends_on_candidate"),
     *("decision_accuracy", "low", "high", "noise_ceiling", "spearman", "spearman_low", "spearman_high"),
-    *("best_baseline", "difference", "difference_low", "difference_high"),
+    *("best_baseline", "difference", "difference_low", "difference_high", "note"),
 ]
 
 

@@ -17,6 +17,7 @@ import polars as pl
 from tqdm import tqdm
 
 from proxycast.ladder import Ladder
+from proxycast.metrics import about_share, is_share, outside_share
 from proxycast.options import InputError
 from proxycast.tables import is_whole_parquet
 from proxycast.targets import TARGETS_SCHEMA
@@ -54,12 +55,12 @@ def read_evaluations(
 
     `corpora`: spelling in the column `data` -> corpus; a corpus may have several. Spellings of corpora, sizes and seeds
     are compared without case and punctuation, seeds also by number (SEED_NUMBERS). The task `mmlu` is the row of that
-    name or, where there is none, the mean over the subjects mmlu_*. `n`: PROBLEMS, or 1 for another task. A row that
-    stands there twice counts once.
+    name or, where there is none, the mean over the subjects mmlu_*. `n`: PROBLEMS; null, unknown, for another task. A
+    row that stands there twice counts once.
 
-    `InputError` for a column, corpus, size, seed, run, task or key that is missing, for a figure that is none, for two
-    rows of one key that differ and for a checkpoint without all subjects. A seed of the ladder that no corpus has at a
-    size is left out with a warning.
+    `InputError` for a column, corpus, size, seed, run, task or key that is missing, for a figure that is none, for a
+    share beyond 0 to 1 (`metrics.is_share`), for two rows of one key that differ and for a checkpoint without all
+    subjects. A seed of the ladder that no corpus has at a size is left out with a warning.
     """
     labels = {path: _labels(path) for path in paths}
     found = pl.concat(labels.values()).unique()
@@ -74,7 +75,7 @@ def read_evaluations(
     return (
         rows.with_columns(
             checkpoint=pl.format("{}-{}-seed{}-step{}", *CHECKPOINT),
-            n=pl.col("task").replace_strict(PROBLEMS, default=1, return_dtype=pl.Int64),
+            n=pl.col("task").replace_strict(PROBLEMS, default=None, return_dtype=pl.Int64),
         )
         .unpivot(on=metrics, index=["checkpoint", "task", "n"], variable_name="metric", value_name="value")
         .select(list(TARGETS_SCHEMA))
@@ -178,6 +179,10 @@ def _read(path: Path, runs: pl.DataFrame, tasks: Sequence[str], metrics: Sequenc
         raise InputError(f"{path}, column step: found {step!r}; it must be a whole number of at least 0")
     for row in rows.filter(~pl.all_horizontal(_finite(metrics))).iter_rows(named=True):
         raise InputError(_what_is_wrong(path, row, rows, scan, metrics))
+    for name in filter(is_share, metrics):
+        for row in rows.filter(outside_share(pl.col(name))).head(1).iter_rows(named=True):
+            where = f"{name} of {_checkpoint(row)}, task {row['task']}"
+            raise InputError(f"{path}: {where} is {row[name]!r}; {about_share(name, row[name])}")
     return rows.with_columns(pl.col("step").cast(pl.Int64))
 
 

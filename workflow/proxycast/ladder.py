@@ -100,13 +100,17 @@ class Ladder(Options):
         """Seed -> its name, of the runs of this size."""
         return self.sizes[size].seeds or self.seeds
 
+    def last_step(self, size: str, seed: int) -> int:
+        """Where a run ended."""
+        return self.sizes[size].stopped.get(seed, self.sizes[size].steps)
+
     def steps_of(self, size: str, seed: int, last: int | None = None) -> list[int]:
         """Steps of a run's checkpoints by the rule: multiples of `checkpoint_every`, from 0, and the last step.
 
         `last`: where this run ended, if not where the ladder says.
         """
         shape = self.sizes[size]
-        last = last or shape.stopped.get(seed, shape.steps)
+        last = last or self.last_step(size, seed)
         return sorted({*range(0, last, shape.checkpoint_every or self.checkpoint_every), last})
 
     def only(self, size: str) -> "Ladder":

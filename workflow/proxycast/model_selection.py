@@ -32,13 +32,22 @@ from proxycast.jobs import PROGRESS_SECONDS
 from proxycast.options import InputError, Options
 from proxycast.proxies import BASELINE_SIGNS, STATISTICS, WEIGHTINGS
 from proxycast.ranking import (
+    ABOVE_CEILING,
     DECIMALS,
+    DEFAULTS,
+    LEAST_RELIABILITY,
+    NOISE,
     SelectionOptions,
+    all_alike,
     bootstrap_spearman,
     bootstrap_weights,
     dense,
+    enough_to_resample,
     interval,
+    is_degenerate,
     noise_ceiling,
+    too_few,
+    verdict,
 )
 from proxycast.solutions import GENERIC_TEXT
 
@@ -88,7 +97,9 @@ class Method(NamedTuple):
 class Measured:
     """All that is known of the models. Higher is better in all of it: signs are applied.
 
-    `left_out`: baselines that are not known for all models and tasks, and why.
+    `sign`: that of the truth, -1 where less of its metric is better; tables show its values as they were given.
+    `problems` is NaN where their number is unknown. `left_out`: baselines that are not known for all models and tasks,
+    and why.
     """
 
     models: list[str]
@@ -100,6 +111,7 @@ class Measured:
     features: dict[Tail, Array]  # (T, n, P)
     baselines: dict[Method, Array]  # (T, n)
     left_out: dict[Method, str]
+    sign: int = 1
 
 
 class Fold(NamedTuple):
@@ -116,7 +128,7 @@ class Fold(NamedTuple):
 Scores = dict[Method, Array]  # of the models judged, in the two tasks: (2, m)
 
 _TEXT = {"split", "held_out", "task", "method", "kind", "tail", "note", "scorer", "statistic", "weighting"}
-_TEXT |= {"model", "family", "best_baseline", "writer"}
+_TEXT |= {"model", "family", "best_baseline", "writer", "verdict"}
 _COUNTS = {"fold", "folds", "models", "number", "draw"}
 
 
@@ -136,15 +148,22 @@ PREDICTIONS_SCHEMA = _schema(
 )
 WRITERS_SCHEMA = _schema("writer", "number", "draw", "method", "spearman", "agreement")
 TRUTH_SCHEMA = _schema(
-    *("task", "models", "lowest", "highest", "mean", "sd", "chance", "reliability", "ceiling"),
+    *("task", "models", "lowest", "highest", "mean", "sd", "chance", "verdict"),
+    *("reliability", "reliability_low", "reliability_high", "ceiling", "ceiling_low", "ceiling_high", "note"),
 )
 
 
 def measured(
-    checkpoints: pl.DataFrame, proxies: pl.DataFrame, targets: pl.DataFrame, tasks: Sequence[str], metric: str
+    checkpoints: pl.DataFrame,
+    proxies: pl.DataFrame,
+    targets: pl.DataFrame,
+    tasks: Sequence[str],
+    metric: str,
+    sign: int = 1,
 ) -> Measured:
     """Gather the models of the role "candidate" from the tables of a study: the last checkpoint of each run.
 
+    `sign`: -1 where less of the metric is better.
     `InputError` for fewer than three tasks or four models, for a value that is missing, doubled or not finite, and
     where fewer than three tasks order the models at all.
     """
@@ -175,7 +194,7 @@ def measured(
         models["checkpoint"].to_list(),
         models["family"].to_list(),
         list(tasks),
-        truth,
+        sign * truth,
         problems,
         known,
         {
@@ -185,11 +204,12 @@ def measured(
         },
         baselines,
         left_out,
+        sign,
     )
 
 
 def _truth(targets: pl.DataFrame, names: pl.DataFrame, tasks: Sequence[str], metric: str) -> tuple[Array, Array]:
-    """Values and numbers of problems, (T, n) each."""
+    """Values and numbers of problems, (T, n) each; NaN where a number is unknown."""
     wanted = pl.DataFrame({"task": tasks})
     rows = targets.filter(metric=metric).join(names, on="checkpoint", how="semi").join(wanted, on="task", how="semi")
     if rows.is_empty():
@@ -210,7 +230,9 @@ def _truth(targets: pl.DataFrame, names: pl.DataFrame, tasks: Sequence[str], met
         log.warning(
             "all models have the same %s in task %s: nothing is learned from it, nor judged by it", metric, task
         )
-    return truth, dense(rows.with_columns(pl.col("n").cast(pl.Float64)), "n", "targets.parquet: n", [wanted, names])
+    counts = rows.with_columns(n=pl.col("n").cast(pl.Float64).fill_null(0))
+    problems = dense(counts, "n", "targets.parquet: n", [wanted, names])
+    return truth, np.where(problems > 0, problems, np.nan)
 
 
 def _features(
@@ -383,7 +405,12 @@ def folds_table(known: Measured, folds: Sequence[Fold], scores: Sequence[Scores]
 
 
 def summary_table(
-    known: Measured, folds: Sequence[Fold], scores: Sequence[Scores], options: SelectionOptions, note: str = ""
+    known: Measured,
+    folds: Sequence[Fold],
+    scores: Sequence[Scores],
+    options: SelectionOptions,
+    note: str = "",
+    ceiling: float | None = None,
 ) -> pl.DataFrame:
     """A row for every method of one split, best first: SUMMARY_SCHEMA.
 
@@ -392,8 +419,9 @@ def summary_table(
     draws for all methods and folds; differences are paired with the best baseline, which is chosen on the data that
     judge it and so if anything too good. The bootstrap holds predictions fixed: it leaves out that scorers would have
     learned something else from other models, and that other tasks might have been at hand. A sample counts the folds in
-    which it holds models that differ. `note` is told in every row; baselines that are left out come last, with the
-    reason.
+    which it holds models that differ. An interval that would be too certain is null (`ranking.enough_to_resample`,
+    `ranking.is_degenerate`). `note` is told in every row, with what else is to be said of it: why there is no interval,
+    and that it exceeds the `ceiling` of `mean_ceiling`. Baselines that are left out come last, with the reason.
     """
     methods, split = list(scores[0]), folds[0].split
     rng = np.random.default_rng(options.seed)
@@ -402,18 +430,25 @@ def summary_table(
         known, folds, scores, np.concatenate([np.ones((1, len(known.models))), weights])
     )
     means, samples = np.round(samples[:, 0], DECIMALS), samples[:, 1:]
-    low, high = interval(samples, options.confidence)
+    low, high, vague = sure_interval(means, samples, len(known.models), options)
     best = max((m for m, method in enumerate(methods) if method.kind == "baseline"), key=lambda m: means[m])
-    difference_low, difference_high = interval(samples - samples[best], options.confidence)
+    unsure = (vague != "") | (vague[best] != "")
+    unsure[best] = False  # it differs from itself by nothing
+    ends = interval(samples - samples[best], options.confidence)
+    difference_low, difference_high = (np.where(unsure, np.nan, end) for end in ends)
     count = np.isfinite(by_fold).sum(0)
     sd = [float(np.std(own[np.isfinite(own)], ddof=1)) if n > 1 else None for own, n in zip(by_fold.T, count)]
     rows = [
         {"split": split, **method._asdict(), "folds": int(count[m]), "spearman": means[m], "fold_sd": sd[m]}
         | {"low": low[m], "high": high[m], "best_baseline": _label(methods[best]), "difference": means[m] - means[best]}
         | {"difference_low": difference_low[m], "difference_high": difference_high[m]}
-        | {"note": note if count[m] else TIED}
+        | {"note": _join(note, vague[m], _above(means[m], ceiling)) if count[m] else TIED}
         for m, method in enumerate(methods)
     ]
+    for told in sorted({row["note"] for row in rows} - {"", note, TIED}):
+        names = [_label(method) for method, row in zip(methods, rows) if row["note"] == told]
+        which = "every method" if len(names) == len(methods) else ", ".join(names)
+        log.warning("%s, %s: %s", split, which, told.removeprefix(note).removeprefix("; "))
     rows += [
         {"split": split, **method._asdict(), "folds": 0, "note": f"left out: {why}"}
         for method, why in known.left_out.items()
@@ -421,6 +456,29 @@ def summary_table(
     table = pl.DataFrame([{"method": row.pop("name"), **row} for row in rows], SUMMARY_SCHEMA)
     table = table.with_columns(pl.selectors.float().fill_nan(None))
     return table.sort("spearman", descending=True, nulls_last=True, maintain_order=True)
+
+
+def sure_interval(
+    values: Array, samples: Array, models: int, options: SelectionOptions
+) -> tuple[Array, Array, NDArray[np.str_]]:
+    """Ends of the intervals of Spearman's `values` (...) from their `samples` (..., B), and why there is none.
+
+    The ends are NaN where an interval would be too certain, and the reason is empty elsewhere.
+    """
+    low, high = interval(samples, options.confidence)
+    if not enough_to_resample(models, options.confidence):
+        why = np.full(np.shape(values), too_few("models", models))
+    else:
+        why = np.where(is_degenerate(values, low, high, -1, 1), all_alike("models"), "")
+    return np.where(why == "", low, np.nan), np.where(why == "", high, np.nan), why
+
+
+def _above(value: float, ceiling: float | None) -> str:
+    return ABOVE_CEILING if ceiling is not None and value > ceiling else ""
+
+
+def _join(*notes: str) -> str:
+    return "; ".join(filter(None, notes))
 
 
 def _label(method: Method) -> str:
@@ -463,9 +521,9 @@ def predictions_table(known: Measured, folds: Sequence[Fold], scores: Sequence[S
         names = [(known.models[m], known.families[m]) for m in fold.judged]
         for place, task in enumerate(fold.tasks):
             truth = known.truth[task, fold.judged]
-            true_ranks = rankdata(-truth)
+            true_ranks, given = rankdata(-truth), known.sign * truth
             for method, both in found.items():
-                columns = zip(names, both[place], rankdata(-both[place]), truth, true_ranks, strict=True)
+                columns = zip(names, both[place], rankdata(-both[place]), given, true_ranks, strict=True)
                 rows += [(fold.split, fold.number, known.tasks[task], *who, *method, *rest) for who, *rest in columns]
     return pl.DataFrame(rows, PREDICTIONS_SCHEMA, orient="row")
 
@@ -576,8 +634,8 @@ def proxies_table(known: Measured, options: SelectionOptions) -> pl.DataFrame:
     """Every proxy and baseline on its own: a row for each of them and task, and for "all", the mean over tasks.
 
     Columns: tail, statistic, weighting ("none": a baseline), kind, depends_on_candidate, task, models, spearman with
-    the proxy's own sign, low, high (percentile bootstrap over the models). Null where all models tie in the truth. The
-    best of many in this table is the best in hindsight.
+    the proxy's own sign, low, high (percentile bootstrap over the models) and a note that says why they are missing.
+    Null where all models tie in the truth. The best of many in this table is the best in hindsight.
     """
     dependent = {name: weighting.depends_on_candidate for name, weighting in WEIGHTINGS.items()}
     labels, scores = [], []
@@ -590,7 +648,7 @@ def proxies_table(known: Measured, options: SelectionOptions) -> pl.DataFrame:
     weights = np.concatenate([np.ones((1, len(known.models))), draws])
     samples = np.stack([spearman_samples(scores[:, t], truth, weights) for t, truth in enumerate(known.truth)])
     samples = np.concatenate([_mean_of_known(samples)[None], samples])  # (1 + T, M, 1 + B)
-    low, high = interval(samples[..., 1:], options.confidence)
+    low, high, vague = sure_interval(samples[..., 0], samples[..., 1:], len(known.models), options)
     columns = ["tail", "statistic", "weighting", "kind", "depends_on_candidate"]
     frame = pl.DataFrame(labels, columns, orient="row")
     return pl.concat(
@@ -600,36 +658,84 @@ def proxies_table(known: Measured, options: SelectionOptions) -> pl.DataFrame:
             pl.Series("spearman", samples[t, :, 0], nan_to_null=True),
             pl.Series("low", low[t], nan_to_null=True),
             pl.Series("high", high[t], nan_to_null=True),
+            pl.Series("note", vague[t].tolist(), dtype=pl.String),
         )
         for t, task in enumerate(["all", *known.tasks])
     )
 
 
-def truth_table(known: Measured, chance: Mapping[str, float]) -> pl.DataFrame:
+def mean_ceiling(truth: pl.DataFrame) -> float | None:
+    """The mean over tasks of the ceiling in `truth_table`; None where that of a task is unknown."""
+    ceilings = truth.filter(pl.col("task") != "all")["ceiling"]
+    return None if ceilings.null_count() else ceilings.mean()
+
+
+def truth_table(known: Measured, chance: Mapping[str, float], options: SelectionOptions = DEFAULTS) -> pl.DataFrame:
     """How far each task's truth can be trusted, and "all", the mean over tasks: TRUTH_SCHEMA.
 
     A value p that is the share of n problems solved has the variance p (1 - p) / (n - 1), estimated without bias;
     `reliability` is 1 less the mean of that over the variance (divisor n - 1) between models, and `ceiling` its root
     (`ranking.noise_ceiling`): the correlation that a perfect prediction could expect with so noisy a truth. Problems
-    with credit between 0 and 1 vary less, so for them it is a lower bound. Null where a value lies outside 0 to 1,
-    for a constant truth and for single problems. `chance`: task -> what guessing gets, where that is known.
+    with credit between 0 and 1 vary less, so for them it is a lower bound. Both have a percentile bootstrap over the
+    models; `verdict` says in a word what such a truth is worth (`ranking.verdict`). They are null where a value lies
+    outside 0 to 1 or the number of problems is unknown or 1, and for a constant truth; `note` says so. `chance`: task
+    -> what guessing gets, where that is known.
     """
-    possible = (known.problems > 1) & (known.truth.min() >= 0) & (known.truth.max() <= 1)
-    undefined = np.full(known.truth.shape, np.nan)
-    noise = np.divide(known.truth * (1 - known.truth), known.problems - 1, out=undefined, where=possible)
+    given = known.sign * known.truth
+    # Of comparisons with NaN, an unknown number of problems, none is true.
+    possible = (known.problems > 1) & (given.min() >= 0) & (given.max() <= 1)
+    undefined = np.full(given.shape, np.nan)
+    noise = np.divide(given * (1 - given), known.problems - 1, out=undefined, where=possible)
     chances = [chance.get(task) for task in known.tasks]
     mean_chance = None if None in chances else float(np.mean(chances))
-    rows = [_truth_row(*row) for row in zip(known.tasks, known.truth, noise, chances, strict=True)]
-    rows.append(_truth_row("all", known.truth.mean(0), noise.sum(0) / len(known.tasks) ** 2, mean_chance))
+    rows = [_truth_row(*row, options) for row in zip(known.tasks, given, noise, chances, strict=True)]
+    rows.append(_truth_row("all", given.mean(0), noise.sum(0) / len(known.tasks) ** 2, mean_chance, options))
+    unknown = "" if np.isfinite(known.problems).all() else "the number of problems (n) is not given"
+    if (given.min() < 0 or given.max() > 1) and not unknown:
+        unknown = "the scores are no shares of problems"
+    for row in rows:
+        if row["reliability"] is None:
+            row["note"] = f"reliability unknown: {unknown or 'all models tie, or a value rests on one problem'}"
+        if row["verdict"] == NOISE:
+            log.warning("%s", about_noise(row))
+    for note in dict.fromkeys(row["note"] for row in rows if row["note"]):
+        log.warning("the truth of %s: %s", ", ".join(row["task"] for row in rows if row["note"] == note), note)
     return pl.DataFrame(rows, TRUTH_SCHEMA)
 
 
-def _truth_row(task: str, values: Array, noise: Array, chance: float | None) -> dict:
-    variance = values.var(ddof=1)
-    known = np.isfinite(noise).all() and np.ptp(np.round(values, DECIMALS)) > 0
-    reliability = float(1 - noise.mean() / variance) if known else None
-    return {
-        **{"task": task, "models": len(values), "lowest": values.min(), "highest": values.max()},
-        **{"mean": values.mean(), "sd": float(np.sqrt(variance)), "chance": chance, "reliability": reliability},
-        "ceiling": noise_ceiling(reliability).spearman if known else None,
-    }
+def about_noise(row: Mapping[str, object]) -> str:
+    """What a row of `truth_table` with the verdict "noise" says, for the log and for figures."""
+    low, high = row["reliability_low"], row["reliability_high"]
+    interval = "" if low is None else f" [{low:.2f}, {high:.2f}]"
+    task = "the mean over tasks" if row["task"] == "all" else f"task {row['task']}"
+    return f"The truth may be noise: {task} has a reliability of {row['reliability']:.2f}{interval}."
+
+
+def _truth_row(task: str, values: Array, noise: Array, chance: float | None, options: SelectionOptions) -> dict:
+    models, variance = len(values), values.var(ddof=1)
+    row = dict.fromkeys(TRUTH_SCHEMA) | {"task": task, "models": models, "mean": values.mean(), "chance": chance}
+    row |= {"lowest": values.min(), "highest": values.max(), "sd": float(np.sqrt(variance)), "note": ""}
+    if np.isfinite(noise).all() and np.ptp(np.round(values, DECIMALS)) > 0:
+        row["reliability"] = max(LEAST_RELIABILITY, float(1 - noise.mean() / variance))
+        row["ceiling"] = noise_ceiling(row["reliability"]).spearman
+        if enough_to_resample(models, options.confidence):
+            weights = bootstrap_weights(models, options.bootstrap_replicates, options.seed)
+            ends = interval(_reliability_samples(values, noise, weights), options.confidence)
+            row["reliability_low"], row["reliability_high"] = map(float, ends)
+            row["ceiling_low"], row["ceiling_high"] = (noise_ceiling(float(end)).spearman for end in ends)
+        else:
+            row["note"] = f"reliability: {too_few('models', models)}"
+    row["verdict"] = verdict(row["reliability"], row["reliability_low"])
+    return row
+
+
+def _reliability_samples(values: Array, noise: Array, weights: Array) -> Array:
+    """1 less mean noise over variance of `values` (n,) in the samples `weights` (B, n) -> (B,).
+
+    NaN where a sample holds one value only; not below `ranking.LEAST_RELIABILITY`.
+    """
+    n = len(values)
+    variance = (weights @ values**2 - (weights @ values) ** 2 / n) / (n - 1)
+    undefined = np.full(len(weights), np.nan)
+    ratio = np.divide(weights @ noise / n, variance, out=undefined, where=variance > 10.0**-DECIMALS)
+    return np.maximum(1 - ratio, LEAST_RELIABILITY)

@@ -8,7 +8,7 @@ datadecide_decision_accuracy_by_size_step.csv   size, step, flops_6ND, correct_p
                                                 accuracy itself, three single seeds against the mean of three at 1B
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import polars as pl
@@ -17,6 +17,7 @@ from proxycast.compute import training_flops
 from proxycast.config import PUBLISHED_TASK as OLMES
 from proxycast.evaluations import PROBLEMS, spellings
 from proxycast.ladder import Ladder
+from proxycast.metrics import about_share, outside_share
 from proxycast.options import InputError
 from proxycast.ranking import DECISION_ACCURACY_COLUMNS
 from proxycast.targets import KEY, TARGETS_SCHEMA
@@ -30,6 +31,7 @@ LOG_CORRECT_PROB = "log_correct_prob_per_char"  # nats, mean over the ten tasks;
 ACCURACY = "accuracy"  # share of problems, 0 to 1: the mean of three seeds
 ACCURACY_OF_ONE_SEED = "accuracy_of_one_seed"
 CORPORA = 25  # behind the published decision accuracies
+OF_ALL_CORPORA = "accuracy_of_25_corpora"  # the published curve in a study of fewer
 PAIRS = 3 * CORPORA * (CORPORA - 1) // 2  # of three seeds
 
 
@@ -37,11 +39,13 @@ def published_targets(folder: Path, corpora: Mapping[str, str], ladder: Ladder) 
     """One row (TARGETS_SCHEMA) for each corpus, size and seed of the proxy, and for each corpus and task of the truth.
 
     `corpora`: display or internal name of a corpus -> its name here; others are left out. The proxy is LOG_CORRECT_PROB
-    of the task `olmes_10`; its step is not published and taken to be the last of the ladder's size. The truth are
+    of the task `olmes_10`; its step is not published and taken to be the last of the ladder's run, which for some seeds
+    is earlier than for others (`stopped`). The truth are
     ACCURACY and ACCURACY_OF_ONE_SEED of each task and of `olmes_10`. The three seeds of ACCURACY are not published
     apart: their mean stands under seed 0, as if one run had it.
 
-    `InputError` for a file, column, corpus, size or seed that is missing, a value that is none, a row that is repeated.
+    `InputError` for a file, column, corpus, size or seed that is missing, a value that is none or beyond its range, a
+    row that is repeated.
     """
     table = pl.concat([_proxy(folder, corpora, ladder), _truth(folder, corpora, ladder)])
     for row in table.filter(~pl.struct(KEY).is_first_distinct()).iter_rows(named=True):
@@ -52,13 +56,17 @@ def published_targets(folder: Path, corpora: Mapping[str, str], ladder: Ladder) 
 def _proxy(folder: Path, corpora: Mapping[str, str], ladder: Ladder) -> pl.DataFrame:
     path = folder / "datadecide_correct_prob_nll.csv"
     table = _read(path, {"size": pl.String, "recipe": pl.String, "seed_index": pl.Int64, "nll": pl.Float64})
+    runs = []
     for size, seed in table.select("size", "seed_index").unique(maintain_order=True).iter_rows():
         if size not in ladder.sizes or seed not in ladder.seeds_of(size):
             raise InputError(f"{path}: found size {size}, seed {seed}; ladder {ladder.name} has no such run")
-    steps = {size: shape.steps for size, shape in ladder.sizes.items()}
+        runs.append((size, seed, ladder.last_step(size, seed)))
+    for row in table.with_row_index().filter(pl.col("nll") < 0).head(1).iter_rows(named=True):
+        raise InputError(f"{path}, row {row['index'] + 2}, column nll: found {row['nll']!r}; it must be 0 or more")
+    steps = pl.DataFrame(runs, ["size", "seed_index", "step"], orient="row")
     return (
         _with_corpus(table, path, folder, corpora)
-        .with_columns(step=pl.col("size").replace_strict(steps, return_dtype=pl.Int64))
+        .join(steps, on=["size", "seed_index"], maintain_order="left")
         .select(
             checkpoint=pl.format("{}-{}-seed{}-step{}", "corpus", "size", "seed_index", "step"),
             task=pl.lit(OLMES),
@@ -74,12 +82,16 @@ def _truth(folder: Path, corpora: Mapping[str, str], ladder: Ladder) -> pl.DataF
     metrics = {"acc_1b_three_seed_mean": ACCURACY, "acc_1b_default_seed": ACCURACY_OF_ONE_SEED}
     table = _read(path, {"task": pl.String, "recipe": pl.String} | dict.fromkeys(metrics, pl.Float64))
     problems = PROBLEMS | {OLMES: sum(PROBLEMS.values())}
+    for name in metrics:
+        for row in table.select(outside_share(pl.col(name)).arg_true())[:, 0][:1]:
+            value = table[name][row]
+            raise InputError(f"{path}, row {row + 2}, column {name}: found {value!r}; {about_share(ACCURACY, value)}")
     tasks = table["task"].replace("olmes_10_macro_avg", OLMES)
     for task in tasks.filter(~tasks.is_in(list(problems)))[:1]:
         raise InputError(f"{path}, column task: found {task!r}; it must be one of {list(problems)}")
     if TARGET_SIZE not in ladder.sizes:
         raise InputError(f"{path}: size {TARGET_SIZE} is not in ladder {ladder.name}; found {list(ladder.sizes)}")
-    checkpoint = f"{{}}-{TARGET_SIZE}-seed0-step{ladder.sizes[TARGET_SIZE].steps}"
+    checkpoint = f"{{}}-{TARGET_SIZE}-seed0-step{ladder.last_step(TARGET_SIZE, 0)}"
     return (
         _with_corpus(table.with_columns(tasks), path, folder, corpora)
         .rename(metrics)
@@ -92,8 +104,11 @@ def _truth(folder: Path, corpora: Mapping[str, str], ladder: Ladder) -> pl.DataF
     )
 
 
-def published_curve(folder: Path, ladder: Ladder) -> pl.DataFrame:
+def published_curve(folder: Path, ladder: Ladder, corpora: Collection[str] | None = None) -> pl.DataFrame:
     """Decision accuracy of OLMES accuracy itself at every size and step, mean of three single seeds.
+
+    Only counts of pairs were published, of all 25 corpora together, so there is no curve of some of them. In a study of
+    fewer `corpora` the curve is no baseline: it stands there as OF_ALL_CORPORA, of the kind "published", with a note.
 
     Columns of `ranking.DECISION_ACCURACY_COLUMNS`; what was not published (intervals, correlations) is null. Tokens and
     FLOPs are the ladder's. `InputError` for a row whose accuracy is not its share of pairs, or whose FLOPs are not 6ND.
@@ -113,7 +128,17 @@ def published_curve(folder: Path, ladder: Ladder) -> pl.DataFrame:
     _require_equal(path, table, "decision_accuracy", pl.col("correct_pairs_of_900") / PAIRS)
     _require_equal(path, table, "flops_6ND", pl.col("flops"))
     target_tokens = ladder.sizes[TARGET_SIZE].steps * batch_tokens[TARGET_SIZE]
-    texts = {"task": "all", "statistic": ACCURACY, "weighting": "none", "kind": "baseline", "seed": "single"}
+    texts = {
+        "task": "all",
+        "statistic": ACCURACY,
+        "weighting": "none",
+        "kind": "baseline",
+        "seed": "single",
+        "note": "",
+    }
+    if corpora is not None and len(corpora) < CORPORA:
+        note = f"published for all {CORPORA} corpora, of which this study has {len(corpora)}"
+        texts |= {"statistic": OF_ALL_CORPORA, "kind": "published", "note": note}
     table = table.with_columns(
         depends_on_candidate=pl.lit(False),
         compute_fraction=pl.col("flops") / training_flops(parameters[TARGET_SIZE], target_tokens),

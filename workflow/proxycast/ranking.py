@@ -9,6 +9,7 @@ is lost to rounding.
 Shapes: R rows (predictions), n corpora, P = n (n - 1) / 2 pairs, B bootstrap replicates.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, partial
@@ -36,13 +37,19 @@ class SelectionOptions(Options):
         2000, ge=100, description="Bootstrap samples behind every interval. Unit: samples."
     )
     confidence: float = Field(
-        0.95, gt=0, lt=1, description="Probability that an interval (percentile bootstrap) is to cover."
+        0.95,
+        gt=0,
+        lt=1,
+        description="Probability that an interval (percentile bootstrap) is to cover; too few corpora have none.",
     )
     seed: int = Field(0, ge=0, description="Seed of the bootstrap's random numbers.")
     thresholds: list[Annotated[float, Field(gt=0, le=1)]] = Field(
         [0.75, 0.8, 0.85],
         description="Decision accuracies for which the compute to reach them is reported. Unit: share of pairs.",
     )
+
+
+DEFAULTS = SelectionOptions()
 
 
 def decision_accuracy(predicted: ArrayLike, truth: ArrayLike) -> Array:
@@ -68,6 +75,18 @@ def kendall(predicted: ArrayLike, truth: ArrayLike) -> Array:
 def bootstrap_weights(n: int, replicates: int, seed: int | np.random.Generator) -> Array:
     """How often each of `n` units is drawn in samples of n with replacement -> (replicates, n)."""
     return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=replicates).astype(float)
+
+
+def stream(seed: int, *key: int) -> np.random.Generator:
+    """Random numbers that are independent of those of every other key, and of `default_rng(seed)`.
+
+    Two things that are resampled together need one each: with the same numbers, equal counts would draw identical
+    samples. `stream(seed, i)` is that of child i of `numpy.random.SeedSequence(seed).spawn`.
+    """
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
+
+
+TRUTH_SEEDS, SOLUTIONS, SEEDS = range(3)  # streams of `ranking_table`
 
 
 def bootstrap_decision_accuracy(predicted: Array, truth: Array, weights: Array) -> Array:
@@ -182,9 +201,64 @@ def interval(samples: Array, confidence: float) -> tuple[Array, Array]:
     return quantile((1 - confidence) / 2), quantile((1 + confidence) / 2)
 
 
-def spearman_brown(reliability_single: float, k: int) -> float:
-    """Reliability of the mean of `k` equivalent measurements, from that of one (Spearman 1910; Brown 1910)."""
-    return k * reliability_single / (1 + (k - 1) * reliability_single)
+def enough_to_resample(units: int, confidence: float) -> bool:
+    """Whether a percentile bootstrap over so many units can have an interval of this confidence.
+
+    `units` give comb(2 units - 1, units) different samples (Efron and Tibshirani, An Introduction to the Bootstrap,
+    1993, section 6.2). Where a tail of the interval holds less than one of them, its end is that of the data: at 95 %
+    that is so up to four units (35 samples, 0.9 in a tail), and no longer from five (126).
+    """
+    return math.comb(2 * units - 1, units) >= 2 / (1 - confidence)
+
+
+def too_few(units: str, count: int) -> str:
+    """Why there is no interval over so many `units`, such as "corpora"."""
+    return f"no interval: too few {units} ({count})"
+
+
+def all_alike(units: str) -> str:
+    """Why there is no interval where every sample of `units` gives the best, or the worst, value that there is."""
+    return f"no interval: every sample of {units} gives the same extreme value"
+
+
+def is_degenerate(value: Array, low: Array, high: Array, worst: float, best: float) -> NDArray[np.bool_]:
+    """Whether an interval says nothing: no sample differs, and the value is the least or greatest that is possible.
+
+    There the bootstrap cannot see what it has not seen: a few models in their true order would be certain for ever.
+    A value between the two that never varies, as that of chance, is certain by definition.
+    """
+    at_its_end = np.isclose(value, worst, rtol=0) | np.isclose(value, best, rtol=0)
+    return (high - low < 10.0**-DECIMALS) & at_its_end
+
+
+def mean_correlation(truth_by_seed: ArrayLike, weights: Array | None = None) -> Array:
+    """Mean Spearman correlation of two seeds of `truth_by_seed` (k seeds, n corpora) in `weights` (B, n) -> (B,).
+
+    Without `weights` each corpus counts once, and B is 1. NaN where a seed is constant in a sample. `InputError` for a
+    single seed.
+    """
+    truth_by_seed = np.asarray(truth_by_seed, float)
+    if len(truth_by_seed) < 2:
+        raise InputError(f"the reliability of the truth needs at least 2 target seeds, found {len(truth_by_seed)}")
+    weights = np.ones((1, truth_by_seed.shape[1])) if weights is None else weights
+    pairs = combinations(truth_by_seed, 2)
+    return np.mean([bootstrap_spearman(a[None], b, weights)[0] for a, b in pairs], axis=0)
+
+
+LEAST_RELIABILITY = -1.0
+
+
+def spearman_brown(reliability_single: ArrayLike, k: float) -> Array:
+    """Reliability of the mean of `k` equivalent measurements, from that of one (Spearman 1910; Brown 1910).
+
+    It falls without end as single measurements contradict each other, where two of them are opposite or three go in
+    circles: whatever is below `LEAST_RELIABILITY` is given as that.
+    """
+    single = np.asarray(reliability_single, float)
+    total = 1 + (k - 1) * single  # below 0 by rounding only: k measurements correlate at -1 / (k - 1) at least
+    below = np.where(np.isnan(single), np.nan, LEAST_RELIABILITY)
+    ratio = np.divide(k * single, total, out=below, where=total > 10.0**-DECIMALS)
+    return np.maximum(ratio, LEAST_RELIABILITY)
 
 
 def reliability(truth_by_seed: ArrayLike) -> float:
@@ -192,11 +266,38 @@ def reliability(truth_by_seed: ArrayLike) -> float:
 
     Spearman-Brown, from the mean Spearman correlation of two single seeds. `InputError` for a single seed.
     """
-    truth_by_seed = np.asarray(truth_by_seed, float)
-    k = len(truth_by_seed)
-    if k < 2:
-        raise InputError(f"the reliability of the truth needs at least 2 target seeds, found {k}")
-    return spearman_brown(float(np.mean([spearman(a, b) for a, b in combinations(truth_by_seed, 2)])), k)
+    return float(spearman_brown(mean_correlation(truth_by_seed), len(truth_by_seed)).item())
+
+
+def reliability_interval(truth_by_seed: Array, options: SelectionOptions) -> tuple[float, float] | str:
+    """Percentile bootstrap of `reliability` over the corpora; or why there is none, in words."""
+    k, n = truth_by_seed.shape
+    if not enough_to_resample(n, options.confidence):
+        return too_few("corpora", n)
+    weights = bootstrap_weights(n, options.bootstrap_replicates, options.seed)
+    low, high = interval(spearman_brown(mean_correlation(truth_by_seed, weights), k), options.confidence)
+    if is_degenerate(np.asarray(reliability(truth_by_seed)), low, high, LEAST_RELIABILITY, 1):
+        return all_alike("corpora")
+    return float(low), float(high)
+
+
+ABOVE_CEILING = "above the noise ceiling, which a perfect prediction is expected to reach: luck, or too low a ceiling"
+NOISE, UNKNOWN = "noise", "unknown"
+VERDICTS = ((0.5, "poor"), (0.75, "moderate"), (0.9, "good"), (np.inf, "excellent"))
+
+
+def verdict(reliability: float | None, low: float | None) -> str:
+    """What a truth of this reliability is worth, in a word, from its interval's lower end where there is one.
+
+    "noise": the reliability, or that end, is 0 or less, so that the order of the truth may be chance. Else Koo and Li's
+    words for the reliability (2016, doi:10.1016/j.jcm.2016.02.012): "poor" below 0.5, "moderate" below 0.75, "good"
+    below 0.9, "excellent". "unknown" where nothing is known of the noise.
+    """
+    if reliability is None:
+        return UNKNOWN
+    if reliability <= 0 or (low is not None and low <= 0):
+        return NOISE
+    return next(word for bound, word in VERDICTS if reliability < bound)
 
 
 class NoiseCeiling(NamedTuple):
@@ -234,7 +335,8 @@ def decision_accuracy_table(
     and the figures are averaged: what one may expect of a single run. The best baseline is the one of highest decision
     accuracy in the same task, size, step and seed; chosen on the data that judge it, it is if anything too good. All
     intervals and differences use the same samples of corpora. An undefined figure (a truth or prediction that is
-    constant) is null. `threads` tasks are judged at a time.
+    constant) is null. So is an interval that would be too certain, and `note` says why: `enough_to_resample`,
+    `is_degenerate`. `threads` tasks are judged at a time.
     """
     corpora, tasks = _shared_names(predictions, truth, "corpus"), _shared_names(predictions, truth, "task")
     task_truth = dense(truth, "value", "true value", [tasks, corpora])
@@ -271,7 +373,7 @@ DECISION_ACCURACY_COLUMNS = [
     *("task", "statistic", "weighting", "kind", "depends_on_candidate", "size", "step", "seed"),
     *("tokens", "flops", "compute_fraction"),
     *("decision_accuracy", "low", "high", "spearman", "spearman_low", "spearman_high", "kendall", "corpora"),
-    *("best_baseline", "difference", "difference_low", "difference_high"),
+    *("best_baseline", "difference", "difference_low", "difference_high", "note"),
 ]
 
 
@@ -285,6 +387,8 @@ def _judge(scores: Array, truth: _ResampledTruth, statistics: pl.DataFrame, conf
         figures = figures.reshape(*shape, *figures.shape[1:])
         return np.concatenate([figures, figures[:, :-1].mean(1, keepdims=True)], axis=1)
 
+    corpora = scores.shape[-1]
+    enough = enough_to_resample(corpora, confidence)
     accuracy = with_single(decision_accuracy(rows, truth.truth))  # (S, K + 2)
     samples = with_single(truth.decision_accuracy(rows))  # (S, K + 2, B)
     figures = {"decision_accuracy": accuracy}
@@ -292,6 +396,10 @@ def _judge(scores: Array, truth: _ResampledTruth, statistics: pl.DataFrame, conf
     figures["spearman"] = with_single(spearman(rows, truth.truth))
     figures["spearman_low"], figures["spearman_high"] = interval(with_single(truth.spearman(rows)), confidence)
     figures["kendall"] = with_single(kendall(rows, truth.truth))
+    degenerate = is_degenerate(accuracy, figures["low"], figures["high"], 0, 1)
+    vague = degenerate | (not enough)
+    for low, high in (("low", "high"), ("spearman_low", "spearman_high")):
+        figures[low], figures[high] = (np.where(vague, np.nan, figures[name]) for name in (low, high))
     baselines = np.flatnonzero(statistics["kind"] == "baseline")
     best_names = np.full(accuracy.shape, None)
     figures["difference"] = figures["difference_low"] = figures["difference_high"] = np.full(accuracy.shape, np.nan)
@@ -299,46 +407,63 @@ def _judge(scores: Array, truth: _ResampledTruth, statistics: pl.DataFrame, conf
         best = baselines[accuracy[baselines].argmax(0)]  # (K + 2,)
         seeds = np.arange(len(best))
         figures["difference"] = accuracy - accuracy[best, seeds]
-        figures["difference_low"], figures["difference_high"] = interval(samples - samples[best, seeds], confidence)
+        of_itself = np.arange(len(accuracy))[:, None] == best
+        unsure = (vague | vague[best, seeds]) & ~of_itself
+        ends = interval(samples - samples[best, seeds], confidence)
+        figures["difference_low"], figures["difference_high"] = (np.where(unsure, np.nan, end) for end in ends)
         best_names = np.where(np.isnan(accuracy), None, statistics["statistic"].to_numpy()[best])
     columns = [pl.Series(name, values.ravel(), nan_to_null=True) for name, values in figures.items()]
-    return [*columns, pl.Series("best_baseline", best_names.ravel().tolist(), dtype=pl.String)]
+    notes = (
+        np.where(degenerate, all_alike("corpora"), "") if enough else np.full(vague.shape, too_few("corpora", corpora))
+    )
+    return [
+        *columns,
+        pl.Series("best_baseline", best_names.ravel().tolist(), dtype=pl.String),
+        pl.Series("note", notes.ravel().tolist(), dtype=pl.String),
+    ]
 
 
 def ranking_table(
-    solution_scores: pl.DataFrame, truth_by_seed: pl.DataFrame, options: SelectionOptions
+    solution_scores: pl.DataFrame, truth_by_seed: pl.DataFrame, options: SelectionOptions, sign: int = 1
 ) -> pl.DataFrame:
     """Predicted and true score and rank (1 is best, ties share the mean rank) of every corpus, with intervals.
 
     `solution_scores`: corpus, task, solution, statistic, weighting, size, step, seed, score (higher is better).
     `truth_by_seed`: corpus, seed, value and, if there are several, task. Both are averaged over solutions, tasks and
     seeds, in this order; the column `seeds` counts those behind a prediction. A corpus without a truth comes last, its
-    true score and rank null; its predicted rank is the place it would take among the corpora that have one.
+    true score and rank null; its predicted rank is the place it would take among the corpora that have one. `sign` is
+    -1 where less of the truth is better; its values stay as they are.
 
     The prediction is resampled over the solutions of each task, the same for all corpora, and over the seeds, for each
     corpus on its own; the truth over its seeds, for each corpus on its own. A bootstrap over k seeds understates their
-    variance by the factor (k - 1) / k, and sees none of it where k is 1.
+    variance by the factor (k - 1) / k, and sees none of it where k is 1. An interval is null where nothing can be
+    resampled: of the truth with one seed, of a prediction with one seed and one solution a task.
     """
     judged = truth_by_seed.select("corpus").unique().sort("corpus")
     if "task" not in truth_by_seed.columns:
         truth_by_seed = truth_by_seed.with_columns(task=pl.lit("all"))
     axes = [judged, *(truth_by_seed.select(name).unique().sort(name) for name in ("seed", "task"))]
     truth = dense(truth_by_seed, "value", "true value", axes).mean(-1)  # (n, K)
-    # A stream of its own: the draws of the truth must not follow those of the predictions.
-    draws = np.random.default_rng([options.seed, 1])
+    draws = stream(options.seed, TRUTH_SEEDS)
     truth_samples = _resample_seeds(np.tile(truth, (options.bootstrap_replicates, 1, 1)), draws)
-    true_columns = _with_ranks("truth", "true_rank", truth.mean(1), truth_samples, len(judged), options.confidence)
+    resampled = np.full(len(judged), truth.shape[1] > 1)
+    values = truth.mean(1), truth_samples, resampled
+    true_columns = _with_ranks("truth", "true_rank", *values, len(judged), options.confidence, sign)
     truths = judged.with_columns(*true_columns)
     parts = []
     keys = ["statistic", "weighting", "size", "step"]
     for names, cell in solution_scores.group_by(keys, maintain_order=True):
         others = cell.select("corpus").unique().sort("corpus").join(judged, on="corpus", how="anti")
-        predicted, samples = _predict(cell.join(judged, on="corpus", how="semi"), judged, options)
-        for corpus in others.iter_slices(1):  # each with the seeds that it has
-            score, draws = _predict(cell.join(corpus, on="corpus", how="semi"), corpus, options)
-            predicted, samples = np.append(predicted, score), np.append(samples, draws, axis=1)
+        # Those without a truth one by one, each with the seeds that it has.
+        groups = [judged, *others.iter_slices(1)]
+        parts_of_cell = [
+            _predict(cell.join(group, on="corpus", how="semi"), group, options, number)
+            for number, group in enumerate(groups)
+        ]
+        predicted, samples, resampled = (np.concatenate(part, axis=-1) for part in zip(*parts_of_cell))
         corpora = pl.concat([judged, others])
-        columns = _with_ranks("predicted", "predicted_rank", predicted, samples, len(judged), options.confidence)
+        values = predicted, samples, resampled
+        columns = _with_ranks("predicted", "predicted_rank", *values, len(judged), options.confidence)
         key_columns = [
             pl.lit(name, solution_scores.schema[key]).alias(key) for key, name in zip(keys, names, strict=True)
         ]
@@ -349,14 +474,16 @@ def ranking_table(
     return pl.concat(parts)
 
 
-def _predict(cell: pl.DataFrame, corpora: pl.DataFrame, options: SelectionOptions) -> tuple[Array, Array]:
-    """Mean over solutions, tasks and seeds of one proxy -> (n,), and its samples (B, n).
+def _predict(
+    cell: pl.DataFrame, corpora: pl.DataFrame, options: SelectionOptions, group: int
+) -> tuple[Array, Array, NDArray[np.bool_]]:
+    """Mean over solutions, tasks and seeds of one proxy -> (n,), its samples (B, n), whether they can differ (n,).
 
-    The same solutions are drawn at every call.
+    The same solutions are drawn at every call, and the seeds of every `group` of corpora apart.
     """
-    replicates, rng = options.bootstrap_replicates, np.random.default_rng(options.seed)
+    replicates, rng = options.bootstrap_replicates, stream(options.seed, SOLUTIONS)
     seeds = cell.select("seed").unique().sort("seed")
-    points, samples = [], []
+    points, samples, most = [], [], len(seeds)
     for _, task in sorted(cell.group_by("task")):
         solutions = task.select("solution").unique().sort("solution")
         where = ", ".join(map(str, task.select("statistic", "weighting", "size", "step", "task").row(0)))
@@ -364,7 +491,9 @@ def _predict(cell: pl.DataFrame, corpora: pl.DataFrame, options: SelectionOption
         draws = bootstrap_weights(len(solutions), replicates, rng)  # (B, M)
         points.append(scores.mean(-1))
         samples.append(np.moveaxis(scores @ draws.T / len(solutions), -1, 0))  # (B, n, K)
-    return np.mean(points, axis=0).mean(-1), _resample_seeds(np.mean(samples, axis=0), rng)
+        most = max(most, len(solutions))
+    of_seeds = _resample_seeds(np.mean(samples, axis=0), stream(options.seed, SEEDS, group))
+    return np.mean(points, axis=0).mean(-1), of_seeds, np.full(len(corpora), most > 1)
 
 
 def _resample_seeds(values: Array, rng: np.random.Generator) -> Array:
@@ -374,14 +503,23 @@ def _resample_seeds(values: Array, rng: np.random.Generator) -> Array:
 
 
 def _with_ranks(
-    score: str, rank: str, values: Array, samples: Array, judged: int, confidence: float
+    score: str,
+    rank: str,
+    values: Array,
+    samples: Array,
+    resampled: NDArray[np.bool_],
+    judged: int,
+    confidence: float,
+    sign: int = 1,
 ) -> list[pl.Series]:
-    """The columns of a score (n,) and its rank with their intervals, from the samples (B, n)."""
+    """The columns of a score (n,) and its rank with their intervals, from the samples (B, n); null if not resampled."""
     values, samples = np.round(values, DECIMALS), np.round(samples, DECIMALS)
+    ranks = _ranks(sign * values, judged), _ranks(sign * samples, judged)
     columns = []
-    for name, point, draws in ((score, values, samples), (rank, _ranks(values, judged), _ranks(samples, judged))):
-        low, high = interval(draws.T, confidence)
-        columns += [pl.Series(name, point), pl.Series(f"{name}_low", low), pl.Series(f"{name}_high", high)]
+    for name, point, draws in ((score, values, samples), (rank, *ranks)):
+        low, high = (np.where(resampled, end, np.nan) for end in interval(draws.T, confidence))
+        columns.append(pl.Series(name, point))
+        columns += [pl.Series(f"{name}_{end}", at, nan_to_null=True) for end, at in (("low", low), ("high", high))]
     return columns
 
 

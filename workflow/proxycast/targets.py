@@ -1,5 +1,8 @@
 """Downstream truth: multiple choice by likelihood and exact match, measured here, or a table from elsewhere."""
 
+import csv
+import io
+import logging
 import math
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -8,20 +11,24 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from proxycast.config import Task
+from proxycast.config import Task, closest
 from proxycast.engines import Engine, ExtractionOptions
 from proxycast.extraction import TokenizedTexts, walk
+from proxycast.metrics import about_share, is_loss, is_share, mixed_units, outside_share
 from proxycast.options import InputError
 from proxycast.solutions import Problem, ScoredSequence, once_each, tokenize
 from proxycast.tables import fingerprint, is_whole_parquet
+
+log = logging.getLogger(__name__)
 
 MULTIPLE_CHOICE_ACCURACY = "multiple_choice_accuracy"  # share of problems, 0 to 1
 CHOICE_LOG_LIKELIHOOD = "choice_log_likelihood"  # nats per problem
 EXACT_MATCH = "exact_match"  # share of problems, 0 to 1
 
-# `n`: problems behind the value.
+# `n`: problems behind the value; null where it is unknown.
 TARGETS_SCHEMA = {"checkpoint": pl.String, "task": pl.String, "metric": pl.String, "value": pl.Float64, "n": pl.Int64}
 KEY = ["checkpoint", "task", "metric"]
+TEXT = (pl.String, pl.Categorical, pl.Enum, pl.Binary, pl.Null)  # types of a parquet file that may hold text
 
 
 def evaluate(
@@ -162,55 +169,191 @@ def exact_match(
 
 
 def read_target_table(path: Path) -> pl.DataFrame:
-    """Read checkpoint, task, metric, value, n from a .csv or .parquet. Raises InputError naming file, row and column.
+    """Read checkpoint, task, metric, value, n from a .csv or .parquet: `read_target_tables` of one file."""
+    return read_target_tables([path])
 
-    A row is counted as an editor shows it: in a .csv the first one after the header is 2, in a .parquet 1. Other
-    columns are dropped.
+
+def read_target_tables(paths: Sequence[Path]) -> pl.DataFrame:
+    """Read checkpoint, task, metric, value, n from .csv or .parquet files as one table (TARGETS_SCHEMA).
+
+    `n` is null where it is unknown: an empty cell, NaN, or a file without that column. Other columns are dropped.
+    `InputError` names the file, and the row as an editor shows it: in a .csv the first one after the header is 2, in a
+    .parquet 1. It is raised for a column that is missing, stands twice or holds another type, a name that is empty or
+    has white space around it, a value that is no number, a share beyond 0 to 1 (`metrics.is_share`), fractions beside
+    percent, and a key that stands twice, also in two files or in another spelling (case, white space).
     """
-    table, first_row = _read_any_table(path)
-    missing = [name for name in TARGETS_SCHEMA if name not in table.columns]
-    if missing:
-        raise InputError(
-            f"{path}, column {missing[0]}: missing; found {table.columns}; there must be {list(TARGETS_SCHEMA)}"
-        )
-    # n as a float first: a cast to integer would cut 1.5 to 1 in silence.
+    tables = [_read_typed(path) for path in paths]
+    for path, table in zip(paths, tables, strict=True):
+        _require_one_unit(path, table)
+    everything = pl.concat(table.with_columns(file=pl.lit(str(path))) for path, table in zip(paths, tables))
+    _require_distinct(everything)
+    return everything.select(pl.col(name).cast(kind) for name, kind in TARGETS_SCHEMA.items())
+
+
+def _read_typed(path: Path) -> pl.DataFrame:
+    """The columns of TARGETS_SCHEMA, `n` as a float, and `row`, the number of each row."""
+    table = _read_any_table(path)
+    # n as a float: a cast to integer would cut 1.5 to 1 in silence.
     schema = TARGETS_SCHEMA | {"n": pl.Float64}
-    typed = table.select(pl.col(name).cast(kind, strict=False) for name, kind in schema.items())
+    typed = table.select("row", *(pl.col(name).cast(kind, strict=False) for name, kind in schema.items()))
+    typed = typed.with_columns(pl.col("n").fill_nan(None))
+    found_n = table["n"].cast(pl.String).str.to_lowercase().is_in(["nan"]).fill_null(True)
     wanted = {
-        "value": (pl.col("value").is_finite(), "a finite number"),
+        "value": (pl.col("value").is_finite(), "a finite number such as 0.431, without a percent sign"),
         "n": (
-            pl.col("n").is_finite() & (pl.col("n") >= 1) & (pl.col("n") == pl.col("n").floor()),
-            "a count of at least 1",
+            (pl.col("n").is_finite() & (pl.col("n") >= 1) & (pl.col("n") == pl.col("n").floor())) | found_n,
+            "a count of at least 1, or empty where it is unknown",
         ),
     }
     for name in TARGETS_SCHEMA:
-        rule, description = wanted.get(name, (pl.col(name).str.len_chars() > 0, "a name"))
+        bare = pl.col(name) == pl.col(name).str.strip_chars()
+        rule, description = wanted.get(name, ((pl.col(name) != "") & bare, "a name, without white space around it"))
         for row in typed.select((~rule.fill_null(False)).arg_true()).to_series()[:1]:
             raise InputError(
-                f"{path}, row {row + first_row}, column {name}: found {table[name][row]!r}; it must be {description}"
+                f"{path}, row {typed['row'][row]}, column {name}: found {table[name][row]!r}; it must be {description}"
             )
-    for row in typed.select((~pl.struct(KEY).is_first_distinct()).arg_true()).to_series()[:1]:
-        key = typed.select(KEY).row(row)
+    return typed
+
+
+def _require_one_unit(path: Path, table: pl.DataFrame) -> None:
+    """`InputError` for a share that is none, and for a metric whose values look like fractions beside percent."""
+    for (metric,), rows in table.group_by("metric", maintain_order=True):
+        if is_share(metric):
+            wrong = rows.filter(outside_share(pl.col("value")))
+            for row, value in wrong.select("row", "value").head(1).iter_rows():
+                others = f"; so do {len(wrong) - 1} more rows" if len(wrong) > 1 else ""
+                raise InputError(
+                    f"{path}, row {row}, column value: found {value!r}; {about_share(metric, value)}{others}"
+                )
+        if is_loss(metric):
+            continue
+        for (task,), values in [*rows.group_by("task", maintain_order=True), ((None,), rows)]:
+            if mixed := mixed_units(values["value"]):
+                fraction, percent = mixed
+                row = values.filter(value=percent)["row"][0]
+                where = f"task {task}" if task is not None else "all tasks"
+                raise InputError(
+                    f"{path}, row {row}, column value: found {percent!r}, but at most {fraction!r} in other rows of "
+                    f"{metric}, {where}: percent beside fractions; give every value in the same unit, 0 to 1"
+                )
+
+
+def _require_distinct(table: pl.DataFrame) -> None:
+    """`InputError` for a key that stands twice, if need be in another spelling. `table`: with `file` and `row`."""
+    plain = {
+        f"plain {name}": pl.col(name).str.normalize("NFKC").str.to_lowercase().str.replace_all(r"\s+", " ")
+        for name in KEY
+    }
+    spelled = table.with_columns(**plain)
+    for second in spelled.filter(~pl.struct(list(plain)).is_first_distinct()).head(1).iter_rows(named=True):
+        first = spelled.filter(pl.col(name) == second[name] for name in plain).row(0, named=True)
+        own, other = (tuple(row[name] for name in KEY) for row in (second, first))
+        there = f"row {first['row']}" + (f" of {first['file']}" if first["file"] != second["file"] else "")
+        spelling = "" if own == other else f" as {other}"
         raise InputError(
-            f"{path}, row {row + first_row}, columns {KEY}: {key} stands in an earlier row already; give it once"
+            f"{second['file']}, row {second['row']}, columns {KEY}: {own} stands in {there} already{spelling}; "
+            "give it once"
         )
-    return typed.cast(TARGETS_SCHEMA)
 
 
-def _read_any_table(path: Path) -> tuple[pl.DataFrame, int]:
-    """The table as it stands (a .csv: as text) and the number of its first row."""
+def _read_any_table(path: Path) -> pl.DataFrame:
+    """The columns of TARGETS_SCHEMA as they stand (of a .csv: as text), and `row`, the number of each row."""
     if path.suffix not in (".csv", ".parquet"):
         raise InputError(f"{path}: found the suffix {path.suffix!r}; targets are read from .csv or .parquet")
     if not path.is_file():
         raise InputError(f"{path}: no such file; it should hold targets: {', '.join(TARGETS_SCHEMA)}")
-    if path.suffix == ".parquet" and not is_whole_parquet(path):
+    table = _read_csv(path) if path.suffix == ".csv" else _read_parquet(path)
+    if table.is_empty():
+        raise InputError(f"{path}: found a header without any row; there must be one for each checkpoint and task")
+    return table if "n" in table.columns else table.with_columns(n=pl.lit(None, pl.String))
+
+
+def _read_csv(path: Path) -> pl.DataFrame:
+    try:
+        text = path.read_bytes().decode("utf-8-sig")  # spreadsheets begin a file with a byte-order mark
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: cannot be read (byte {error.start + 1} is not UTF-8); save it as UTF-8") from None
+    reader, line, rows = csv.reader(io.StringIO(text, newline=""), strict=True), 1, []
+    try:
+        for cells in reader:
+            if any(cell.strip() for cell in cells):
+                rows.append((line, cells))
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise InputError(f"{path}, row {line}: cannot be read ({error}); quotes must come in pairs") from None
+    if not rows:
+        raise InputError(f"{path}: cannot be read (it is empty); it must begin with the columns {list(TARGETS_SCHEMA)}")
+    (_, header), *rows = rows
+    if len(header) == 1 and (found := next((mark for mark in ";\t|" if mark in header[0]), None)):
+        raise InputError(
+            f"{path}, row 1: found columns separated by {found!r}; they must be separated by commas, and decimals "
+            "have a point"
+        )
+    _require_columns(path, header)
+    for row, cells in rows:
+        if len(cells) > len(header):
+            raise InputError(
+                f"{path}, row {row}: found {len(cells)} fields, but {len(header)} columns; decimals must have a point, "
+                "and a field that holds a comma must stand in quotes"
+            )
+    columns = {
+        name: [_cell(cells, place, strip=name in ("value", "n")) for _, cells in rows]
+        for place, name in enumerate(header)
+        if name in TARGETS_SCHEMA
+    }
+    numbers = pl.Series("row", [row for row, _ in rows], pl.Int64)
+    return pl.DataFrame(columns, schema=dict.fromkeys(columns, pl.String)).with_columns(numbers)
+
+
+def _cell(cells: Sequence[str], place: int, strip: bool) -> str | None:
+    """A field of a row, which may lack its last ones; None where it is empty."""
+    text = cells[place] if place < len(cells) else ""
+    return (text.strip() if strip else text) or None
+
+
+def _read_parquet(path: Path) -> pl.DataFrame:
+    if not is_whole_parquet(path):
         raise InputError(f"{path}: found a truncated file or no parquet at all; copy or write it again")
     try:
-        if path.suffix == ".csv":
-            return pl.read_csv(path, infer_schema=False, glob=False), 2
-        return pl.read_parquet(path, glob=False), 1
+        schema = pl.read_parquet_schema(path)
+        _require_columns(path, list(schema))
+        table = pl.read_parquet(path, glob=False, columns=[name for name in TARGETS_SCHEMA if name in schema])
     except (pl.exceptions.PolarsError, OSError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); write it again") from None
+        raise InputError(f"{path}: cannot be read ({' '.join(str(error).split())}); write it again") from None
+    for name, found in table.schema.items():
+        is_name = TARGETS_SCHEMA[name] == pl.String
+        text = found in TEXT
+        if not (text or found.is_integer() or (found.is_numeric() and not is_name)):
+            raise InputError(
+                f"{path}, column {name}: found the type {found}; it must hold {'text' if is_name else 'numbers'}"
+            )
+    texts = [pl.col(name).cast(pl.String, strict=False) for name, found in table.schema.items() if found in TEXT]
+    return table.with_columns(*texts, row=pl.int_range(1, pl.len() + 1, dtype=pl.Int64))
+
+
+def _require_columns(path: Path, found: list[str]) -> None:
+    """`InputError` for a column that is missing or stands twice; `n` may be missing."""
+    for name in TARGETS_SCHEMA:
+        alike = [other for other in found if other.strip().lower() == name]
+        if len(alike) > 1:
+            raise InputError(f"{path}, column {name}: stands there {len(alike)} times, as {alike}; give it once")
+        if alike and alike != [name]:
+            raise InputError(f"{path}, column {name}: found {alike[0]!r}; it must be spelled {name!r}")
+        if not alike and name != "n":
+            raise InputError(f"{path}, column {name}: missing; found {found}; there must be {list(TARGETS_SCHEMA)}")
+
+
+def log_unknown(table: pl.DataFrame, checkpoints: Collection[str], tasks: Collection[str]) -> None:
+    """Tell of rows whose checkpoint or task is none of the study's: they count for nothing, and may be misspelled."""
+    for name, known in (("checkpoint", checkpoints), ("task", tasks)):
+        rows = table.filter(~pl.col(name).is_in(list(known)))
+        if len(rows):
+            names = rows[name].unique(maintain_order=True)
+            some = ", ".join(map(repr, names[:3])) + f" and {len(names) - 3} more" * (len(names) > 3)
+            log.warning(
+                "%d rows of the truth count for nothing, as their %s is none of the study's: %s%s",
+                *(len(rows), name, some, closest(names[0], known)),
+            )
 
 
 def require_targets(
@@ -222,7 +365,9 @@ def require_targets(
     missing = [(checkpoint, task) for checkpoint in checkpoints for task in tasks if (checkpoint, task) not in there]
     if missing:
         first = ", ".join(f"{checkpoint}/{task}" for checkpoint, task in missing[:3])
+        known = [set(table[name]) for name in ("checkpoint", "task")]
+        alike = "".join(closest(name, names) for name, names in zip(missing[0], known) if name not in names)
         raise InputError(
             f"{path}: {metric} missing for {len(missing)} of checkpoint/task: {first}{', ...' * (len(missing) > 3)}; "
-            f"found metrics {sorted(table['metric'].unique())}"
+            f"found metrics {sorted(table['metric'].unique())}{alike}"
         )

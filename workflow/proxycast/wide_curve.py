@@ -6,6 +6,7 @@ from pathlib import Path
 import polars as pl
 from pydantic import Field, model_validator
 
+from proxycast.metrics import about_share, is_share, outside_share
 from proxycast.options import InputError, InputPath, Options, SafeName
 
 
@@ -43,7 +44,8 @@ def read_wide_curve(curve: WideCurve, metric: str) -> dict[str, pl.DataFrame]:
     """The tables "checkpoints", "targets" and "proxies" of the run, as far as `forecasting.forecast` needs them.
 
     Statistics stand there with the weighting "none". An empty cell is a checkpoint without that measurement.
-    `InputError` for a column that is missing, a step that is none or stands there twice, a value that is no number.
+    `InputError` for a column that is missing, a step that is none or stands there twice, a value that is no number, a
+    truth beyond 0 to 1 where the metric is a share (`metrics.is_share`).
     """
     where = {"step": curve.step}
     where |= {f"shared.{name}": column for name, column in curve.shared.items()}
@@ -51,6 +53,12 @@ def read_wide_curve(curve: WideCurve, metric: str) -> dict[str, pl.DataFrame]:
         where[f"tasks.{task}.truth"] = columns.truth
         where |= {f"tasks.{task}.statistics.{name}": column for name, column in columns.statistics.items()}
     table = _read(curve.path, where)
+    for task, columns in curve.tasks.items():
+        for row in table.filter(outside_share(pl.col(columns.truth)) & is_share(metric)).head(1).iter_rows(named=True):
+            raise InputError(
+                f"{curve.path}, step {row[curve.step]:.0f}, column {columns.truth} (task {task}): "
+                f"found {row[columns.truth]!r}; {about_share(metric, row[columns.truth])}"
+            )
     steps = table[curve.step].cast(pl.Int64)
     checkpoint = pl.Series("checkpoint", [f"{curve.run}-step{step}" for step in steps])
 

@@ -24,9 +24,7 @@ if PLAN.selects_data:
             targets=f"{RESULTS}/targets.parquet",
             proxies=rules.join_proxies.output[0] if JOBS else [],
             solution_proxies=expand(rules.solution_proxies.output.of_solutions, corpus=SCORED_CORPORA),
-            token_stats=expand(
-                rules.score.output.token_stats, job=[j for j, c in JOBS.items() if c[0].role == "proxy"][:1]
-            ),
+            token_stats=expand(rules.score.output.token_stats, job=job_with_a_proxy(JOBS)),
             problems=PROBLEMS,
             curve=f"{RESULTS}/published_curve.parquet" if STUDY.published else [],
         output:

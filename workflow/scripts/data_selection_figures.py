@@ -2,11 +2,13 @@
 
 from pathlib import Path
 
+import polars as pl
 from proxycast.config import Budget, Target
+from proxycast.data_selection import about_noise
 from proxycast.jobs import job
 from proxycast.plots import data_selection as plots
 from proxycast.plots.style import save
-from proxycast.ranking import SelectionOptions
+from proxycast.ranking import NOISE, SelectionOptions
 from proxycast.tables import read_table
 
 with job(snakemake.log[0]):
@@ -15,11 +17,14 @@ with job(snakemake.log[0]):
     highlighted = [(proxy["statistic"], proxy["weighting"]) for proxy in study["highlighted"]]
     decision_accuracy = read_table(inputs.decision_accuracy).filter(truth=target.metric, task="all")
     ranking = read_table(inputs.ranking)
-    ceiling = read_table(inputs.truth).filter(metric=target.metric)["ceiling_decision_accuracy"].item()
+    truth = read_table(inputs.truth).row(by_predicate=pl.col("metric") == target.metric, named=True)
+    ceiling, warning = truth["ceiling_decision_accuracy"], about_noise(truth) if truth["verdict"] == NOISE else ""
     figures = {
-        "pareto_frontier": plots.pareto_frontier(read_table(inputs.pareto), ceiling, options.thresholds, highlighted),
+        "pareto_frontier": plots.pareto_frontier(
+            read_table(inputs.pareto), ceiling, options.thresholds, highlighted, warning
+        ),
         "decision_accuracy_over_training": plots.decision_accuracy_over_training(
-            decision_accuracy, ceiling, highlighted, plots.LINED_BASELINES
+            decision_accuracy, ceiling, highlighted, plots.LINED_BASELINES, warning=warning
         ),
     }
     for budget in (Budget(**budget) for budget in study["budgets"]):
@@ -27,14 +32,19 @@ with job(snakemake.log[0]):
         proxy_at = (*highlighted[0], *at)
         figures |= {
             f"ranking_with_intervals_{budget.size}_step{budget.step}": plots.ranking_with_intervals(
-                ranking, decision_accuracy, *proxy_at, ceiling
+                ranking, decision_accuracy, *proxy_at, ceiling, warning=warning
             ),
             f"proxy_against_truth_{budget.size}_step{budget.step}": plots.proxy_against_truth(
-                ranking, decision_accuracy, *proxy_at, ceiling
+                ranking,
+                decision_accuracy,
+                *proxy_at,
+                ceiling,
+                warning=warning,
+                higher_is_better=truth["higher_is_better"],
             ),
         }
         if "proxy" in set(decision_accuracy["kind"]):
-            heatmap = plots.decision_accuracy_heatmap(decision_accuracy, *at, ceiling)
+            heatmap = plots.decision_accuracy_heatmap(decision_accuracy, *at, ceiling, warning=warning)
             figures[f"decision_accuracy_heatmap_{budget.size}_step{budget.step}"] = heatmap
     for name, figure in figures.items():
         save(figure, Path(snakemake.output[name]).with_suffix(""))

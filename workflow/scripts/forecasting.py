@@ -25,7 +25,7 @@ with job(snakemake.log[0]):
             chance = {Path(path).stem: chance_accuracy({"": read_problems(Path(path))}) for path in inputs.problems}
     tables = forecast(
         *(read["checkpoints"], read["targets"], read["proxies"], metric, tasks, options, of_solutions),
-        higher_is_better=study["target"].get("higher_is_better", True),
+        higher_is_better=study["target"]["higher_is_better"],
         chance=chance,
     )
     made_from = fingerprint(sources, study)

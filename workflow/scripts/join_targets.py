@@ -2,12 +2,11 @@
 
 from pathlib import Path
 
-import polars as pl
 from proxycast.jobs import job
 from proxycast.tables import MANIFEST, fingerprint, require_parts, write_table
-from proxycast.targets import read_target_table
+from proxycast.targets import read_target_tables
 
 with job(snakemake.log[0]):
     inputs = [Path(path) for path in snakemake.input]
     tables = [table for path in inputs for table in (require_parts(path) if path.name == MANIFEST else [path])]
-    write_table(pl.concat(map(read_target_table, tables)), Path(snakemake.output[0]), fingerprint(*inputs))
+    write_table(read_target_tables(tables), Path(snakemake.output[0]), fingerprint(*inputs))

@@ -12,6 +12,7 @@ from proxycast.model_selection import (
     folds_table,
     leave_one_family_out,
     leave_two_tasks_out,
+    mean_ceiling,
     measured,
     predictions_table,
     proxies_table,
@@ -25,7 +26,7 @@ from proxycast.ranking import SelectionOptions
 from proxycast.scorers import SCORERS
 from proxycast.solutions import read_problems
 from proxycast.tables import fingerprint, read_table, scan_tables, table_fingerprint, write_table
-from proxycast.targets import MULTIPLE_CHOICE_ACCURACY, chance_accuracy
+from proxycast.targets import MULTIPLE_CHOICE_ACCURACY, chance_accuracy, log_unknown
 from tqdm import tqdm
 
 with job(snakemake.log[0]):
@@ -33,20 +34,26 @@ with job(snakemake.log[0]):
     target, selection = Target(**study["target"]), SelectionOptions(**study["selection"])
     options = ModelSelectionOptions(**study["model_selection"])
     checkpoints, targets = read_table(inputs.checkpoints), read_table(inputs.targets)
-    known = measured(checkpoints, read_table(inputs.proxies), targets, tasks, target.metric)
+    if target.table:
+        log_unknown(targets, checkpoints["checkpoint"].to_list(), tasks)
+    known = measured(checkpoints, read_table(inputs.proxies), targets, tasks, target.metric, target.sign(target.metric))
     two_tasks = leave_two_tasks_out(known)
     families, left_out = leave_one_family_out(known)
     folds = [*two_tasks, *families]
     bar = tqdm(folds, unit="fold", mininterval=PROGRESS_SECONDS, file=sys.stderr)
     scores, chosen = score_folds(known, bar, {name: SCORERS[name]() for name in options.scorers}, snakemake.threads)
 
-    summaries = [summary_table(known, two_tasks, scores[: len(two_tasks)], selection)]
-    if families:
-        summaries.append(summary_table(known, families, scores[len(two_tasks) :], selection, left_out))
     chance = {}
     if target.metric == MULTIPLE_CHOICE_ACCURACY:
         problems = {Path(path).stem: read_problems(Path(path)) for path in inputs.problems}
         chance = {task: chance_accuracy({task: problems[task]}) for task in tasks if task in problems}
+    truth = truth_table(known, chance, selection)
+    # The ceiling is that of all models together; within a family they differ less.
+    summaries = [
+        summary_table(known, two_tasks, scores[: len(two_tasks)], selection, ceiling=mean_ceiling(truth)),
+    ]
+    if families:
+        summaries.append(summary_table(known, families, scores[len(two_tasks) :], selection, left_out))
     tables = {
         "summary": pl.concat(summaries),
         "folds": folds_table(known, folds, scores),
@@ -54,7 +61,7 @@ with job(snakemake.log[0]):
         "stability": stability_table(chosen, folds),
         "predictions": predictions_table(known, folds, scores),
         "proxies": proxies_table(known, selection),
-        "truth": truth_table(known, chance),
+        "truth": truth,
     }
     sources = [inputs.checkpoints, inputs.proxies, inputs.targets]
     if inputs.get("subsets"):

@@ -17,7 +17,9 @@ with job(snakemake.log[0]):
     folds = tables["folds"]
     figures = {
         "methods": plots.methods(tables["summary"], folds, tables["truth"]),
-        "predicted_against_true_rank": plots.predicted_against_true_rank(tables["predictions"], folds, method),
+        "predicted_against_true_rank": plots.predicted_against_true_rank(
+            tables["predictions"], folds, method, tables["truth"]
+        ),
         "proxies_chosen": plots.proxies_chosen(tables["stability"]),
         "solutions_and_writers": plots.solutions_and_writers(tables["writers"]),
         "model_selection_heatmap": plots.model_selection_heatmap(tables["proxies"]),

@@ -12,4 +12,5 @@ with job(snakemake.log[0]):
     made_from = fingerprint(sorted(folder.glob("datadecide_*.csv")), snakemake.params.corpora, ladder)
     targets = published_targets(folder, snakemake.params.corpora, ladder)
     write_table(targets, Path(snakemake.output.targets), made_from)
-    write_table(published_curve(folder, ladder), Path(snakemake.output.curve), made_from)
+    curve = published_curve(folder, ladder, set(snakemake.params.corpora.values()))
+    write_table(curve, Path(snakemake.output.curve), made_from)

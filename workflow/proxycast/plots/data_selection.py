@@ -16,11 +16,13 @@ from proxycast.plots.style import (
     SMALL,
     STYLE,
     WEIGHTINGS,
+    about_missing_intervals,
     about_weights,
     add_note,
     add_title,
     canvas,
     capital,
+    grow,
     heat_maps,
     in_emptiest_corner,
     label_ends,
@@ -38,9 +40,10 @@ ASIDE = 1.6  # points between the bars of neighbouring methods
 MOST_POINTS = 14  # on one line; more checkpoints are averaged with their neighbours
 OVER, UNDER, EQUAL = "#0072B2", "#D55E00", "0.45"  # a corpus ranked better, worse, or as it deserves
 UNKNOWN = "#882255"  # a corpus without a truth
+PUBLISHED = ("accuracy", "accuracy_of_25_corpora")  # the curve of `published.published_curve`, which has no intervals
 LINED_BASELINES = (
     *("multiple_choice_accuracy", "choice_log_likelihood", "generic_cross_entropy", "expert_cross_entropy"),
-    *("primary_metric", "correct_prob_per_char", "accuracy"),
+    *("primary_metric", "correct_prob_per_char", *PUBLISHED),
 )
 
 
@@ -50,13 +53,14 @@ def pareto_frontier(
     ceiling: float | None,
     thresholds: Sequence[float],
     highlighted: Sequence[tuple[str, str]],
+    warning: str = "",
 ) -> Figure:
     """Decision accuracy over training compute: all methods as points, the highlighted and main baselines as lines.
 
     Compute is the fraction of one target run's 6 N D, on a logarithmic axis. `highlighted`: proxies (statistic,
     weighting) that were fixed before the results were seen. The step line is the frontier over all rows, chosen after
     the results were seen, hence optimistic. `ceiling`: the decision accuracy that the noise of the truth allows; None
-    or NaN where it is unknown.
+    or NaN where it is unknown. `warning`: what puts the truth in doubt, for the title.
     """
     pareto = pareto.filter(pl.col("compute_fraction") > 0)  # untrained models have no place on a logarithmic axis
     figure = canvas(7.2, 4.4)
@@ -84,11 +88,15 @@ def pareto_frontier(
         levels.append((ceiling, f"noise ceiling {ceiling:.3f}", (0, (1, 1.5)), "0.15"))
     axes.set_xlabel("Training compute of one small run, as a fraction of one target run's")
     axes.set_ylabel("Decision accuracy (fraction of corpus pairs)")
-    add_title(figure, "How well small runs order the corpora, by training compute")
+    add_title(figure, "How well small runs order the corpora, by training compute", warning)
     note = (
         "Grey points: every proxy. Grey crosses: every baseline.\nBars: bootstrap intervals over corpora, side by side."
     )
-    add_note(figure, note + _about_lines(series))
+    if _known(ceiling) and (pareto["decision_accuracy"] > ceiling).any():
+        note += (
+            "\nAbove the noise ceiling, which a perfect prediction is expected to reach: luck, or too low a ceiling."
+        )
+    add_note(figure, note + _about_lines(series) + _about_intervals(series))
     label_ends(figure, axes, ends)
     _name_levels(axes, levels)
     return figure
@@ -101,6 +109,7 @@ def decision_accuracy_over_training(
     highlighted: Sequence[tuple[str, str]],
     baselines: Sequence[str],
     seed: str = "single",
+    warning: str = "",
 ) -> Figure:
     """Decision accuracy over training tokens (log), one panel for each size of the small models; `ceiling` as above."""
     table = decision_accuracy.filter(pl.col("task") == "all", pl.col("seed") == seed, pl.col("tokens") > 0)
@@ -128,20 +137,19 @@ def decision_accuracy_over_training(
     lowest = [rows.select(pl.min_horizontal("decision_accuracy", "low").min()).item() for *_, rows in curves]
     first.set_ylim(min([0.4, *lowest]), 1.0)
     figure.supylabel("Decision accuracy (fraction of corpus pairs)")
-    add_title(figure, "How well small runs order the corpora, over their training")
+    add_title(figure, "How well small runs order the corpora, over their training", warning)
     drawn = [(name, rows.filter(size=size)) for name, _, rows in curves for size in sizes]
-    add_note(
-        figure,
-        f"Bands and bars: bootstrap intervals over corpora.\nLine: chance. Dotted: {_about_ceiling(ceiling)}"
-        + _about_lines(drawn),
-    )
+    note = f"Bands and bars: bootstrap intervals over corpora.\nLine: chance. Dotted: {_about_ceiling(ceiling)}"
+    missing = _about_intervals(curves)
+    grow(figure, missing.count("\n"))
+    add_note(figure, note + _about_lines(drawn) + missing)
     label_ends(figure, labelled, ends[sizes[columns - 1]])
     return figure
 
 
 @matplotlib.rc_context(STYLE)
 def decision_accuracy_heatmap(
-    decision_accuracy: pl.DataFrame, size: str, step: int, ceiling: float | None, seed: str = "mean"
+    decision_accuracy: pl.DataFrame, size: str, step: int, ceiling: float | None, seed: str = "mean", warning: str = ""
 ) -> Figure:
     """Decision accuracy of every proxy, statistics by weightings, and of every baseline beside; chance is white."""
     table = decision_accuracy.filter(
@@ -151,7 +159,7 @@ def decision_accuracy_heatmap(
     if proxies.is_empty():
         raise InputError(f"decision_accuracy has no proxies with size={size}, step={step}, seed={seed}")
     figure = heat_maps(proxies, baselines, "decision_accuracy", lowest=0)
-    add_title(figure, f"Decision accuracy: {size} models at step {step:,}")
+    add_title(figure, f"Decision accuracy: {size} models at step {step:,}", warning)
     half_width = (table["high"] - table["low"]).median()
     interval = ""
     if half_width is not None:
@@ -159,7 +167,8 @@ def decision_accuracy_heatmap(
     add_note(
         figure,
         f"Blue: better than chance (0.5); red: worse.{interval}\n"
-        f"{_averaging(seed)} {capital(_about_ceiling(ceiling))}{about_weights(proxies)}",
+        f"{_averaging(seed)} {capital(_about_ceiling(ceiling))}"
+        f"{_about_intervals([('', '', table)])}{about_weights(proxies)}",
     )
     return settled(figure)
 
@@ -174,10 +183,12 @@ def proxy_against_truth(
     step: int,
     ceiling: float | None,
     seed: str = "mean",
+    warning: str = "",
+    higher_is_better: bool = True,
 ) -> Figure:
     """Predicted score (x) against true accuracy (y) of every corpus, labelled, with intervals on both.
 
-    Corpora without a truth stand on the x axis.
+    Corpora without a truth stand on the x axis. What has no interval has no bar.
 
     The agreement in the corner is the row of `decision_accuracy` of the same proxy, size and step, with `seed`;
     `ceiling` is the noise ceiling of its decision accuracy, None or NaN where it is unknown.
@@ -192,18 +203,19 @@ def proxy_against_truth(
     for r in rows.iter_rows(named=True):
         bars.append((r["predicted_low"], r["truth"], r["predicted_high"], r["truth"]))
         bars.append((r["predicted"], r["truth_low"], r["predicted"], r["truth_high"]))
+    bars = [bar for bar in bars if None not in bar]
     for x0, y0, x1, y1 in bars:
         axes.plot([x0, x1], [y0, y1], color="0.82", lw=0.8, zorder=1)
     axes.plot(x, y, ls="", marker="o", ms=4.5, color=look(statistic).colour, mec="white", mew=0.5, zorder=3)
     axes.margins(0.08)
     names = [*rows["corpus"], *candidates["corpus"]]
     if len(candidates):
-        lowest = min(rows["truth_low"].min(), y.min())
+        lowest = rows.select(pl.min_horizontal("truth_low", "truth").min()).item()
         floor = np.full(len(candidates), lowest - 0.07 * (y.max() - lowest))
         low, at, high = candidates.select("predicted_low", "predicted", "predicted_high").to_numpy().T
         axes.hlines(floor, low, high, color="0.82", lw=0.8, zorder=1)
         axes.plot(at, floor, ls="", marker="^", ms=6, color=UNKNOWN, mew=0, zorder=3)
-        bars += zip(low, floor, high, floor)
+        bars += [bar for bar in zip(low, floor, high, floor) if np.isfinite(bar).all()]
         x, y = np.append(x, at), np.append(y, floor)
     name = readable(statistic, weighting)
     if statistic in CORE_STATISTICS and CORE_STATISTICS[statistic].sign < 0:
@@ -211,10 +223,17 @@ def proxy_against_truth(
     unit = f"{look(statistic).unit}; " if look(statistic).unit else ""
     axes.set_xlabel(f"{name} ({unit}higher is better)")
     metric = look(agreement.get("truth", "multiple_choice_accuracy"))
-    axes.set_ylabel(f"{metric.label} of the target models ({metric.unit})")
-    add_title(figure, f"Prediction by the {size} models at step {step:,} against the truth, {len(rows)} corpora")
-    unknown = "\nTriangles: corpora without a truth, at their predicted score." if len(candidates) else ""
-    add_note(figure, f"Bars: intervals of the predicted score and of the true accuracy. {_averaging(seed)}{unknown}")
+    unit = "; ".join(filter(None, [metric.unit, "" if higher_is_better else "lower is better"]))
+    axes.set_ylabel(f"{metric.label} of the target models" + (f" ({unit})" if unit else ""))
+    title = f"Prediction by the {size} models at step {step:,} against the truth, {len(rows)} corpora"
+    add_title(figure, title, warning)
+    unknown = _about_resampling(rows)
+    unknown += "\nTriangles: corpora without a truth, at their predicted score." if len(candidates) else ""
+    add_note(
+        figure,
+        f"Bars: intervals of the predicted score and of the true one. {_averaging(seed)}"
+        f"{unknown}{about_missing_intervals([agreement['low']], 'corpora')}",
+    )
     text = f"Spearman ρ  {value_with_interval(agreement, 'spearman', 'spearman_')}"
     text += f"\nDecision accuracy  {value_with_interval(agreement, 'decision_accuracy', '')}"
     text += f"\nNoise ceiling  {ceiling:.2f}" if _known(ceiling) else "\nNoise ceiling  unknown"
@@ -234,6 +253,7 @@ def ranking_with_intervals(
     step: int,
     ceiling: float | None,
     seed: str = "mean",
+    warning: str = "",
 ) -> Figure:
     """True and predicted rank of every corpus with intervals, the best on top; colour tells over- from under-ranked.
 
@@ -255,9 +275,9 @@ def ranking_with_intervals(
             error, above, below = r["predicted_rank"] - r["true_rank"], y - 0.18, y + 0.18
             colour = EQUAL if error == 0 else OVER if error < 0 else UNDER
             axes.plot([r["true_rank"], r["predicted_rank"]], [above, below], color=colour, lw=2.2, alpha=0.3, zorder=1)
-            axes.plot([r["true_rank_low"], r["true_rank_high"]], [above] * 2, color="0.55", lw=0.7, zorder=2)
+            axes.hlines(above, *_ends(r, "true_rank"), color="0.55", lw=0.7, zorder=2)
             axes.plot(r["true_rank"], above, "o", ms=4, mfc="white", mec="0.15", mew=0.9, zorder=3)
-        axes.plot([r["predicted_rank_low"], r["predicted_rank_high"]], [below] * 2, color=colour, lw=0.7, zorder=2)
+        axes.hlines(below, *_ends(r, "predicted_rank"), color=colour, lw=0.7, zorder=2)
         axes.plot(r["predicted_rank"], below, "o", ms=4, color=colour, mew=0, zorder=3)
     axes.set_yticks(range(len(rows)), rows["corpus"].to_list())
     axes.set_ylim(len(rows) - 0.5, -0.5)
@@ -267,12 +287,13 @@ def ranking_with_intervals(
     axes.set_xlim(0.5, corpora + (1.5 if corpora < len(rows) else 0.5))
     axes.set_xticks([1, *range(5, corpora + 1, 5)])
     axes.set_xlabel("Rank of the corpus (1 is best)")
-    add_title(figure, f"Predicted and true rank of every corpus: {size} models at step {step:,}")
+    add_title(figure, f"Predicted and true rank of every corpus: {size} models at step {step:,}", warning)
     add_note(
         figure,
         f"Thin bars: intervals of the true rank (grey) and of the predicted rank (coloured). {_averaging(seed)}\n"
         f"Decision accuracy "
-        f"{value_with_interval(agreement, 'decision_accuracy', '')}; {_about_ceiling(ceiling)}",
+        f"{value_with_interval(agreement, 'decision_accuracy', '')}; {_about_ceiling(ceiling)}"
+        f"{_about_resampling(rows)}{about_missing_intervals([agreement['low']], 'corpora')}",
     )
     keys = [
         ("true rank", "white", "0.15"),
@@ -300,10 +321,26 @@ def _known(ceiling: float | None) -> bool:
 
 
 def _about_ceiling(ceiling: float | None) -> str:
-    if not _known(ceiling):
-        return "noise ceiling unknown."
-    warning = " The truth is noise: nothing can be concluded." if ceiling <= 0.5 else ""
-    return f"noise ceiling {ceiling:.2f}.{warning}"
+    return f"noise ceiling {ceiling:.2f}." if _known(ceiling) else "noise ceiling unknown."
+
+
+def _about_intervals(series: Sequence[tuple]) -> str:
+    """Of what has a decision accuracy, whether some has no interval. The published curve never has one."""
+    lows = [low for *_, rows in series for low in rows.filter(~pl.col("statistic").is_in(PUBLISHED))["low"]]
+    return about_missing_intervals(lows, "corpora")
+
+
+def _about_resampling(rows: pl.DataFrame) -> str:
+    """Which of the intervals of `ranking.ranking_table` are missing, as there was nothing to resample."""
+    text = "\nThe truth has one seed: how sure it is remains unknown." if rows["truth_low"].is_null().all() else ""
+    if rows["predicted_low"].is_null().any():
+        text += "\nOne seed and one score a task: how sure the prediction is remains unknown."
+    return text
+
+
+def _ends(row: dict, name: str) -> tuple[float, float]:
+    """The interval in the columns `name`_low and `name`_high; NaN, which draws nothing, where there is none."""
+    return tuple(np.nan if row[f"{name}_{end}"] is None else row[f"{name}_{end}"] for end in ("low", "high"))
 
 
 def _one_proxy(table: pl.DataFrame, statistic: str, weighting: str, size: str, step: int) -> pl.DataFrame:

@@ -11,12 +11,14 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from proxycast.labels import place_labels
+from proxycast.model_selection import about_noise
 from proxycast.options import InputError
 from proxycast.plots.style import (
     COLOURS,
     MARKERS,
     SMALL,
     STYLE,
+    about_missing_intervals,
     about_weights,
     add_note,
     add_title,
@@ -31,6 +33,7 @@ from proxycast.plots.style import (
     weighting_name,
     without_data,
 )
+from proxycast.ranking import ABOVE_CEILING, NOISE
 
 SCORERS = {
     "univariate": "Best single proxy",
@@ -59,7 +62,8 @@ def methods(summary: pl.DataFrame, folds: pl.DataFrame, truth: pl.DataFrame) -> 
     """Mean Spearman of every method with its interval and its folds, one panel for each split.
 
     `summary`, `folds`, `truth`: the tables of that name. Chance orders nothing: it is the line at 0. The dotted line
-    is the mean over tasks of the ceiling that the noise of the truth sets, where it is known of every task.
+    is the mean over tasks of the ceiling that the noise of the truth sets, where it is known of every task. Where the
+    truth may be noise, the title says so.
     """
     judged = summary.filter(pl.col("spearman").is_not_null(), pl.col("method") != "chance")
     splits = [split for split in SPLITS if split in set(judged["split"])]
@@ -71,7 +75,7 @@ def methods(summary: pl.DataFrame, folds: pl.DataFrame, truth: pl.DataFrame) -> 
         .agg(pl.col("spearman").mean())
         .drop_nulls()
     )
-    lowest = min(judged["low"].min(), judged["spearman"].min(), means["spearman"].min(), 0)
+    lowest = min(judged.select(pl.min_horizontal("low", "spearman").min()).item(), means["spearman"].min(), 0)
     ceilings = truth.filter(pl.col("task") != "all")["ceiling"]
     row = figure.subplots(1, len(splits), sharex=True, sharey=True, squeeze=False)[0]
     for axes, split in zip(row, splits, strict=True):
@@ -94,8 +98,10 @@ def methods(summary: pl.DataFrame, folds: pl.DataFrame, truth: pl.DataFrame) -> 
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
         axes.set_xlabel("Spearman's ρ, mean over folds")
-    add_title(figure, "How well each method orders the models by their downstream scores")
-    add_note(figure, _about_methods(summary, judged, ceilings))
+    noise = {row["task"]: row for row in truth.filter(verdict=NOISE).iter_rows(named=True)}
+    warning = about_noise(noise["all"]) if "all" in noise else ""
+    add_title(figure, "How well each method orders the models by their downstream scores", warning)
+    add_note(figure, _about_methods(summary, judged, ceilings, [task for task in noise if task != "all"]))
     return settled(figure)
 
 
@@ -117,7 +123,8 @@ def _method(axes: Axes, lines: dict, aside: dict, row: dict, of_folds: pl.Series
     height, colour = lines[row["kind"], row["method"]] + aside.get(row["tail"], 0.0), KINDS[row["kind"]][1]
     alpha = np.clip(4 / (len(of_folds) + 1), 0.04, 0.25)  # so that many folds still show where most of them are
     axes.plot(of_folds, np.full(len(of_folds), height), ls="", marker="o", ms=2.4, mew=0, color=colour, alpha=alpha)
-    axes.hlines(height, row["low"], row["high"], color=colour, lw=1.2, zorder=3)
+    if row["low"] is not None:
+        axes.hlines(height, row["low"], row["high"], color=colour, lw=1.2, zorder=3)
     face = "white" if row["tail"] == "bytes" else colour
     axes.plot(row["spearman"], height, marker="o", ms=4.2, mec=colour, mfc=face, mew=0.9, zorder=4)
     place = (1, height), (2, 0), axes.get_yaxis_transform(), "offset points"
@@ -132,14 +139,21 @@ def _best_baseline(axes: Axes, rows: pl.DataFrame, lines: dict) -> None:
     axes.annotate("best baseline", *place, fontsize=SMALL, color="0.35", ha="right" if left else "left", va="center")
 
 
-def _about_methods(summary: pl.DataFrame, judged: pl.DataFrame, ceilings: pl.Series) -> str:
+def _about_methods(summary: pl.DataFrame, judged: pl.DataFrame, ceilings: pl.Series, noise_tasks: Sequence[str]) -> str:
     lines = ["Pale dots: single folds. Bars: bootstrap intervals over the models. Line at 0: chance."]
     if "bytes" in set(judged["tail"]):
         lines.append(
             "Filled: the last tokens of each solution are read; hollow: its last bytes, for all the same text."
         )
     if ceilings.null_count() == 0:
-        lines.append("Dotted: what the noise of the truth allows.")
+        above = judged["note"].str.contains(ABOVE_CEILING, literal=True).any()
+        luck = " Beyond it: luck, or an estimate that is too low." if above else ""
+        lines.append(f"Dotted: what the noise of the truth allows.{luck}")
+    else:
+        lines.append("What the noise of the truth allows is unknown.")
+    lines += filter(None, about_missing_intervals(judged["low"], "models").split("\n"))
+    if noise_tasks:
+        lines.append(f"The truth may be noise in {', '.join(noise_tasks)}.")
     lines.append("Oracle: picked with the truth of the held-out models in hand; nobody can choose so in advance.")
     for row in (
         summary.filter(pl.col("note").str.starts_with("left out"))
@@ -152,11 +166,13 @@ def _about_methods(summary: pl.DataFrame, judged: pl.DataFrame, ceilings: pl.Ser
 
 
 @matplotlib.rc_context(STYLE)
-def predicted_against_true_rank(predictions: pl.DataFrame, folds: pl.DataFrame, method: str) -> Figure:
+def predicted_against_true_rank(
+    predictions: pl.DataFrame, folds: pl.DataFrame, method: str, truth: pl.DataFrame | None = None
+) -> Figure:
     """Predicted over true rank of every model, a panel for each task, where two tasks are held out.
 
     A task is held out in several folds: markers are the mean of its predicted ranks, bars reach from the least to the
-    greatest. `method` was fixed before the results were seen.
+    greatest. `method` was fixed before the results were seen. `truth`: tells the tasks whose truth may be noise.
     """
     tail = _first_tail(predictions.filter(split="two_tasks", method=method), method)
     rows = predictions.filter(split="two_tasks", method=method, tail=tail)
@@ -171,8 +187,9 @@ def predicted_against_true_rank(predictions: pl.DataFrame, folds: pl.DataFrame, 
     tasks = points["task"].unique(maintain_order=True)
     figure, grid, columns = panels(len(tasks), (1.85, 2.0), (1.5, 1.1), sharex=True, sharey=True)
     count = points.group_by("task").len()["len"].max()
+    noise = set() if truth is None else set(truth.filter(verdict=NOISE)["task"])
     for axes, task in zip(grid, tasks, strict=True):
-        axes.set_title(task)
+        axes.set_title(f"{task}: noise?" if task in noise else task)
         axes.plot([1, count], [1, count], lw=0.7, color="0.75", zorder=0.5)
         for family, (colour, marker) in families.items():
             own = points.filter(task=task, family=family)
@@ -195,7 +212,8 @@ def predicted_against_true_rank(predictions: pl.DataFrame, folds: pl.DataFrame, 
     add_note(
         figure,
         "Markers: mean over the folds that hold the task out; bars: least and greatest of them. "
-        f"ρ: Spearman's, mean over them.\nNamed: the {MOST_NAMED} models farthest off the diagonal.",
+        f"ρ: Spearman's, mean over them.\nNamed: the {MOST_NAMED} models farthest off the diagonal."
+        + (" Noise?: the truth may be noise." if noise & set(tasks) else ""),
     )
     settled(figure)
     for axes, task in zip(grid, tasks, strict=True):
@@ -365,6 +383,7 @@ def model_selection_heatmap(proxies: pl.DataFrame) -> Figure:
     add_note(
         figure,
         f"Blue: orders as the truth does; red: inverts it; white: neither (0).{interval}\n"
-        f"{read[tail]} The highest cell is the best of many in hindsight.{about_weights(alone)}",
+        f"{read[tail]} The highest cell is the best of many in hindsight."
+        f"{about_missing_intervals(table.drop_nulls('spearman')['low'], 'models')}{about_weights(alone)}",
     )
     return settled(figure)

@@ -3,7 +3,8 @@
 No figure touches pyplot or leaves other global state behind, so figures can be made in any order.
 """
 
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,6 +86,7 @@ BASELINES = {
     "exact_match": Look("Exact match", "fraction of problems", "#444444"),
     "primary_metric": Look("Accuracy (primary metric)", "fraction of questions", "#000000", "s"),
     "accuracy": Look("Accuracy, as published", "fraction of questions", "#000000", "s"),
+    "accuracy_of_25_corpora": Look("Accuracy, as published of 25 corpora", "fraction of questions", "#000000", "s"),
     "correct_prob_per_char": Look("Correct probability, per character", "probability", "#777777", "D"),
     "log_correct_prob_per_char": Look("Correct probability, log per character", "nats", "#0072B2", "D"),
     "parameters": Look("Parameter count", "parameters", "#999999"),
@@ -166,8 +168,16 @@ def settled(figure: Figure) -> Figure:
     return figure
 
 
-def add_title(figure: Figure, text: str) -> None:
-    figure.suptitle(text, x=0.005, ha="left")
+def add_title(figure: Figure, text: str, warning: str = "") -> None:
+    """The title, and below it what puts the whole figure in doubt, for which the figure grows."""
+    lines = textwrap.wrap(warning, int(13 * figure.get_figwidth()))
+    grow(figure, len(lines))
+    figure.suptitle("\n".join([text, *lines]), x=0.005, ha="left")
+
+
+def grow(figure: Figure, lines: int) -> None:
+    """Make room for more lines of a title or note, so that what names the lines of the axes keeps its place."""
+    figure.set_figheight(figure.get_figheight() + 0.17 * lines)
 
 
 def add_note(figure: Figure, text: str) -> None:
@@ -196,9 +206,21 @@ def short_count(value: float, _position: int = 0) -> str:
 
 
 def value_with_interval(row: dict, name: str, prefix: str) -> str:
-    """Such as "0.86 [0.71, 0.93]", from the columns `name`, `prefix`low and `prefix`high; null is "undefined"."""
+    """Such as "0.86 [0.71, 0.93]", from the columns `name`, `prefix`low and `prefix`high; null is "undefined".
+
+    A value without an interval is "0.86 [n/a]".
+    """
     value, low, high = row[name], row[f"{prefix}low"], row[f"{prefix}high"]
-    return "undefined" if value is None else f"{value:.2f} [{low:.2f}, {high:.2f}]"
+    if value is None:
+        return "undefined"
+    return f"{value:.2f} [n/a]" if low is None else f"{value:.2f} [{low:.2f}, {high:.2f}]"
+
+
+def about_missing_intervals(lows: Iterable[float | None], units: str) -> str:
+    """Lines that say why some intervals over `units` (corpora, models) are missing; nothing where none is."""
+    if None not in lows:
+        return ""
+    return f"\nWithout an interval: too few {units}, or every sample\nof them gives the same extreme value."
 
 
 def in_order(names: pl.Series, known: dict) -> list[str]:
