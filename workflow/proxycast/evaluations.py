@@ -38,7 +38,6 @@ SEED_NUMBERS = {6198: "default", 14: "small-aux-2", 15: "small-aux-3", 4: "large
 
 COLUMNS = ("params", "data", "task", "step", "seed", "metrics")
 CHECKPOINT = ["corpus", "size", "seed", "step"]
-LONGEST_FIGURE = 40  # bytes from a key to the comma behind its figure; Python writes at most 24 digits and signs
 KEY_IN_TEXT = re.compile(r"""["'](\w+)["']\s*:""")
 ROWS_AT_ONCE = 4000  # few enough that their texts stay in a core's cache while every figure is looked for
 
@@ -209,15 +208,9 @@ def _figures(path: Path, scan: pl.LazyFrame, metrics: Sequence[str]) -> list[pl.
 
 
 def _figure_in_text(key: str, quote: str) -> pl.Expr:
-    """The figure behind `key`. Null where the key is missing or None; nan stays NaN.
-
-    Bytes, because a slice by characters counts them from the start of the text.
-    """
-    text = pl.col("metrics")
-    start = text.str.find(f"{quote}{key}{quote}", literal=True) + len(key) + 2
-    behind = text.cast(pl.Binary).bin.slice(start, LONGEST_FIGURE).cast(pl.String, strict=False)
-    figure = behind.str.head(behind.str.find("[,}]")).str.strip_chars(": \t\n")
-    return figure.cast(pl.Float64, strict=False).alias(key)
+    """The figure behind `key`. Null where the key is missing or None; nan stays NaN."""
+    pattern = rf"{re.escape(f'{quote}{key}{quote}')}\s*:\s*([^,}}\s]*)"
+    return pl.col("metrics").str.extract(pattern).cast(pl.Float64, strict=False).alias(key)
 
 
 def _what_is_wrong(

@@ -86,7 +86,7 @@ class TransformersEngine:
         """Make the checkpoint in `folder` the loaded one; the built module stays where config.json is the same.
 
         What is scored takes the model to be causal and its texts to be read each as if alone: that is proven for each
-        module that is built, in milliseconds. Raises InputError where it is not so.
+        module that is built. Raises InputError where it is not so.
         """
         files = _file_states(folder)
         if self._loaded == files:
