@@ -235,14 +235,14 @@ def falcon_h1_mamba2(folder: Path, seed: int = 0) -> Path:
     """Falcon H1: Mamba 2 beside attention in every layer."""
     tokenizer = byte_level(["<|endoftext|>"], eos="<|endoftext|>", nfc=True)
     mamba = dict(mamba_n_heads=4, mamba_d_head=32, mamba_d_ssm=128, mamba_d_state=16, mamba_n_groups=1)
-    shape = dict(mamba_chunk_size=32, num_key_value_heads=1, vocab_size=384)
+    shape = dict(mamba_chunk_size=32, num_key_value_heads=1, vocab_size=384, intermediate_size=32)
     return _save(folder, FalconH1ForCausalLM, FalconH1Config, tokenizer, seed, **mamba, **shape)
 
 
 def qwen3_next_deltanet(folder: Path, seed: int = 0) -> Path:
     """Qwen 3 Next: a layer of gated DeltaNet and one of gated attention, both with a mixture and a shared expert."""
     tokenizer = byte_level(["<|endoftext|>"], eos="<|endoftext|>", nfc=True)
-    experts = dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32, shared_expert_intermediate_size=32)
+    experts = dict(num_experts=3, num_experts_per_tok=2, moe_intermediate_size=32, shared_expert_intermediate_size=16)
     delta = dict(linear_num_value_heads=2, linear_num_key_heads=1, linear_key_head_dim=64, linear_value_head_dim=64)
     shape = dict(head_dim=32, num_key_value_heads=1, vocab_size=384, layer_types=["linear_attention", "full_attention"])
     tokens = (tokenizer, seed, "Qwen2Tokenizer")

@@ -897,7 +897,7 @@ def test_a_wide_table_becomes_long_ones(tmp_path):
 
 
 def test_a_wide_table_of_what_is_no_share(tmp_path):
-    assert 30 in read_wide_curve(wide(tmp_path, GOOD.replace("0.3", "30")), "score")["targets"]["value"]
+    assert 30.0 in read_wide_curve(wide(tmp_path, GOOD.replace("0.3", "30")), "score")["targets"]["value"]
 
 
 def test_mistakes_in_a_wide_table(tmp_path):

@@ -436,7 +436,7 @@ def test_a_long_text_fits_the_positions_that_are_left(model_folder):
 
 
 def test_planning_knows_what_config_json_leaves_out(model_folder):
-    model = model_in(without(model_folder(), "max_position_embeddings", "num_key_value_heads"), 10**6)
+    model = model_in(without(model_folder(), "max_position_embeddings", "num_key_value_heads"), 10**6, 10**6)
     assert (model.hidden_size, model.layers, model.vocabulary, model.context) == (64, 2, 352, 2048)
 
 
