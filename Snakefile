@@ -26,7 +26,7 @@ from proxycast.options import InputError
 from proxycast.resources import ModelJobs, grown, read_site, require_site_kept, visible_gpus
 from proxycast.slurm_plugin import repair
 from proxycast.solutions import GENERIC_TEXT
-from proxycast.tables import fingerprint, input_states, write_json
+from proxycast.tables import fingerprint, input_states, read_json, stat_of, write_json
 from snakemake.exceptions import WorkflowError
 from snakemake.utils import min_version
 
@@ -53,7 +53,8 @@ try:
         PLAN = load_plan(config, where)
         RUNS_JOBS = runs_jobs(sys.argv[1:])
         repair()
-        require_same_disk(PLAN.results, Path(f".snakemake/proxycast/{PLAN.study.study}.json"), write=RUNS_JOBS)
+        RECORD = Path(f".snakemake/proxycast/{PLAN.study.study}.json")
+        require_same_disk(PLAN.results, RECORD, write=RUNS_JOBS)
         CHECKPOINTS = plan_checkpoints(PLAN)
         broken, to_make = broken_results(PLAN.results)
         for path in broken:
@@ -93,10 +94,17 @@ if SITE is None and visible_gpus() and "gpu" not in workflow.global_resources:
     workflow.register_resource("gpu", len(visible_gpus()))
 
 
+EDITS = read_json(RECORD).get("edits") if workflow.is_main_process else None
+INPUTS = {}  # the user's files that jobs read, and what told at the start whether they have changed
+
+
 def state_of(paths):
     """A parameter of rules that read the user's files, which may change while their times do not."""
     paths = [paths] if isinstance(paths, (str, Path)) else paths
-    return input_states(path for path in map(Path, paths) if PLAN.results not in path.parents)
+    own = [path for path in map(Path, paths) if PLAN.results not in path.parents]
+    if workflow.is_main_process:
+        INPUTS.update({path: stat_of(path) if path.exists() else None for path in own if path not in INPUTS})
+    return input_states(own, EDITS)
 
 
 # Names as config allows them. A list of all would be part of every pattern, and make planning slow.

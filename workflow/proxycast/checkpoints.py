@@ -26,7 +26,7 @@ from proxycast.engines.model_folder import safetensors_header, weight_files
 from proxycast.experts import inactive_parameters
 from proxycast.model_selection import FEWEST_MODELS
 from proxycast.options import InputError
-from proxycast.tables import MANIFEST, input_states, is_whole_parquet, manifest_parts
+from proxycast.tables import MANIFEST, input_states, is_unchanged, is_whole_parquet, read_json, sealed_by
 from proxycast.targets import read_target_table
 
 INPUT_EMBEDDINGS = (
@@ -105,15 +105,19 @@ def checkpoints_table(checkpoints: list[Checkpoint], commits: Mapping[str, str])
 
     FLOPs are floating-point numbers: those of a model of 1B are more than 64 bits hold.
     """
-    rows = [c.row() | {"flops": float(c.flops), "commit": commits.get(c.checkpoint, "")} for c in checkpoints]
+    rows = [_row(checkpoint, commits.get(checkpoint.checkpoint, "")) for checkpoint in checkpoints]
     return pl.DataFrame(rows, infer_schema_length=None)
+
+
+def _row(checkpoint: Checkpoint, commit: str) -> dict[str, object]:
+    return checkpoint.row() | {"flops": float(checkpoint.flops), "commit": commit}
 
 
 def checkpoints_fingerprint(checkpoints: list[Checkpoint]) -> str:
     """16 hexadecimal digits that change with any row; one row at a time, as there can be tens of thousands."""
     digest = hashlib.sha256()
     for checkpoint in checkpoints:
-        digest.update(repr(tuple(checkpoint.row().values())).encode())
+        digest.update(repr(_row(checkpoint, "")).encode())
     return digest.hexdigest()[:16]
 
 
@@ -629,41 +633,58 @@ def count_parameters(folder: Path) -> int:
 
 
 def broken_results(results: Path) -> tuple[list[Path], list[Path]]:
-    """Every truncated table and checkpoint below `results`, and all files that have to be made again for them.
+    """Every truncated file and checkpoint below `results`, and all files that have to be made again for them.
 
     A job whose checkpoint or table is broken loses its manifest with it; when it runs again it keeps the whole ones.
     A hidden file is one that a running job is writing just now.
     """
     broken: list[Path] = []
     to_make: list[Path] = []
-    for folder, _, files in os.walk(results):  # faster than rglob: there can be tens of thousands of tables
+    # Faster than rglob: there can be tens of thousands of tables. Parts of the results may be linked to another disk.
+    seen = {os.path.realpath(results)}
+    for folder, folders, files in os.walk(results, followlinks=True):
+        folders[:] = [name for name in folders if os.path.realpath(f"{folder}/{name}") not in seen]
+        seen.update(os.path.realpath(f"{folder}/{name}") for name in folders)
         tables = [f"{folder}/{name}" for name in files if name.endswith(".parquet") and not name.startswith(".")]
         truncated = [Path(table) for table in tables if not is_whole_parquet(table)]
         manifest = Path(folder, MANIFEST)
-        if MANIFEST in files and (truncated or _lacks_parts(manifest, files)):
+        if MANIFEST in files and (truncated or not _is_whole_manifest(manifest, files)):
             to_make.append(manifest)
             broken += [] if truncated else [manifest]
-        broken += truncated
-        to_make += truncated
+        changed = [path for name in files if (path := sealed_by(Path(folder, name))) and not is_unchanged(path)]
+        broken += truncated + changed
+        to_make += truncated + changed
+    records = [path for path in results.glob("revisions/**/*.json") if not read_json(path)]
+    broken += records
+    to_make += records
     for manifest in [*results.glob("suite/trained/*.json"), *results.glob("text/trained/*.json")]:
         models = manifest.parent.with_name("models")
-        folders = [models / folder for folder in json.loads(manifest.read_text())]
+        folders = [models / folder for folder in read_json(manifest)]
         damaged = [folder for folder in folders if not _has_whole_weights(folder)]
-        broken += damaged
-        to_make += [*damaged, manifest] if damaged else []
+        broken += damaged if folders else [manifest]
+        to_make += [*damaged, manifest] if damaged or not folders else []
     return broken, to_make
 
 
 def remove(paths: Iterable[Path]) -> None:
-    """Files and folders, those that are there."""
+    """Files and folders, those that are there. A table gets another name: it may be somebody's own."""
     for path in paths:
-        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.suffix == ".parquet" and path.exists():
+            path.replace(path.with_name(f"{path.name}.damaged"))
+        else:
+            path.unlink(missing_ok=True)
 
 
-def _lacks_parts(manifest: Path, files: list[str]) -> bool:
-    """Whether tables that a scoring job's manifest names are not among the `files` beside it."""
+def _is_whole_manifest(manifest: Path, files: list[str]) -> bool:
+    """Whether a manifest can be read and, if it is a scoring job's, the tables that it names are among the `files`."""
+    try:
+        names = json.loads(manifest.read_text())
+    except (OSError, ValueError):
+        return False
     is_of_scoring = manifest.parts[-3] in ("token_stats", "targets")
-    return is_of_scoring and not {part.name for part in manifest_parts(manifest)}.issubset(files)
+    return not is_of_scoring or (bool(names) and {f"{name}.parquet" for name in names}.issubset(files))
 
 
 def _has_whole_weights(folder: Path) -> bool:

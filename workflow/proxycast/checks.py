@@ -5,7 +5,6 @@ miniature suite has been built. It is no job of its own: every job would have to
 whenever anything that it checks has changed.
 """
 
-import json
 import shlex
 import sys
 import time
@@ -34,7 +33,7 @@ from proxycast.miniature.suite import CONTEXT
 from proxycast.options import InputError
 from proxycast.published import FILES as PUBLISHED_FILES
 from proxycast.solutions import Problem, Solution, prompt_tokens, read_problems, read_solutions, tokenize
-from proxycast.tables import fingerprint, read_table, table_fingerprint, write_json
+from proxycast.tables import fingerprint, read_json, read_table, stat_of, table_fingerprint, write_json
 from proxycast.targets import (
     CHOICE_LOG_LIKELIHOOD,
     EXACT_MATCH,
@@ -79,7 +78,7 @@ def check_inputs(plan: Plan, checkpoints: list[Checkpoint], record: bool = True)
     settings = study.target, study.extraction, plan.ladder, list(folders.values()), suite and suite.settings_of_pool()
     mark = fingerprint(*settings, plan.corpora, plan.tasks, suite_is_built, states)
     done = plan.results / "checked.json"
-    if done.exists() and json.loads(done.read_text()).get("fingerprint") == mark:
+    if read_json(done).get("fingerprint") == mark:
         return
     paths, found = list(solutions.values()), {"fingerprint": mark}
     read = read_problems if study.writers else read_solutions
@@ -106,16 +105,33 @@ def require_same_disk(results: Path, record: Path, write: bool) -> None:
 
     `record` holds the device of the last run; with `write` it is written anew.
     """
+    for path in (results, *results.parents):
+        if path.is_symlink() and not path.exists():
+            raise InputError(f"{path}: a link to {path.readlink()}, which is not there: mount it, or remove the link")
     there = next(path for path in (results, *results.parents) if path.exists())
     device = there.stat().st_dev
-    if not results.exists() and record.exists() and json.loads(record.read_text())["device"] != device:
+    if not results.exists() and read_json(record).get("device", device) != device:
         raise InputError(
             f"{results}: gone, and {there.resolve()} is on another disk than the results were: mount that; to make "
             f"all of them anew, remove {record}"
         )
     if write:
         results.mkdir(parents=True, exist_ok=True)
-        write_json({"device": results.stat().st_dev}, record)
+        write_json(read_json(record) | {"device": results.stat().st_dev}, record)
+
+
+def note_edits(stats: Mapping[Path, tuple[int, ...] | None], record: Path) -> list[Path]:
+    """The files that are not as they were when Snakemake started: `stats` holds their `stat_of`, None if absent.
+
+    They are kept in `record` for the next start: some jobs may have read what stands there now, others what stood there
+    before, and nobody knows it if the file becomes what it was.
+    """
+    edited = [path for path, stat in stats.items() if (stat_of(path) if path.exists() else None) != stat]
+    if edited:
+        found = read_json(record)
+        edits = found.get("edits", {}) | {str(path): time.time_ns() for path in edited}
+        write_json(found | {"edits": edits}, record)
+    return edited
 
 
 def require_published(plan: Plan) -> None:

@@ -30,7 +30,7 @@ from proxycast.engines.model_folder import check_folder, model_fingerprint, read
 from proxycast.engines.tokenizer import load_tokenizer
 from proxycast.jobs import PROGRESS_SECONDS
 from proxycast.options import InputError, Options
-from proxycast.tables import fingerprint, write_json
+from proxycast.tables import fingerprint, read_json, write_json
 
 if TYPE_CHECKING:
     from lm_eval.api.model import LM
@@ -116,7 +116,7 @@ def harness_rows(
             bar.set_description(checkpoint, refresh=False)
             files = {task: results / checkpoint / f"{task}.json" for task in tasks}
             marks = _marks(folder, own, tasks, harness, code)
-            to_do = [task for task in tasks if _read(files[task]).get("made_from") != marks[task]]
+            to_do = [task for task in tasks if read_json(files[task]).get("made_from") != marks[task]]
             bar.update(len(tasks) - len(to_do))
             if to_do:
                 measure(checkpoint, folder, own, {task: (files[task], marks[task]) for task in to_do})
@@ -143,7 +143,7 @@ def read_score(path: Path, wanted: HarnessTask) -> tuple[float, int]:
 
     Raises InputError naming what is there, for a task, group or metric that is not, and for a figure that is none.
     """
-    results = _read(path).get("results")
+    results = read_json(path).get("results")
     if not isinstance(results, dict) or not results:
         raise InputError(f"{path}: no results of lm-eval; remove the file, it is made again")
     figures = results.get(wanted.task)
@@ -159,15 +159,6 @@ def read_score(path: Path, wanted: HarnessTask) -> tuple[float, int]:
     if not isinstance(n, int) or n < 1:
         raise InputError(f"{path}: {wanted.task}, sample_len: found {n!r}; it must be a count of at least 1")
     return float(value), n
-
-
-def _read(path: Path) -> dict:
-    """The object in a JSON of ours; empty where there is none."""
-    try:
-        value = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
 
 
 def _marks(

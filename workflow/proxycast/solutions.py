@@ -25,7 +25,7 @@ import polars as pl
 from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints, ValidationError, model_validator
 
 from proxycast.options import InputError
-from proxycast.tables import atomic, is_whole_parquet
+from proxycast.tables import atomic, is_whole_parquet, require_unchanged, seal
 
 if TYPE_CHECKING:
     from tokenizers.normalizers import Normalizer
@@ -164,6 +164,7 @@ def _read(path: Path, kind: Callable[[dict], type[Row]]) -> list[Row]:
         raise InputError(f"{path}: found the suffix {path.suffix!r}; expert solutions are read from .jsonl or .parquet")
     if not path.is_file():
         raise InputError(f"{path}: no such file (paths start where snakemake is run); it should hold solutions")
+    require_unchanged(path)
     rows = _parquet_rows(path) if path.suffix == ".parquet" else _jsonl_rows(path)
     found: list[Row] = []
     first_row: dict[str, int] = {}
@@ -182,10 +183,11 @@ def _read(path: Path, kind: Callable[[dict], type[Row]]) -> list[Row]:
 
 
 def write_solutions(solutions: Iterable[Problem], path: Path) -> None:
-    """Write solutions, or problems without any, as JSON lines, atomically; fields that are None are left out."""
+    """Write solutions, or problems without any, as sealed JSON lines, atomically, without fields that are None."""
     with atomic(path) as temporary:
         lines = (solution.model_dump_json(exclude_none=True) + "\n" for solution in solutions)
         temporary.write_text("".join(lines), encoding="utf-8")
+    seal(path)
 
 
 def _jsonl_rows(path: Path) -> Iterator[tuple[int, object]]:

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import secrets
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,7 @@ FINGERPRINT = "proxycast.fingerprint"
 PARQUET_MAGIC = b"PAR1"
 SEAL = b"proxycast.sha256"
 DIGEST_BYTES = 32
+SEAL_SUFFIX = ".sha256"
 MANIFEST = "manifest.json"
 HASHED_BYTES = 64_000_000  # an input file up to this size counts by its content, a larger one by what stat tells of it
 
@@ -50,6 +52,55 @@ def write_json(value: object, path: Path) -> None:
         temporary.write_text(json.dumps(value, indent=2, default=_plain) + "\n")
 
 
+def read_json(path: Path) -> dict:
+    """The object that `write_json` wrote; empty where the file is absent, truncated or holds something else."""
+    try:
+        value = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def seal(path: Path) -> None:
+    """Keep the sha256 of a file that is no table, in a hidden file beside it; `require_unchanged` compares."""
+    with atomic(_seal_of(path)) as temporary:
+        temporary.write_text(digest_of(path) + "\n")
+
+
+def require_unchanged(path: Path) -> None:
+    """Raise `InputError` for a file that `seal` has sealed and that is another one now. It gets another name."""
+    if not is_unchanged(path):
+        raise damaged(path)
+
+
+def is_unchanged(path: Path) -> bool:
+    """Whether the file is the one that `seal` has sealed, or was never sealed, or is absent."""
+    sealed = _seal_of(path)
+    return not (sealed.is_file() and path.is_file()) or sealed.read_text().strip() == digest_of(path)
+
+
+def sealed_by(path: Path) -> Path | None:
+    """The file that `path` is the seal of; None where it is no seal."""
+    name = path.name.removeprefix(".").removesuffix(SEAL_SUFFIX)
+    return path.with_name(name) if _seal_of(path.with_name(name)) == path else None
+
+
+def _seal_of(path: Path) -> Path:
+    return path.with_name(f".{path.name}{SEAL_SUFFIX}")
+
+
+def damaged(path: Path) -> InputError:
+    """Give a file or folder of ours that has changed by itself another name; the error that tells so."""
+    aside = path.with_name(f"{path.name}.damaged")
+    if aside.is_dir():
+        shutil.rmtree(aside)
+    os.replace(path, aside)
+    return InputError(
+        f"{path}: damaged: its bytes are not those that were written. It is {aside.name} now; run the same command "
+        "again, which makes it again, and check the disk"
+    )
+
+
 def fingerprint(*parts: object) -> str:
     """16 hexadecimal digits that change with any part. A `Path` counts by its content, a model by its values."""
     text = json.dumps(parts, sort_keys=True, default=_plain)
@@ -60,32 +111,41 @@ def _plain(value: object) -> object:
     if isinstance(value, BaseModel):
         return value.model_dump(mode="json")
     if isinstance(value, Path):
-        return _digest(value)
+        return digest_of(value)
     raise TypeError(f"cannot fingerprint a {type(value).__name__}")
 
 
-def _digest(path: Path) -> str:
+def digest_of(path: Path) -> str:
+    """sha256 of a file, as hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def input_states(paths: Iterable[Path | str], most_bytes: int = HASHED_BYTES) -> str:
+def stat_of(path: Path) -> tuple[int, ...]:
+    """What tells of a file, without reading it, whether it has changed: size, inode, and two times in ns.
+
+    `cp -p`, `rsync` and `tar` keep the time that is looked at everywhere (mtime); nobody sets the other (ctime).
+    """
+    stat = path.stat()
+    return stat.st_size, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns
+
+
+def input_states(
+    paths: Iterable[Path | str], edits: Mapping[str, object] | None = None, most_bytes: int = HASHED_BYTES
+) -> str:
     """A fingerprint of what tells whether any of these input files has changed: for the parameters of a job.
 
-    Of a file up to `most_bytes` it is the content. Of a larger one it is size, inode and the times of its last change:
-    `cp -p`, `rsync` and `tar` keep the one of these times that is looked at everywhere (mtime); nobody sets the other
-    (ctime). A copy of such a file on another disk counts as changed; a job that keeps finished parts compares contents
-    then. A file that is absent counts too.
+    Of a file up to `most_bytes` it is the content, of a larger one `stat_of`. A copy of such a file on another disk
+    counts as changed; a job that keeps finished parts compares contents then. A file that is absent counts too, and so
+    does what `edits` holds for it: edits while a study ran, some of whose jobs may have read another content.
     """
     states = []
     for path in sorted(map(Path, paths)):
         try:
-            stat = path.stat()
-            by_content = stat.st_size <= most_bytes
-            state = _digest(path) if by_content else (stat.st_size, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns)
+            state = digest_of(path) if path.stat().st_size <= most_bytes else stat_of(path)
         except FileNotFoundError:
             state = None
-        states.append((str(path), state))
+        states.append((str(path), state, *([edits[str(path)]] if edits and str(path) in edits else [])))
     return fingerprint(states)
 
 
@@ -128,12 +188,7 @@ def scan_tables(paths: Path | str | Iterable[Path | str]) -> pl.LazyFrame:
 def _require_sealed(path: Path) -> None:
     """Raise `InputError` for a table whose seal is broken. It gets another name: what is missing is made again."""
     if not is_sealed(path):
-        damaged = path.with_name(f"{path.name}.damaged")
-        os.replace(path, damaged)
-        raise InputError(
-            f"{path}: damaged: its bytes are not those that were written. It is {damaged.name} now; run the same "
-            "command again, which makes the table again, and check the disk"
-        )
+        raise damaged(path)
 
 
 def table_metadata(path: Path) -> dict[str, str]:
@@ -202,7 +257,7 @@ def is_whole_parquet(path: Path | str) -> bool:
 
 def manifest_parts(manifest: Path) -> list[Path]:
     """The tables that a manifest ({name: fingerprint}) names, in its order: <name>.parquet beside it."""
-    return [manifest.with_name(f"{name}.parquet") for name in json.loads(manifest.read_text())]
+    return [manifest.with_name(f"{name}.parquet") for name in read_json(manifest)]
 
 
 def require_parts(manifest: Path) -> list[Path]:
@@ -212,7 +267,7 @@ def require_parts(manifest: Path) -> list[Path]:
     written here. Then the manifest is removed, so that its job runs again; it keeps the tables that are right.
     """
     parts = manifest_parts(manifest)
-    for part, mark in zip(parts, json.loads(manifest.read_text()).values()):
+    for part, mark in zip(parts, read_json(manifest).values()):
         _require_sealed(part)
         if (found := pl.read_parquet_metadata(part).get(FINGERPRINT)) != mark:
             manifest.unlink()

@@ -1,6 +1,7 @@
 # What happens when the jobs of a study begin and end. Dry runs, reports and jobs on a cluster (--no-hooks) run without it.
 import os
 
+from proxycast.checks import note_edits
 from proxycast.console import Progress
 from proxycast.jobs import STALL_VARIABLE
 from proxycast.summary import failures, summary
@@ -24,13 +25,20 @@ onstart:
         raise WorkflowError(str(error)) from None
 
 
+def tell_edits():
+    for path in note_edits(INPUTS, RECORD):
+        logger.warning(f"{path} was edited while the study ran; what is made of it is made again at the next start.")
+
+
 onsuccess:
     PROGRESS.end("done")
+    tell_edits()
     for line in summary(workflow, PLAN):
         logger.info(line)
 
 
 onerror:
     PROGRESS.end("failed")
+    tell_edits()
     for line in failures(workflow, PLAN):
         logger.error(line)

@@ -1,6 +1,5 @@
 """A model folder in the layout of `transformers`: is it whole, and which model is it, told without building it."""
 
-import hashlib
 import json
 import re
 import sys
@@ -15,12 +14,14 @@ from unittest.mock import patch
 from tokenizers import Tokenizer
 
 from proxycast.options import InputError, one_line
-from proxycast.tables import fingerprint
+from proxycast.tables import damaged, digest_of, fingerprint
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-FINGERPRINT_FILE = "fingerprint.txt"  # in each checkpoint that was trained here: what it was made from
+# In each checkpoint that was made here: what it was made from and, where it was trained here, what was written.
+FINGERPRINT_FILE = "fingerprint.txt"
+TRAINED = (("suite", "models"), ("text", "models"))  # folders of a study's results, of <run>/<step>
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 INDEX = "model.safetensors.index.json"  # of weights in several files
 # An adapter that lies beside a model: `transformers` applies it where peft is installed, vLLM never does.
@@ -63,6 +64,7 @@ def check_folder(folder: Path) -> None:
         raise InputError(
             f"{folder}: no such folder; it should hold a model (config.json, tokenizer.json, *.safetensors)"
         )
+    _require_as_written(folder)
     if adapters := adapters_among(path.name for path in folder.iterdir()):
         raise InputError(f"{folder}: {adapters}")
     vocabulary = vocabulary_of(folder)
@@ -86,21 +88,54 @@ def adapters_among(names: Iterable[str]) -> str | None:
 
 
 def model_fingerprint(folder: Path) -> str:
-    """16 hexadecimal digits for the model's configuration, tokenizer, own code and every byte of its weights."""
+    """16 hexadecimal digits for the model's configuration, tokenizer, own code and every byte of its weights.
+
+    Raises InputError for a checkpoint that was trained here and is another one now; it gets another name.
+    """
+    found = _content(folder)
+    _require_as_written(folder, found)
+    return found
+
+
+def mark_as_trained(folder: Path, mark: str) -> None:
+    """Write into a checkpoint what it was made from, and what tells later whether its files are as they were."""
+    (folder / FINGERPRINT_FILE).write_text(f"{mark}\n{_small_content(folder)}\n{_content(folder)}\n")
+
+
+def _require_as_written(folder: Path, content: str | None = None) -> None:
+    """Raise InputError where `mark_as_trained` marked other files: without `content` only small ones are compared.
+
+    A copy elsewhere is its user's, who may change it.
+    """
+    if folder.parts[-4:-2] not in TRAINED:
+        return
+    try:
+        _, *written = (folder / FINGERPRINT_FILE).read_text().split()
+    except (OSError, ValueError):
+        return
+    if written and (_small_content(folder) != written[0] or content not in (None, *written[1:])):
+        raise damaged(folder)
+
+
+def _small_files(folder: Path) -> dict[str, Path]:
     own = [*QUANTIZATION_FILES, *(path.name for path in sorted(folder.glob("*.py")))]
     small = [folder / "config.json", *tokenizer_files(folder), *(folder / name for name in own)]
-    weights = []
-    for path in weight_files(folder):
-        with path.open("rb") as file:
-            weights.append(hashlib.file_digest(file, "sha256").hexdigest())
-    return fingerprint({path.name: path for path in small if path.is_file()}, weights)
+    return {path.name: path for path in small if path.is_file()}
+
+
+def _small_content(folder: Path) -> str:
+    return fingerprint(_small_files(folder))
+
+
+def _content(folder: Path) -> str:
+    return fingerprint(_small_files(folder), [digest_of(path) for path in weight_files(folder)])
 
 
 def is_finished(folder: Path, mark: str) -> bool:
     """Whether `folder` holds a whole checkpoint with the fingerprint `mark`."""
     try:
         check_folder(folder)
-        return (folder / FINGERPRINT_FILE).read_text().strip() == mark
+        return (folder / FINGERPRINT_FILE).read_text().split()[:1] == [mark]
     except (InputError, OSError):
         return False
 

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from proxycast.engines.model_folder import FINGERPRINT_FILE, is_finished
+from proxycast.engines.model_folder import is_finished, mark_as_trained
 from proxycast.jobs import PROGRESS_SECONDS
 from proxycast.miniature import gpt, llama
 from proxycast.miniature.suite import Size, Suite, Training
@@ -250,6 +250,6 @@ def _write_checkpoint(parameters: dict[str, Tensor], size: Size, tokenizer: Path
     temporary = folder.with_name(f".{folder.name}.partial")  # one that a kill left behind is written over
     shutil.copytree(tokenizer, temporary, dirs_exist_ok=True)
     ARCHITECTURES[size.architecture].save_folder(parameters, size, temporary)
-    (temporary / FINGERPRINT_FILE).write_text(mark + "\n")
+    mark_as_trained(temporary, mark)
     shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)

@@ -23,7 +23,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from proxycast.engines.model_folder import FINGERPRINT_FILE, is_finished, tokenizer_files
+from proxycast.engines.model_folder import is_finished, mark_as_trained, tokenizer_files
 from proxycast.engines.tokenizer import load_tokenizer
 from proxycast.jobs import PROGRESS_SECONDS
 from proxycast.ladder import Ladder, LadderSize
@@ -390,7 +390,7 @@ def _write_checkpoint(run: _Run, folder: Path) -> None:
             for path in tokenizer_files(run.files.tokenizer):
                 shutil.copy(path, temporary)
             _losses(run).write_csv(temporary / LOSS_FILE)
-            (temporary / FINGERPRINT_FILE).write_text(run.files.mark + "\n")
+            mark_as_trained(temporary, run.files.mark)
             shutil.rmtree(folder, ignore_errors=True)
             temporary.rename(folder)
     finally:
