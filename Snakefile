@@ -58,7 +58,7 @@ try:
         CHECKPOINTS = plan_checkpoints(PLAN)
         broken, to_make = broken_results(PLAN.results)
         for path in broken:
-            logger.warning(f"{path} was truncated or lacked a part, and is made again.")
+            logger.warning(f"{path} was truncated, damaged or lacked a part, and is made again.")
         if RUNS_JOBS:
             remove(to_make)
         check_inputs(PLAN, CHECKPOINTS, record=RUNS_JOBS)
@@ -104,7 +104,7 @@ def state_of(paths):
     own = [path for path in map(Path, paths) if PLAN.results not in path.parents]
     if workflow.is_main_process:
         INPUTS.update({path: stat_of(path) if path.exists() else None for path in own if path not in INPUTS})
-    return input_states(own, EDITS)
+    return input_states(own, edits=EDITS)
 
 
 # Names as config allows them. A list of all would be part of every pattern, and make planning slow.

@@ -37,6 +37,8 @@ from proxycast.corpora import Corpus
 from proxycast.ladder import Ladder
 from proxycast.miniature.pretraining import ARCHITECTURES
 from proxycast.options import InputError
+from proxycast.solutions import Solution, write_solutions
+from proxycast.tables import write_json
 from safetensors.torch import load_file, save_file
 from snakemake.cli import parse_args
 
@@ -820,6 +822,56 @@ def test_a_lost_part_goes_with_its_manifest_alone(tmp_path, lose):
     assert not jobs["targets"].exists() and not (tmp_path / "targets/job/b.parquet").exists()
     assert (tmp_path / "targets/job/a.parquet").exists() and jobs["token_stats"].exists()
     assert remove_broken(tmp_path) == []
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", '{"a": "ma'])
+@pytest.mark.parametrize(
+    "name", ["token_stats/job/manifest.json", "targets/job/manifest.json", "revisions/run.json", "suite/trained/a.json"]
+)
+def test_a_truncated_record_is_made_again(tmp_path, name, content):
+    record = tmp_path / name
+    record.parent.mkdir(parents=True)
+    record.write_text(content)
+    assert remove_broken(tmp_path) == [record] and not record.exists()
+    assert remove_broken(tmp_path) == []
+
+
+def test_a_truncated_manifest_of_text_is_made_again(tmp_path):
+    manifest = tmp_path / "text/corpus/manifest.json"
+    write_json([{"content": 1}], manifest)
+    assert remove_broken(tmp_path) == []
+    os.truncate(manifest, 9)
+    assert remove_broken(tmp_path) == [manifest]
+
+
+def test_solutions_that_have_changed_by_themselves_are_made_again(tmp_path):
+    whole, changed = (tmp_path / f"solutions/{name}.jsonl" for name in "ab")
+    for path in (whole, changed):
+        write_solutions([Solution(id="1", prompt="Q", solution=" the mat")], path)
+    assert remove_broken(tmp_path) == []
+    changed.write_text(changed.read_text().replace("mat", "hat"))
+    assert remove_broken(tmp_path) == [changed] and whole.exists() and not changed.exists()
+    assert remove_broken(tmp_path) == []
+
+
+def test_somebodys_own_file_is_not_lost(tmp_path):
+    notes = tmp_path / "notes.parquet"
+    notes.write_text("years of work")
+    assert remove_broken(tmp_path) == [notes]
+    assert (tmp_path / "notes.parquet.damaged").read_text() == "years of work"
+
+
+def test_tables_that_are_linked_to_another_place_are_looked_at(tmp_path):
+    results, elsewhere = tmp_path / "results", tmp_path / "elsewhere"
+    part = some_table(elsewhere / "job/a.parquet")
+    part.with_name("manifest.json").write_text(json.dumps({"a": "mark"}))
+    (elsewhere / "round").symlink_to(results)
+    results.mkdir()
+    (results / "token_stats").symlink_to(elsewhere)
+    assert remove_broken(results) == []
+    os.truncate(part, 9)
+    assert remove_broken(results) == [results / "token_stats/job/a.parquet"]
+    assert not part.exists() and not part.with_name("manifest.json").exists()
 
 
 def test_file_that_a_job_is_writing_stays(tmp_path):

@@ -1,5 +1,7 @@
 """Models and their training: the logits of transformers, the optimisers' formulas, and runs that survive a kill."""
 
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from proxycast.checkpoints import count_parameters
-from proxycast.engines.model_folder import check_folder
+from proxycast.engines.model_folder import check_folder, model_fingerprint
 from proxycast.miniature import pretraining
 from proxycast.miniature.pretraining import (
     ARCHITECTURES,
@@ -25,6 +27,7 @@ from proxycast.miniature.pretraining import (
 from proxycast.miniature.recipes import token_stream, tokens_column
 from proxycast.miniature.suite import CONTEXT, Component, Recipe, Size, Suite, Training
 from proxycast.miniature.tokenizer import save_tokenizer, train_tokenizer
+from proxycast.options import InputError
 from pydantic import ValidationError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -367,6 +370,39 @@ def damage_tokenizer(folder: Path) -> None:
 
 def damage_mark(folder: Path) -> None:
     (folder / "fingerprint.txt").unlink()
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
+def test_checkpoint_with_a_flipped_bit_is_never_scored(pretrain, tmp_path, name):
+    pretrain()
+    trained = pretrain.models / "mine-small-seed1" / "step2"
+    ours = shutil.copytree(trained, tmp_path / "results/mine/suite/models/run/step2")
+    mark = model_fingerprint(ours)
+    flip_a_bit(ours / name)
+    with pytest.raises(InputError, match="step2: damaged: its bytes are not those that were written. It is step2.dam"):
+        model_fingerprint(ours)
+    assert not ours.exists() and (ours.parent / "step2.damaged" / name).is_file()
+    # A copy is its user's, who may change it.
+    users = shutil.copytree(ours.parent / "step2.damaged", tmp_path / "own/step2")
+    assert model_fingerprint(users) != mark
+
+
+@pytest.mark.parametrize("lose", [Path.unlink, lambda path: os.truncate(path, 30)])
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
+def test_checkpoint_that_lost_a_small_file_is_told_before_it_is_loaded(pretrain, tmp_path, name, lose):
+    pretrain()
+    ours = shutil.copytree(pretrain.models / "mine-small-seed1" / "step2", tmp_path / "suite/models/run/step2")
+    check_folder(ours)
+    lose(ours / name)
+    with pytest.raises(InputError, match="step2: damaged"):
+        check_folder(ours)
+    assert not ours.exists()
 
 
 @pytest.mark.parametrize("damage", [damage_truncated, damage_tokenizer, damage_mark])

@@ -326,7 +326,55 @@ def test_a_study_edited_while_it_runs_is_scored_as_it_was(finished, project):
     assert "score" in rules(snakemake(project, "-n"))
 
 
+def test_an_input_that_is_edited_and_restored_while_a_study_runs_is_read_again(finished, project):
+    """Some jobs read the one, some the other, and nothing tells it afterwards."""
+    truth = project / "own/truth.csv"
+    before = truth.read_bytes()
+    (project / RESULTS / "targets.parquet").unlink()
+    shutil.rmtree(project / RESULTS / "token_stats")
+    with (project / "said.log").open("w") as log:
+        process = subprocess.Popen(command("--cores", "1"), cwd=project, stdout=log, stderr=subprocess.STDOUT)
+        try:
+            deadline = time.monotonic() + 300
+            while "rule " not in (project / "said.log").read_text():
+                assert process.poll() is None and time.monotonic() < deadline
+                time.sleep(0.02)
+            write_truth(project, 0.3, 0.1)
+            assert process.wait(300) == 0
+        finally:
+            process.kill()
+    assert "own/truth.csv was edited while the study ran" in (project / "said.log").read_text()
+    truth.write_bytes(before)
+    assert "join_targets" in rules(snakemake(project))
+    assert_frame_equal(pl.read_parquet(project / RANKING), pl.read_parquet(finished / RANKING), rel_tol=1e-10)
+    assert "Nothing to be done" in snakemake(project)
+
+
 # Damage
+
+
+def test_solutions_with_a_flipped_bit_are_copied_again(finished, project):
+    copied = project / RESULTS / "solutions/sums.jsonl"
+    with_its_time_kept(copied, lambda: copied.write_text(copied.read_text().replace("mat", "hat", 1)))
+    (project / RESULTS / "token_stats/left/left-small-seed0-step10.parquet").unlink()
+    said = snakemake(project)
+    assert f"{RESULTS}/solutions/sums.jsonl was truncated, damaged or lacked a part" in said
+    assert copied.read_bytes() == (finished / RESULTS / "solutions/sums.jsonl").read_bytes()
+    assert_frame_equal(pl.read_parquet(project / RANKING), pl.read_parquet(finished / RANKING), rel_tol=1e-10)
+
+
+@pytest.mark.parametrize("name", ["checked.json", "token_stats/left/manifest.json"])
+def test_a_truncated_record_stops_nothing(project, name):
+    os.truncate(project / RESULTS / name, 20)
+    snakemake(project)
+    assert json.loads((project / RESULTS / name).read_text())
+    assert written(project, "left")[1:] in ([], [[]])  # no checkpoint is scored again
+
+
+def test_results_that_are_a_link_to_nowhere(project):
+    shutil.rmtree(project / "results")
+    (project / "results").symlink_to(project / "absent")
+    assert re.search("results: a link to .*absent, which is not there: mount it", snakemake(project, fails=True))
 
 
 def test_a_flipped_bit_is_named_and_costs_one_checkpoint(finished, project):
@@ -352,7 +400,7 @@ def test_a_dry_run_changes_nothing(project):
     before = state_of(project / "results")
     for mode in ("-n", "--summary", "--list-changes=code"):
         said = snakemake(project, mode)
-        assert "left-small-seed0-step10.parquet was truncated or lacked a part" in said
+        assert "left-small-seed0-step10.parquet was truncated, damaged or lacked a part" in said
         assert state_of(project / "results") == before
     assert {"copy_solutions", "score"} <= rules(snakemake(project, "-n"))
 

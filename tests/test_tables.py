@@ -13,9 +13,14 @@ from proxycast.tables import (
     MANIFEST,
     input_states,
     is_sealed,
+    is_unchanged,
+    read_json,
     read_table,
     require_parts,
+    require_unchanged,
     scan_tables,
+    seal,
+    sealed_by,
     table_fingerprint,
     table_metadata,
     write_json,
@@ -104,3 +109,45 @@ def test_absent_inputs_count_too(tmp_path):
     (tmp_path / "a").write_bytes(b"a")
     found = {input_states([]), input_states([tmp_path / "a"]), input_states([tmp_path / "a", tmp_path / "b"])}
     assert len(found) == 3
+
+
+@given(st.data())
+def test_a_sealed_text_is_not_read_once_a_bit_of_it_has_flipped(tmp_path_factory, data):
+    path = tmp_path_factory.mktemp("seal") / "a.jsonl"
+    path.write_text('{"id": "1"}\n')
+    seal(path)
+    require_unchanged(path)
+    (hidden,) = (file for file in path.parent.iterdir() if file != path)
+    assert sealed_by(hidden) == path and sealed_by(path) is None
+    content = bytearray(path.read_bytes())
+    content[data.draw(st.integers(0, len(content) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    path.write_bytes(content)
+    assert not is_unchanged(path)
+    with pytest.raises(InputError, match="a.jsonl: damaged"):
+        require_unchanged(path)
+    assert not path.exists() and (path.parent / "a.jsonl.damaged").read_bytes() == content
+
+
+def test_a_text_that_was_never_sealed_may_be_anything(tmp_path):
+    (tmp_path / "own.jsonl").write_text("{}")
+    require_unchanged(tmp_path / "own.jsonl")
+    require_unchanged(tmp_path / "absent.jsonl")
+
+
+@pytest.mark.parametrize("content", [None, "", "[]", "{", '{"a": 1', "\udc00"])
+def test_a_record_that_is_not_whole_counts_as_absent(tmp_path, content):
+    path = tmp_path / "record.json"
+    if content is not None:
+        path.write_bytes(content.encode(errors="surrogatepass"))
+    assert read_json(path) == {}
+    write_json({"a": 1}, path)
+    assert read_json(path) == {"a": 1}
+
+
+def test_edits_while_a_study_ran_change_the_state_of_their_file_alone(tmp_path):
+    one, other = tmp_path / "one", tmp_path / "other"
+    one.write_text("1")
+    other.write_text("2")
+    assert input_states([one], edits={}) == input_states([one]) == input_states([one], edits={str(other): 1})
+    states = {input_states([one]), input_states([one], edits={str(one): 1}), input_states([one], edits={str(one): 2})}
+    assert len(states) == 3

@@ -274,7 +274,7 @@ def test_checkpoint_is_a_whole_model_of_the_ladders_shape(train, tmp_path, inter
         folder = tmp_path / "run/models" / name
         check_folder(folder)
         assert count_parameters(folder) == ladder.sizes["1k"].parameters(VOCABULARY)
-        assert (folder / "fingerprint.txt").read_text().strip() == mark
+        assert (folder / "fingerprint.txt").read_text().split()[0] == mark
         assert context_of(folder) == 24
         model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
         assert type(model) is LlamaForCausalLM and model.dtype == torch.float32

@@ -313,7 +313,7 @@ def test_damage_and_a_kill_cost_only_what_was_lost(project):
     said = snakemake(project, "-n")
     damaged = ("token_stats/core/core-30k-seed1-step40.parquet", "token_stats/web_edu/manifest.json")
     for path in ("models/base-30k-seed0/step20", "models/base-43k-seed1/step60", *damaged):
-        assert f"{path} was truncated or lacked a part" in said
+        assert f"{path} was truncated, damaged or lacked a part" in said
     assert {("train_corpus", "base"), *(("score", corpus) for corpus in ("base", "core", "web_edu"))} <= jobs(said)
 
     # Killed when the first of the two runs is trained and the second, another size, is being compiled.

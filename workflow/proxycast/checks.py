@@ -105,9 +105,6 @@ def require_same_disk(results: Path, record: Path, write: bool) -> None:
 
     `record` holds the device of the last run; with `write` it is written anew.
     """
-    for path in (results, *results.parents):
-        if path.is_symlink() and not path.exists():
-            raise InputError(f"{path}: a link to {path.readlink()}, which is not there: mount it, or remove the link")
     there = next(path for path in (results, *results.parents) if path.exists())
     device = there.stat().st_dev
     if not results.exists() and read_json(record).get("device", device) != device:
@@ -115,6 +112,9 @@ def require_same_disk(results: Path, record: Path, write: bool) -> None:
             f"{results}: gone, and {there.resolve()} is on another disk than the results were: mount that; to make "
             f"all of them anew, remove {record}"
         )
+    for path in (results, *results.parents):
+        if path.is_symlink() and not path.exists():
+            raise InputError(f"{path}: a link to {path.readlink()}, which is not there: mount it, or remove the link")
     if write:
         results.mkdir(parents=True, exist_ok=True)
         write_json(read_json(record) | {"device": results.stat().st_dev}, record)

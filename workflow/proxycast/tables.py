@@ -131,7 +131,7 @@ def stat_of(path: Path) -> tuple[int, ...]:
 
 
 def input_states(
-    paths: Iterable[Path | str], edits: Mapping[str, object] | None = None, most_bytes: int = HASHED_BYTES
+    paths: Iterable[Path | str], most_bytes: int = HASHED_BYTES, edits: Mapping[str, object] | None = None
 ) -> str:
     """A fingerprint of what tells whether any of these input files has changed: for the parameters of a job.
 
@@ -145,8 +145,9 @@ def input_states(
             state = digest_of(path) if path.stat().st_size <= most_bytes else stat_of(path)
         except FileNotFoundError:
             state = None
-        states.append((str(path), state, *([edits[str(path)]] if edits and str(path) in edits else [])))
-    return fingerprint(states)
+        states.append((str(path), state))
+    edits = {path: edits[path] for path, _ in states if edits and path in edits}
+    return fingerprint(states, *([edits] if edits else []))
 
 
 def write_table(
