@@ -16,7 +16,7 @@ from proxycast.jobs import any_runs, attempts, job
 from proxycast.options import InputError
 
 SLEEPER = """
-import sys, time
+import subprocess, sys, time
 from proxycast.jobs import job
 with job(sys.argv[1]):
     print("began", file=sys.stderr, flush=True)
@@ -124,6 +124,21 @@ def test_of_two_processes_one_waits_for_the_other(log):
     assert first.wait() == second.returncode == 0
     one, other = attempts(log)
     assert (one.process, other.process) == (first.pid, second.pid) and other.started >= one.ended
+
+
+def test_workers_of_a_killed_job_are_ended_and_not_waited_for(log):
+    begins_a_worker = SLEEPER.replace("    time", '    subprocess.Popen(["sleep", "600"])\n    time')
+    first = subprocess.Popen([sys.executable, "-c", begins_a_worker, str(log), "60"])
+    wait_until(lambda: psutil.Process(first.pid).children())
+    (worker,) = psutil.Process(first.pid).children()
+    first.kill()
+    first.wait()
+    assert attempts(log)[-1].state == "running" and worker.is_running()  # the worker holds the lock
+    second = start(log, 0)
+    said = second.communicate(timeout=60)[1]
+    assert second.returncode == 0 and f"process {worker.pid} is of a job that was killed" in said
+    assert not psutil.pid_exists(worker.pid) or worker.status() == psutil.STATUS_ZOMBIE
+    assert [a.state for a in attempts(log)] == ["killed", "done"]
 
 
 def test_the_slurm_job_of_a_snakemake_that_is_gone_is_cancelled(log, tmp_path):

@@ -405,6 +405,14 @@ def test_checkpoint_that_lost_a_small_file_is_told_before_it_is_loaded(pretrain,
     assert not ours.exists()
 
 
+@pytest.mark.parametrize("lose", [flip_a_bit, lambda path: os.truncate(path, 30)])
+def test_no_model_gets_a_tokenizer_that_has_changed_by_itself(pretrain, trained, lose):
+    lose(pretrain.tokenizers["other"] / "tokenizer.json")
+    with pytest.raises(InputError, match="other/tokenizer.json: damaged"):
+        pretrain()
+    assert not trained and not pretrain.models.exists()
+
+
 @pytest.mark.parametrize("damage", [damage_truncated, damage_tokenizer, damage_mark])
 def test_damaged_checkpoint_is_trained_again(pretrain, trained, damage):
     manifest = pretrain()

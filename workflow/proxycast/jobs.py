@@ -232,7 +232,8 @@ def _wait_for_others(log: Path, file: TextIO, console: TextIO) -> None:
     """Lock the log. Whoever holds the lock was started by a Snakemake that is gone: its Slurm job is cancelled.
 
     Any other is waited for: on this host to its end, on another one for `LOCK_SECONDS`. Two processes that do the same
-    work waste it, but what they write is right: every file is written whole under another name, and renamed.
+    work waste it, but what they write is right: every file is written whole under another name, and renamed. Of one
+    that was killed the workers may live on, idle and with the lock: they are ended.
     """
     until = None
     while not _lock(log, file, console):
@@ -245,6 +246,28 @@ def _wait_for_others(log: Path, file: TextIO, console: TextIO) -> None:
             _say(console, f"{log}: still locked after {LOCK_SECONDS:.0f} s; the job goes on beside the other")
             return
         time.sleep(1)
+        if is_here:
+            _end_orphans(log, console)
+
+
+def _end_orphans(log: Path, console: TextIO) -> None:
+    """End the processes of this host that tell this log what they do, if the one that began them is gone."""
+    holder = attempts(log)[-1].process
+    tell = {process.pid: process for process in psutil.process_iter() if _tells(process, attempts_file(log))}
+    if holder in tell:
+        return
+    for pid, process in tell.items():
+        _say(console, f"{log}: process {pid} is of a job that was killed, and is ended")
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+
+
+def _tells(process: psutil.Process, file: Path) -> bool:
+    """Whether a process has `file` as its stderr."""
+    try:
+        return any(opened.fd == STDERR and Path(opened.path) == file.resolve() for opened in process.open_files())
+    except psutil.Error:  # of another user, or gone
+        return False
 
 
 def _lock(log: Path, file: TextIO, console: TextIO) -> bool:

@@ -23,7 +23,7 @@ from proxycast.engines.model_folder import is_finished, mark_as_trained
 from proxycast.jobs import PROGRESS_SECONDS
 from proxycast.miniature import gpt, llama
 from proxycast.miniature.suite import Size, Suite, Training
-from proxycast.tables import atomic, fingerprint
+from proxycast.tables import atomic, fingerprint, require_unchanged
 
 if TYPE_CHECKING:
     from torch._dynamo.aot_compile import AOTCompiledFunction
@@ -228,6 +228,8 @@ class _Run:
 def _plan_runs(
     corpus: str, suite: Suite, tokenizers: Mapping[str | None, Path], models: Path, documents: object
 ) -> list[_Run]:
+    for folder in tokenizers.values():
+        require_unchanged(folder / "tokenizer.json")
     made_from = {name: fingerprint(documents, folder / "tokenizer.json") for name, folder in tokenizers.items()}
     runs = []
     for size_name, size in suite.sizes.items():
@@ -248,7 +250,7 @@ def _loss(size: Size, vocabulary: int, training: Training) -> Callable[[dict[str
 
 def _write_checkpoint(parameters: dict[str, Tensor], size: Size, tokenizer: Path, folder: Path, mark: str) -> None:
     temporary = folder.with_name(f".{folder.name}.partial")  # one that a kill left behind is written over
-    shutil.copytree(tokenizer, temporary, dirs_exist_ok=True)
+    shutil.copytree(tokenizer, temporary, ignore=shutil.ignore_patterns(".*"), dirs_exist_ok=True)
     ARCHITECTURES[size.architecture].save_folder(parameters, size, temporary)
     mark_as_trained(temporary, mark)
     shutil.rmtree(folder, ignore_errors=True)

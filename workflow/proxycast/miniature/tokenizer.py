@@ -6,6 +6,8 @@ from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
+from proxycast.tables import seal
+
 END_OF_TEXT, PADDING = "<|endoftext|>", "<|padding|>"
 # Digits one by one, words with the space before them, single signs, runs of white space.
 PIECES = r"\d| ?[A-Za-z]+| ?[^\sA-Za-z\d]|\s+"
@@ -35,9 +37,10 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> Tokenizer:
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
-    """Write tokenizer.json and tokenizer_config.json, all that `AutoTokenizer` and vLLM need."""
+    """Write tokenizer.json, sealed, and tokenizer_config.json: all that `AutoTokenizer` and vLLM need."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
+    seal(folder / "tokenizer.json")
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": END_OF_TEXT,
