@@ -67,6 +67,16 @@ def test_any_other_error_leaves_its_traceback_in_the_log(log, capfd):
     assert attempt.lines[0].startswith("Traceback") and attempt.lines[-1] == "error: KeyError: 'key'"
 
 
+def test_a_panic_of_a_library_is_told_like_an_error(log, capfd):
+    class PanicException(BaseException):
+        """As pyo3's."""
+
+    with pytest.raises(SystemExit, match="1"), job(log):
+        raise PanicException("bad split")
+    assert capfd.readouterr().err == "error: PanicException: bad split\n"
+    assert attempts(log)[0].state == "failed"
+
+
 def test_a_job_without_error_sends_stderr_to_the_log(log, capfd):
     with job(log):
         print("progress\rmore", file=sys.stderr)

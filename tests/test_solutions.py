@@ -274,6 +274,17 @@ def test_an_added_token_over_the_join_is_scored_as_a_merge_would_be(prompt, cont
     assert sequence.token_bytes.tolist() == expected[first:].tolist()
 
 
+def test_a_text_at_which_the_tokenizer_fails_is_an_error():
+    backend = Tokenizer(models.Unigram([("a", 0.0)]))  # knows no unknown token
+    backend.decoder = decoders.Fuse()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
+    assert len(tokenize([("t1", "a", "aa")], tokenizer, 9)) == 1
+    with pytest.raises(InputError, match="fails at one of the texts t1 to t2: .*unk_id"):
+        tokenize([("t1", "a", "aa"), ("t2", "a", "b")], tokenizer, 9)
+    with pytest.raises(InputError, match="fails at one of the prompts: .*unk_id"):
+        prompt_tokens(["b"], tokenizer)
+
+
 def test_white_space_at_the_end_of_a_token_counts_for_that_token():
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)

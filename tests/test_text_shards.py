@@ -180,6 +180,13 @@ def test_bad_input(tokenizer, tmp_path):
             tokenize_source(iter(BATCHES), tmp_path / name, tmp_path, 9, END, "x")
 
 
+def test_a_document_at_which_the_tokenizer_fails_is_an_error(tmp_path):
+    Tokenizer(models.Unigram([("a", 0.0), ("<end>", 0.0)])).save(str(tmp_path / "t.json"))  # knows no unknown token
+    with pytest.raises(InputError, match="t.json: the tokenizer fails behind document 1 of 00000.bin: .*unk_id"):
+        tokenize_source(iter([["aa"], ["ab"]]), tmp_path / "t.json", tmp_path, 9, 1, "x")
+    assert not (tmp_path / "00000.bin").exists()
+
+
 def write_tokens(folder, lengths, first=0, tokenizer="t"):
     """Shards whose tokens count up from `first`, so that each sequence tells where it is from."""
     tokens = np.arange(first, first + sum(lengths), dtype="<u4")

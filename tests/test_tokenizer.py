@@ -327,6 +327,32 @@ def test_what_cannot_be_read_is_one_line(name, text, words, hub_folder):
     assert str(caught.value).startswith(str(folder)) and "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("normalizer", {"type": "Precompiled", "precompiled_charsmap": "AAAA"}),
+        (
+            "post_processor",
+            {
+                "type": "TemplateProcessing",
+                "single": [
+                    {"SpecialToken": {"id": "<of tomorrow>", "type_id": 0}},
+                    {"Sequence": {"id": "A", "type_id": 0}},
+                ],
+                "pair": [],
+                "special_tokens": {},
+            },
+        ),
+    ],
+)
+def test_what_makes_the_library_in_rust_panic_is_one_line(key, value, hub_folder):
+    path = hub_folder("llama2") / "tokenizer.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+    with pytest.raises(InputError, match="tokenizer.json: no readable tokenizer.*PanicException") as caught:
+        load_tokenizer(path.parent)
+    assert "\n" not in str(caught.value)
+
+
 def test_a_tokenizer_is_loaded_anew_when_its_file_changes(hub_folder):
     folder, cache = hub_folder("olmo2"), TokenizerCache()
     first = cache.load(folder)

@@ -83,7 +83,9 @@ def job(log: Path | str) -> Iterator[None]:
                 with _ended_when_silent(file, console):
                     yield
                 print(f"\n=== done {_now()}", file=file)
-            except Exception as error:
+            except (KeyboardInterrupt, SystemExit, GeneratorExit):
+                raise
+            except BaseException as error:  # a panic of a library in Rust is no Exception
                 _tell(error, file, console)
                 sys.exit(1)
             finally:
@@ -141,7 +143,7 @@ def stall_minutes() -> float | None:
     return None if math.isinf(minutes) else minutes
 
 
-def _tell(error: Exception, file: TextIO, console: TextIO) -> None:
+def _tell(error: BaseException, file: TextIO, console: TextIO) -> None:
     """Say why the job failed: on the console first, as a full disk takes no log."""
     message = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
     _say(console, f"error: {message}")

@@ -1,5 +1,7 @@
 """What every configuration model and every input check shares: strict models, safe names, one kind of error."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -18,10 +20,21 @@ class InputError(ValueError):
         return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
     """A library's error for the message of an InputError: its kind and what it says, without line breaks, cut short."""
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text if len(text) <= LONGEST_CAUSE else text[:LONGEST_CAUSE] + '...'}"
+
+
+@contextmanager
+def library_errors(said: str) -> Iterator[None]:
+    """Turn whatever a library raises into InputError, `said` and the cause: a panic of one in Rust is no Exception."""
+    try:
+        yield
+    except (InputError, KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:
+        raise InputError(f"{said}: {one_line(error)}") from error
 
 
 class Options(BaseModel):

@@ -24,7 +24,7 @@ import numpy as np
 import polars as pl
 from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints, ValidationError, model_validator
 
-from proxycast.options import InputError
+from proxycast.options import InputError, library_errors
 from proxycast.tables import atomic, is_whole_parquet, require_unchanged, seal
 
 if TYPE_CHECKING:
@@ -311,12 +311,15 @@ def tokenize(
         joined += [k for k, prompt, text in batch if _begins_with_word(text) and (chat_template or _ends_word(prompt))]
         if strip:
             batch = [(k, prompt, text[1:] if _has_leading_space(text) else text) for k, prompt, text in batch]
-        tails = _tails(batch, tokenizer, tail_tokens, tail_bytes, chat_template)
-        for tail in tails:
-            _require_known(tail.sequence.key, tail.sequence.token_ids, tokenizer, vocabulary)
-        _require_round_trip(
-            batch, [tail.sequence.token_ids[tail.leading :] for tail in tails], tokenizer, chat_template
-        )
+        with library_errors(
+            f"{_name(tokenizer)}: the tokenizer fails at one of the texts {batch[0][0]} to {batch[-1][0]}"
+        ):
+            tails = _tails(batch, tokenizer, tail_tokens, tail_bytes, chat_template)
+            for tail in tails:
+                _require_known(tail.sequence.key, tail.sequence.token_ids, tokenizer, vocabulary)
+            _require_round_trip(
+                batch, [tail.sequence.token_ids[tail.leading :] for tail in tails], tokenizer, chat_template
+            )
         read += len(tails)
         for tail in tails:
             fits = len(tail.sequence.token_ids) <= context
@@ -373,7 +376,8 @@ def prompt_tokens(
     """
     _require_fast(tokenizer)
     texts = _chat_prompts(prompts, tokenizer) if chat_template else prompts
-    encoded = list(_encode(texts, tokenizer, special_tokens=not chat_template))
+    with library_errors(f"{_name(tokenizer)}: the tokenizer fails at one of the prompts"):
+        encoded = list(_encode(texts, tokenizer, special_tokens=not chat_template))
     named = [(f"prompt {prompt[:60]!r}", prompt, "") for prompt in prompts]
     for (key, _, _), encoding in zip(named, encoded):
         _require_known(key, encoding.token_ids, tokenizer, vocabulary)

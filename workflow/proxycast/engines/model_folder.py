@@ -13,7 +13,7 @@ from unittest.mock import patch
 
 from tokenizers import Tokenizer
 
-from proxycast.options import InputError, one_line
+from proxycast.options import InputError, library_errors, one_line
 from proxycast.tables import damaged, digest_of, fingerprint
 
 if TYPE_CHECKING:
@@ -366,10 +366,8 @@ def _largest_token_id(folder: Path) -> int:
     have no embedding for them, and `solutions.tokenize` refuses a text that has one of those.
     """
     path = tokenizer_json(folder)
-    try:
+    with library_errors(f"{path}: no readable tokenizer; copy the file again"):
         return _largest_in_tokenizer(path.read_text(encoding="utf-8"))
-    except Exception as error:  # the Rust library raises nothing narrower
-        raise InputError(f"{path}: no readable tokenizer ({error}); copy the file again") from None
 
 
 @lru_cache(maxsize=2)  # one tokenizer serves a whole sweep, and a large one takes half a second to parse

@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import BPE
 
 from proxycast.engines.model_folder import json_object, tokenizer_files, tokenizer_json
-from proxycast.options import InputError
+from proxycast.options import InputError, library_errors
 from proxycast.tables import fingerprint
 
 if TYPE_CHECKING:
@@ -45,14 +45,14 @@ def read_tokenizer(path: Path) -> Tokenizer:
     The dropout of BPE is off, with which a model may have been trained (the file does not hold that of Unigram), and so
     are truncation and padding. Raises InputError for a file that cannot be read.
     """
-    try:
+    with library_errors(f"{path}: no readable tokenizer; copy the file again"):
         tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the Rust library raises nothing narrower
-        raise InputError(f"{path}: no readable tokenizer ({error}); it must be the tokenizer.json of a model") from None
-    if isinstance(tokenizer.model, BPE):
-        tokenizer.model.dropout = None
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
+        if isinstance(tokenizer.model, BPE):
+            tokenizer.model.dropout = None
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        for special_tokens in (False, True):
+            tokenizer.decode(tokenizer.encode("", add_special_tokens=special_tokens).ids)
     return tokenizer
 
 

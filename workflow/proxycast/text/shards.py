@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from proxycast.engines.tokenizer import read_tokenizer
-from proxycast.options import InputError
+from proxycast.options import InputError, library_errors
 from proxycast.tables import atomic, fingerprint, write_json
 
 log = logging.getLogger(__name__)
@@ -77,7 +77,10 @@ def tokenize_source(
             shard = Shard(f"{len(shards):05d}.bin", 0, 0, 0, made_from)
             with atomic(folder / shard.name) as temporary, temporary.open("wb") as file:
                 for batch in itertools.chain([first], batches):
-                    tokens = _encode(encoder, batch, end_of_text, dtype)
+                    with library_errors(
+                        f"{tokenizer}: the tokenizer fails behind document {shard.documents} of {shard.name}"
+                    ):
+                        tokens = _encode(encoder, batch, end_of_text, dtype)
                     tokens.tofile(file)
                     shard.add(tokens, batch)
                     bar.update(len(tokens))
