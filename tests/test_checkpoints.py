@@ -837,11 +837,35 @@ def test_a_truncated_record_is_made_again(tmp_path, name, content):
 
 
 def test_a_truncated_manifest_of_text_is_made_again(tmp_path):
-    manifest = tmp_path / "text/corpus/manifest.json"
-    write_json([{"content": 1}], manifest)
+    manifest = text_corpus(tmp_path / "text/corpus")
     assert remove_broken(tmp_path) == []
     os.truncate(manifest, 9)
     assert remove_broken(tmp_path) == [manifest]
+
+
+def text_corpus(folder: Path) -> Path:
+    """Two sources of text, as `tokenize_text` leaves them -> their manifest."""
+    sources = []
+    for number in range(2):
+        own, shards = folder / f"source{number}", [{"name": f"0000{n}.bin", "tokens": 5} for n in range(2)]
+        sources.append({"dtype": "<u2", "shards": shards})
+        write_json(sources[-1], own / "manifest.json")
+        for shard in shards:
+            (own / shard["name"]).write_bytes(b"0123456789")
+    write_json(sources, folder / "manifest.json")
+    return folder / "manifest.json"
+
+
+@pytest.mark.parametrize("name", ["00001.bin", "manifest.json"])
+@pytest.mark.parametrize("lose", [Path.unlink, lambda path: os.truncate(path, 8)])
+def test_a_text_that_lost_a_shard_is_tokenised_again(tmp_path, name, lose):
+    manifest = text_corpus(tmp_path / "text/corpus")
+    lost = tmp_path / "text/corpus/source1" / name
+    lose(lost)
+    broken, to_make = broken_results(tmp_path)
+    assert broken == [lost] and manifest in to_make
+    remove_broken(tmp_path)
+    assert not manifest.exists()
 
 
 def test_solutions_that_have_changed_by_themselves_are_made_again(tmp_path):

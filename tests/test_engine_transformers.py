@@ -4,6 +4,7 @@ import gc
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 import weakref
@@ -31,6 +32,8 @@ from transformers import (
     GraniteForCausalLM,
     HyperCLOVAXConfig,
     HyperCLOVAXForCausalLM,
+    RwkvConfig,
+    RwkvForCausalLM,
 )
 
 OPTIONS = ExtractionOptions(tail_tokens=20, batch_tokens=300, device="cpu")
@@ -233,15 +236,46 @@ def test_bfloat16_runs_the_body_and_float32_the_head(model_folder):
 @pytest.mark.parametrize("tied", [False, True])
 def test_a_sweep_reuses_the_module_with_the_new_weights(model_folder, tied):
     engine = TransformersEngine(OPTIONS)
-    folders = [model_folder(f"step{seed}", seed=seed, tied=tied) for seed in range(3)]
-    modules, tokenizers = set(), set()
+    folders = [model_folder(f"step{seed}", seed=seed, tied=tied) for seed in range(4)]
+    modules, tokenizers = [], set()
     for folder in [*folders, folders[0]]:
         engine.load(folder)
-        modules.add(id(engine._model))
+        modules.append(engine._model)
         tokenizers.add(id(engine.tokenizer))
         sequences = sequences_for(engine)[:3]
         check(engine.token_stats(sequences), reference(folder, sequences))
-    assert len(modules) == len(tokenizers) == 1
+    assert len(tokenizers) == 1
+    # The first two are built: into the module of the second the first is loaded to prove that this may be done.
+    assert modules[0] is not modules[1] and all(module is modules[1] for module in modules[1:])
+
+
+def test_a_model_that_keeps_something_of_the_weights_before_is_built_anew(tmp_path, caplog):
+    """RWKV divides the weights of its later layers in its first pass, and remembers that it has."""
+    shape = dict(vocab_size=352, context_length=64, hidden_size=64, num_hidden_layers=4, intermediate_size=96)
+    engine, config = TransformersEngine(OPTIONS), RwkvConfig(**shape, rescale_every=2)
+    for seed in (0, 1, 2, 3, 0):
+        folder = tmp_path / f"step{seed}"
+        torch.manual_seed(seed)
+        model = RwkvForCausalLM(config)
+        for weight in model.parameters():
+            torch.nn.init.normal_(weight, std=0.3)
+        model.save_pretrained(folder)
+        byte_level_tokenizer().save_pretrained(folder)
+        engine.load(folder)
+        sequences = sequences_for(engine)[:3]
+        check(engine.token_stats(sequences), reference(folder, sequences))
+    assert caplog.text.count("keeps something of the weights before; each checkpoint is built anew") == 1
+
+
+def test_without_the_first_checkpoint_nothing_is_loaded_in_place(model_folder):
+    engine = TransformersEngine(OPTIONS)
+    first, *others = (model_folder(f"step{seed}", seed=seed) for seed in range(4))
+    engine.load(first)
+    shutil.rmtree(first)
+    for folder in others:
+        engine.load(folder)
+        sequences = sequences_for(engine)[:2]
+        check(engine.token_stats(sequences), reference(folder, sequences))
 
 
 def test_a_checkpoint_that_does_not_fill_the_module_is_built_anew(model_folder):
@@ -286,7 +320,8 @@ def test_a_model_is_gone_before_the_next_one_is_built(model_folder, monkeypatch)
 
 def test_sharded_weights_load_in_place_too(model_folder, tmp_path):
     engine = TransformersEngine(OPTIONS)
-    engine.load(model_folder("whole"))
+    for seed in range(2):
+        engine.load(model_folder(f"whole{seed}", seed=seed))
     first = engine._model
     folder = model_folder("sharded", seed=5)
     (folder / "model.safetensors").unlink()

@@ -305,8 +305,10 @@ def test_zeros_at_the_first_step_prove_nothing_yet(model_folder):
 
 def test_a_load_in_place_proves_nothing_again(model_folder):
     engine, passes = load(model_folder("a")), []
+    for seed in (1, 2):  # the third is the first that is loaded in place, after a proof
+        engine.load(model_folder(f"a{seed}", seed=seed))
     engine._model.base_model.register_forward_pre_hook(lambda *_: passes.append(1))
-    model, folder = engine._model, model_folder("b", seed=1)
+    model, folder = engine._model, model_folder("b", seed=3)
     engine.load(folder)
     assert engine._model is model and passes == []
     require_alone(engine, folder, texts(5, 9, 30))

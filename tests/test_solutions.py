@@ -447,6 +447,28 @@ def test_a_template_that_changes_the_prompt_is_an_error():
         tokenize([("k", "so What?", "The cat")], tokenizer, 99, chat_template=True)
 
 
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for m in messages %}<{{ m.role }}>{% endfor %}so what?:",
+        "so what?:{{ messages[0].content[0].text }}",
+        "so what?:{{ messages[0].content if 'w' not in messages[0].content }}",
+    ],
+)
+def test_a_template_that_says_by_itself_what_it_leaves_out_is_an_error(template):
+    with pytest.raises(InputError, match="its chat template leaves out the user's message 'so what.'"):
+        tokenize([("k", "so what?", "The cat")], chat(template), 99, chat_template=True)
+    tokenize([("k", "so what?", "The cat")], chat("so what?{{ messages[0].content }}:"), 99, chat_template=True)
+
+
+@pytest.mark.parametrize(
+    "template", ["{{ 1 / 0 }}", "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "{{ messages[0].no.no }}"]
+)
+def test_a_template_that_fails_in_any_way_is_an_error(template):
+    with pytest.raises(InputError, match="its chat template refuses a single user message"):
+        tokenize([("k", "so what?", "The cat")], chat(template), 99, chat_template=True)
+
+
 def test_a_prompt_may_have_no_token_without_an_embedding():
     with pytest.raises(InputError, match="^prompt 'de': found the token 'e' with id 70, but the model has 70 embeddin"):
         prompt_tokens(["d", "de"], PLAIN, vocabulary=70)
@@ -577,7 +599,10 @@ def test_a_template_reads_the_same_every_day():
             None,
             "this tokenizer has no chat template; give chat_template: false, or a checkpoint with a chat_template in",
         ),
-        ("{{ raise_exception('system first') }}", r"refuses a single user message .system first.; give chat_template"),
+        (
+            "{{ raise_exception('system first') }}",
+            "refuses a single user message; give chat_template: false.*system first",
+        ),
         ("{% if %}", "refuses a single user message"),
     ],
 )

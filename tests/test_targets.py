@@ -247,8 +247,11 @@ def test_percent_beside_fractions_of_any_metric_are_refused(tmp_path, rows, wher
     path.write_text("checkpoint,task,metric,value,n\n" + text)
     with pytest.raises(InputError, match=rf"found .* of score, {where}: percent beside fractions; give .* 0 to 1"):
         read_target_table(path)
+    path.write_text(path.read_text().replace("score", "brier_score"))
+    with pytest.raises(InputError, match="of brier_score, .*: percent beside fractions"):
+        read_target_table(path)
     for metric in ("loss", "perplexity"):  # these may differ by any factor
-        path.write_text(path.read_text().replace("score", metric))
+        path.write_text("checkpoint,task,metric,value,n\n" + text.replace("score", metric))
         assert len(read_target_table(path)) == len(rows)
 
 
@@ -273,6 +276,11 @@ def test_values_in_one_unit_pass_whatever_it_is(tmp_path):
         (GOOD.replace("n\n", "n, N\n"), "column n: stands there 2 times, as ['n', ' N']; give it once"),
         (GOOD.replace("100", "many"), "row 2, column n: found 'many'; it must be a count of at least 1, or empty"),
         (GOOD.replace("100", "-1"), "row 2, column n: found '-1'; it must be a count of at least 1, or empty"),
+        (GOOD.replace("100", "1e30"), "row 2, column n: found '1e30'; it must be a count of at least 1, or empty"),
+        (
+            GOOD + "c1,t1\u200b,exact_match,0.4,\n",
+            "stands in row 2 already as ('c1', 't1', 'exact_match'); give it once",
+        ),
         (GOOD.replace("t1", " t1"), "row 2, column task: found ' t1'; it must be a name, without white space"),
         (GOOD.replace("t1", " "), "row 2, column task: found ' '; it must be a name, without white space"),
         (GOOD.replace("t1", '"t1'), "row 2: cannot be read (unexpected end of data); quotes must come in pairs"),
@@ -323,6 +331,7 @@ TABLE = pl.DataFrame([("a", "t", "accuracy", 0.5, 8), ("b", "t", "accuracy", 0.2
         pl.col("checkpoint").cast(pl.Enum(["b", "a"])),
         pl.col("metric").cast(pl.Binary),
         pl.col("n").cast(pl.UInt8),
+        (pl.lit(" ") + pl.col("value").cast(pl.String) + " ").alias("value"),
         pl.col("n").cast(pl.Float64),
         pl.col("n").cast(pl.Decimal(6, 2)),
         pl.struct("value").alias("extra"),
@@ -345,6 +354,8 @@ def test_parquet_of_other_types_is_read_as_what_it_says(tmp_path, column):
         (pl.lit(1.5).alias("task"), "column task: found the type Float64; it must hold text"),
         (pl.lit(None).alias("value"), "row 1, column value: found None; it must be a finite number"),
         (pl.lit("many").alias("n"), "row 1, column n: found 'many'; it must be a count"),
+        (pl.lit(2**64 - 1, pl.UInt64).alias("n"), "row 1, column n: found 18446744073709551615; it must be a count"),
+        (pl.lit(b"\xff").alias("task"), "holds text that is not UTF-8"),
         (pl.col("value") * 100, "row 1, column value: found 50.0; accuracy is a share"),
         (pl.lit("a").alias("checkpoint"), r"row 2, columns .*: \('a', 't', 'accuracy'\) stands in row 1 already; give"),
         (pl.col("value").alias("Value"), r"column value: stands there 2 times, as \['value', 'Value'\]; give it once"),
@@ -356,6 +367,17 @@ def test_parquet_that_holds_something_else_is_refused(tmp_path, column, words):
     with pytest.raises(InputError, match=f"t.parquet, {words}") as caught:
         read_target_table(tmp_path / "t.parquet")
     assert "\n" not in str(caught.value)
+
+
+def test_an_empty_text_is_an_unknown_count(tmp_path):
+    TABLE.with_columns(n=pl.lit("")).write_parquet(tmp_path / "t.parquet")
+    assert read_target_table(tmp_path / "t.parquet")["n"].to_list() == [None] * len(TABLE)
+
+
+def test_a_share_in_32_bits_may_be_a_little_above_1(tmp_path):
+    value = np.nextafter(np.float32(1), np.float32(2))
+    TABLE.with_columns(value=pl.lit(value, pl.Float32)).write_parquet(tmp_path / "t.parquet")
+    assert len(read_target_table(tmp_path / "t.parquet")) == len(TABLE)
 
 
 def test_parquet_by_others(tmp_path):

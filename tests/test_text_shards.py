@@ -162,7 +162,7 @@ def test_damaged_shards_are_told_and_made_anew(name, damage, tokenizer, tmp_path
     path.write_bytes(whole[:-1])
     if damage == "gone":
         path.unlink()
-    with pytest.raises(InputError, match=rf"{name}: found .*promises {len(whole)} bytes; delete .* and tokenise again"):
+    with pytest.raises(InputError, match=rf"{name}: found .*promises {len(whole)} bytes; run the same command again"):
         Tokens(tmp_path)
     tokenize_source(iter(BATCHES), tokenizer, tmp_path, 10**9, END, "x", 700)
     assert path.read_bytes() == whole and tokens_in(tmp_path) == expected(tokenizer)

@@ -28,6 +28,7 @@ from proxycast.model_selection import FEWEST_MODELS
 from proxycast.options import InputError
 from proxycast.tables import MANIFEST, input_states, is_unchanged, is_whole_parquet, read_json, sealed_by
 from proxycast.targets import read_target_table
+from proxycast.text.corpus import lost_parts
 
 INPUT_EMBEDDINGS = (
     *("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight"),
@@ -654,6 +655,10 @@ def broken_results(results: Path) -> tuple[list[Path], list[Path]]:
         changed = [path for name in files if (path := sealed_by(Path(folder, name))) and not is_unchanged(path)]
         broken += truncated + changed
         to_make += truncated + changed
+    for manifest in results.glob("text/*/manifest.json"):
+        if manifest not in to_make and (lost := lost_parts(manifest)):
+            broken += lost
+            to_make.append(manifest)
     records = [path for path in results.glob("revisions/**/*.json") if not read_json(path)]
     broken += records
     to_make += records

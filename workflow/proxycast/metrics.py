@@ -10,13 +10,15 @@ from collections.abc import Iterable
 import polars as pl
 
 SHARE_WORDS = {"acc", "accuracy", "accuracies", "em", "exactmatch", "pass", "rate", "share", "fraction", "solved"}
+SHARE_WORDS |= {"auc", "auroc", "f1", "precision", "recall"}
 SHARE_NAMES = {"primary_metric", "exact_match"}  # the first: DataDecide's accuracy
 LOSS_WORDS = {"bpb", "brier", "crossentropy", "loss", "losses", "mae", "mse", "nll", "perplexity", "ppl", "rmse", "wer"}
 LOSS_NAMES = {"bits_per_byte", "cross_entropy"}
+LOSSES_IN_PERCENT = {"brier", "wer"}  # often given so; other losses and perplexities may differ by any factor
 # A metric with such a word in its name is a function of a share, or of an error, whose range and direction are its own.
 TRANSFORMED = {"delta", "difference", "gain", "inverse", "log", "logit", "minus", "neg", "negative", "percent", "pct"}
 TRANSFORMED |= {"percentage", "rank", "ratio", "reduction"}
-ROUNDING = 1e-9
+ROUNDING = 1e-6  # a mean of values in 32 bits may be off by some 1e-7
 GAP = 20  # percent beside fractions: the least percentage is that much larger than the greatest fraction
 
 
@@ -34,6 +36,11 @@ def is_share(metric: str) -> bool:
 def is_loss(metric: str) -> bool:
     """Whether the metric is a loss or a perplexity, whose values may differ by any factor."""
     return _says(metric, LOSS_WORDS, LOSS_NAMES)
+
+
+def is_unbounded(metric: str) -> bool:
+    """Whether values of the metric may differ by any factor: such a factor does not tell of two units."""
+    return is_loss(metric) and not _says(metric, LOSSES_IN_PERCENT, set())
 
 
 def is_error(metric: str) -> bool:

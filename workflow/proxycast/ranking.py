@@ -293,7 +293,7 @@ def verdict(reliability: float | None, low: float | None) -> str:
     words for the reliability (2016, doi:10.1016/j.jcm.2016.02.012): "poor" below 0.5, "moderate" below 0.75, "good"
     below 0.9, "excellent". "unknown" where nothing is known of the noise.
     """
-    if reliability is None:
+    if reliability is None or np.isnan(reliability):
         return UNKNOWN
     if reliability <= 0 or (low is not None and low <= 0):
         return NOISE

@@ -38,6 +38,7 @@ GENERIC_TEXT = "generic_text"  # web text, which stands beside the tasks whereve
 
 # What a chat template that writes today's date is told: the same text, and so the same result, on every day.
 TEMPLATE_DATE = date(2025, 1, 1)
+OTHER_MESSAGE = "7 <proxycast> 7"  # no prompt
 
 
 def _encodable(text: str) -> str:
@@ -398,42 +399,52 @@ def _name(tokenizer: "PreTrainedTokenizerFast") -> str:
 
 
 def _chat_prompts(prompts: list[str], tokenizer: "PreTrainedTokenizerFast") -> list[str]:
-    """Each prompt as a user's message in the tokenizer's chat template, up to where the answer starts."""
-    from jinja2 import TemplateError
+    """Each prompt as a user's message in the tokenizer's chat template, up to where the answer starts.
 
+    Raises InputError for a template that fails, or that leaves the message out though its words stand there: they must
+    stand there more often than with another message. (Where they stand nowhere, the round trip fails.)
+    """
     if not tokenizer.chat_template:
         raise InputError(
             f"{_name(tokenizer)}: this tokenizer has no chat template; give chat_template: false, or a checkpoint "
             "with a chat_template in tokenizer_config.json or in chat_template.jinja"
         )
+    of_another = _in_template(OTHER_MESSAGE, tokenizer).replace(OTHER_MESSAGE, "")
     written: dict[str, str] = {}  # the choices of a problem share their prompt
     for prompt in prompts:
         if prompt in written:
             continue
-        try:
-            written[prompt] = tokenizer.apply_chat_template(
-                [{"role": "user", "content": prompt}],
-                tokenize=False,
-                add_generation_prompt=True,
-                strftime_now=TEMPLATE_DATE.strftime,
-            )
-        except (TemplateError, ValueError, TypeError) as error:
+        written[prompt] = _in_template(prompt, tokenizer)
+        text = prompt.strip()
+        if text and 0 < written[prompt].count(text) <= of_another.count(text):
             raise InputError(
-                f"{_name(tokenizer)}: its chat template refuses a single user message ({error}); give "
+                f"{_name(tokenizer)}: its chat template leaves out the user's message {text[:60]!r}; give "
                 "chat_template: false, or another checkpoint"
-            ) from None
+            )
     return [written[prompt] for prompt in prompts]
+
+
+def _in_template(message: str, tokenizer: "PreTrainedTokenizerFast") -> str:
+    """The chat template with one message of the user."""
+    name = _name(tokenizer)
+    with library_errors(
+        f"{name}: its chat template refuses a single user message; give chat_template: false, or another checkpoint"
+    ):
+        return tokenizer.apply_chat_template(
+            [{"role": "user", "content": message}],
+            tokenize=False,
+            add_generation_prompt=True,
+            strftime_now=TEMPLATE_DATE.strftime,
+        )
 
 
 def _writes_space_before_answer(tokenizer: "PreTrainedTokenizerFast") -> bool:
     """Whether the chat template has a space between a prompt and an answer, as Llama 2's: "[INST] Q [/INST] A"."""
-    from jinja2 import TemplateError
-
     (prompt,) = _chat_prompts(["Q"], tokenizer)
     messages = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]
     try:
         chat = tokenizer.apply_chat_template(messages, tokenize=False, strftime_now=TEMPLATE_DATE.strftime)
-    except (TemplateError, ValueError, TypeError):
+    except Exception:
         return False  # a template that knows no answers
     return chat.startswith(prompt + " A")
 

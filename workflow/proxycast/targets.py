@@ -14,7 +14,7 @@ import polars as pl
 from proxycast.config import Task, closest
 from proxycast.engines import Engine, ExtractionOptions
 from proxycast.extraction import TokenizedTexts, walk
-from proxycast.metrics import about_share, is_loss, is_share, mixed_units, outside_share
+from proxycast.metrics import about_share, is_share, is_unbounded, mixed_units, outside_share
 from proxycast.options import InputError
 from proxycast.solutions import Problem, ScoredSequence, once_each, tokenize
 from proxycast.tables import fingerprint, is_whole_parquet
@@ -28,6 +28,8 @@ EXACT_MATCH = "exact_match"  # share of problems, 0 to 1
 # `n`: problems behind the value; null where it is unknown.
 TARGETS_SCHEMA = {"checkpoint": pl.String, "task": pl.String, "metric": pl.String, "value": pl.Float64, "n": pl.Int64}
 KEY = ["checkpoint", "task", "metric"]
+NUMBERS = ("value", "n")
+MOST_PROBLEMS = 2**53  # behind one value: what a float counts exactly
 TEXT = (pl.String, pl.Categorical, pl.Enum, pl.Binary, pl.Null)  # types of a parquet file that may hold text
 
 
@@ -201,7 +203,7 @@ def _read_typed(path: Path) -> pl.DataFrame:
     wanted = {
         "value": (pl.col("value").is_finite(), "a finite number such as 0.431, without a percent sign"),
         "n": (
-            (pl.col("n").is_finite() & (pl.col("n") >= 1) & (pl.col("n") == pl.col("n").floor())) | found_n,
+            (pl.col("n").is_between(1, MOST_PROBLEMS) & (pl.col("n") == pl.col("n").floor())) | found_n,
             "a count of at least 1, or empty where it is unknown",
         ),
     }
@@ -225,7 +227,7 @@ def _require_one_unit(path: Path, table: pl.DataFrame) -> None:
                 raise InputError(
                     f"{path}, row {row}, column value: found {value!r}; {about_share(metric, value)}{others}"
                 )
-        if is_loss(metric):
+        if is_unbounded(metric):
             continue
         for (task,), values in [*rows.group_by("task", maintain_order=True), ((None,), rows)]:
             if mixed := mixed_units(values["value"]):
@@ -241,7 +243,11 @@ def _require_one_unit(path: Path, table: pl.DataFrame) -> None:
 def _require_distinct(table: pl.DataFrame) -> None:
     """`InputError` for a key that stands twice, if need be in another spelling. `table`: with `file` and `row`."""
     plain = {
-        f"plain {name}": pl.col(name).str.normalize("NFKC").str.to_lowercase().str.replace_all(r"\s+", " ")
+        f"plain {name}": pl.col(name)
+        .str.normalize("NFKC")
+        .str.to_lowercase()
+        .str.replace_all(r"\p{Cf}", "")  # characters without a width
+        .str.replace_all(r"\s+", " ")
         for name in KEY
     }
     spelled = table.with_columns(**plain)
@@ -297,7 +303,7 @@ def _read_csv(path: Path) -> pl.DataFrame:
                 "and a field that holds a comma must stand in quotes"
             )
     columns = {
-        name: [_cell(cells, place, strip=name in ("value", "n")) for _, cells in rows]
+        name: [_cell(cells, place, strip=name in NUMBERS) for _, cells in rows]
         for place, name in enumerate(header)
         if name in TARGETS_SCHEMA
     }
@@ -327,8 +333,12 @@ def _read_parquet(path: Path) -> pl.DataFrame:
             raise InputError(
                 f"{path}, column {name}: found the type {found}; it must hold {'text' if is_name else 'numbers'}"
             )
-    texts = [pl.col(name).cast(pl.String, strict=False) for name, found in table.schema.items() if found in TEXT]
-    return table.with_columns(*texts, row=pl.int_range(1, pl.len() + 1, dtype=pl.Int64))
+    texts = {name: pl.col(name).cast(pl.String) for name, found in table.schema.items() if found in TEXT}
+    numbers = {name: text.str.strip_chars().replace("", None) for name, text in texts.items() if name in NUMBERS}
+    try:
+        return table.with_columns(**texts | numbers, row=pl.int_range(1, pl.len() + 1, dtype=pl.Int64))
+    except pl.exceptions.PolarsError as error:
+        raise InputError(f"{path}: holds text that is not UTF-8 ({' '.join(str(error).split())})") from None
 
 
 def _require_columns(path: Path, found: list[str]) -> None:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 FINGERPRINT_FILE = "fingerprint.txt"
 TRAINED = (("suite", "models"), ("text", "models"))  # folders of a study's results, of <run>/<step>
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+FLOATS = ("F64", "F32", "F16", "BF16")  # types of weights that are plain numbers
+QUANTIZED = {"quantization_config", "compression_config"}  # keys of config.json that say what other types mean
 INDEX = "model.safetensors.index.json"  # of weights in several files
 # An adapter that lies beside a model: `transformers` applies it where peft is installed, vLLM never does.
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
@@ -70,12 +72,29 @@ def check_folder(folder: Path) -> None:
     vocabulary = vocabulary_of(folder)
     for path in weight_files(folder):
         safetensors_header(path)
+    _require_floats(folder)
     largest = _largest_token_id(folder)
     if largest >= vocabulary:
         raise InputError(
             f"{folder}: found token id {largest} in the tokenizer, but vocab_size {vocabulary} in config.json; "
             f"the id of every token that is not an added one must be below, so one of the two belongs to another model"
         )
+
+
+def _require_floats(folder: Path) -> None:
+    """Raise InputError for weights of integers or of 8 bits that no key of config.json explains.
+
+    A library takes them for plain numbers, which are another model's.
+    """
+    if not QUANTIZED.isdisjoint(json_object(folder / "config.json")):
+        return
+    for path in weight_files(folder):
+        for name, entry in _header(path).items():
+            if name.endswith(".weight") and entry["dtype"] not in FLOATS:
+                raise InputError(
+                    f"{path}: {name} has the type {entry['dtype']}, but config.json has no quantization_config, which "
+                    f"would say what the numbers mean; it must be one of {', '.join(FLOATS)}"
+                )
 
 
 def adapters_among(names: Iterable[str]) -> str | None:
@@ -328,6 +347,11 @@ def shards(index: Path) -> list[Path]:
 
 def safetensors_header(path: Path) -> dict[str, list[int]]:
     """Shape of each tensor in `path`. Raises InputError when the file is not exactly as long as its header says."""
+    return {name: entry["shape"] for name, entry in _header(path).items()}
+
+
+def _header(path: Path) -> dict[str, dict]:
+    """What the header says of each tensor: shape, dtype, data_offsets."""
     size = path.stat().st_size
     with path.open("rb") as file:
         header_length = int.from_bytes(file.read(8), "little")
@@ -336,14 +360,14 @@ def safetensors_header(path: Path) -> dict[str, list[int]]:
         header = json.loads(header_bytes)
         tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
         expected = 8 + header_length + max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
-        shapes = {name: entry["shape"] for name, entry in tensors.items()}
+        [(entry["shape"], entry["dtype"]) for entry in tensors.values()]
     except (ValueError, AttributeError, KeyError, TypeError, IndexError):
         raise InputError(
             f"{path}: no readable safetensors header in {size} bytes; the file is truncated or of another kind"
         ) from None
     if size != expected:
         raise InputError(f"{path}: found {size} bytes, but its header promises {expected}; copy the file again")
-    return shapes
+    return tensors
 
 
 def json_object(path: Path) -> dict:

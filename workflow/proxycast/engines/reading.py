@@ -3,7 +3,8 @@
 A right-padded batch is right only for models of which both are true, and nothing in a model's name or configuration
 promises either. Three forward passes of a few tokens show it, once for each module that is built:
 
-- of two texts that differ in their second halves, the first halves must be read alike: the model looks back only;
+- of two texts that differ from some token on, or in one, all in front of it must be read alike: the model looks back
+  only. It is asked at the second and the third token, in the middle and at the last: so blocks of any length show;
 - a text alone and in front of padding, beside other texts, must be read alike: batches change nothing but rounding;
 - the text once more, after the others, must be read as the first time: the model remembers nothing.
 
@@ -79,8 +80,11 @@ def prove(reader: Reader) -> tuple[Sharing, bool]:
     padding = torch.zeros_like(end)
     # Padding comes first: where experts have a capacity, it is what fills one of them.
     rows = [(padding, padding), (other, end), (text, padding), (text, end), (text, other_end)]
-    alone, batch, again = (reader.read(ids) for ids in (text[None], torch.stack([*map(torch.cat, rows)]), text[None]))
-    batch = batch[1:]
+    whole, changed = torch.cat([text, end]), torch.cat([other, other_end])
+    changes = _changed_once(whole, changed)
+    stacked = torch.stack([*map(torch.cat, rows), *changes.values()])
+    alone, batch, again = (reader.read(ids) for ids in (text[None], stacked, text[None]))
+    batch, once = batch[1 : len(rows)], dict(zip(changes, batch[len(rows) :]))
     if not all(logits.isfinite().all() for logits in (alone, batch, again)):
         return Sharing(0, False), False
     effect = _largest(batch[0, half:] - batch[2, half:])
@@ -88,7 +92,8 @@ def prove(reader: Reader) -> tuple[Sharing, bool]:
     if (moved := _largest(again - alone)) > bound:
         why = "chance" if _largest(reader.read(text[None]) - again) > bound else "what it has read before"
         raise NotReadable(f"what it makes of a text depends on {why}: logits move by {moved:.2g}")
-    if _largest(batch[2, :half] - batch[3, :half]) > bound:
+    moved = [_largest(batch[2, :place] - read[:place]) for place, read in (once | {half: batch[3]}).items()]
+    if max(moved) > bound:
         _require_causality(reader)
     if _largest(batch[1:, :half] - alone) <= bound:
         return Sharing(ANY_LENGTH), effect > bound
@@ -96,15 +101,23 @@ def prove(reader: Reader) -> tuple[Sharing, bool]:
     return Sharing(0, _largest(equal[-1] - alone[0]) <= bound), effect > bound
 
 
+def _changed_once(text: torch.Tensor, other: torch.Tensor) -> dict[int, torch.Tensor]:
+    """`text` with the token of `other` at one place -> by place: the second, the third and the last."""
+    places = dict.fromkeys([1, min(2, len(text) - 1), len(text) - 1])
+    return {place: torch.cat([text[:place], other[place : place + 1], text[place + 1 :]]) for place in places}
+
+
 def _require_causality(reader: Reader) -> None:
-    """Raise NotReadable if each of some texts, read alone, is read otherwise when its second half changes."""
+    """Raise NotReadable if each of some texts, read alone, is read otherwise in front of what changes in it."""
     moved = []
     for _ in range(TEXTS):
         text, other, end, other_end = reader.halves(4)
-        rows = [(text, end), (text, other_end), (other, end)]
-        first, second, third = (reader.read(torch.cat(row)[None])[0] for row in rows)
+        whole, changed = torch.cat([text, end]), torch.cat([other, other_end])
+        first, third = (reader.read(torch.cat(row)[None])[0] for row in [(text, end), (other, end)])
         effect = _largest(third[reader.half :] - first[reader.half :])
-        moved.append(_largest(first[: reader.half] - second[: reader.half]))
+        changes = {reader.half: torch.cat([text, other_end])} | _changed_once(whole, changed)
+        read = {place: reader.read(ids[None])[0] for place, ids in changes.items()}
+        moved.append(max(_largest(first[:place] - found[:place]) for place, found in read.items()))
         if moved[-1] <= reader.bound(first, effect):
             return
     raise NotReadable(
@@ -145,6 +158,14 @@ def reads_alike_when_padded(reader: Reader, widest: int) -> bool:
     if _largest(again - alone) > bound:
         raise NotReadable("what it makes of a text depends on how long a text it read before")
     return _largest(padded - alone) <= bound
+
+
+def reads_alike_in_full_batch(reader: Reader, texts: int) -> bool:
+    """Whether a text is read as alone behind `texts` others, all of one token, which fill one expert of a mixture."""
+    [text] = reader.halves(1)
+    others = text[:1].expand(texts, len(text))
+    alone = reader.read(text[None])[0]
+    return _largest(reader.read(torch.cat([others, text[None]]))[-1] - alone) <= reader.bound(alone)
 
 
 def ropes(config: "PretrainedConfig") -> list[dict]:

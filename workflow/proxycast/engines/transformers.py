@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from fnmatch import fnmatchcase
 from itertools import islice, takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 import polars as pl
@@ -41,12 +41,13 @@ from proxycast.engines.reading import (
     has_growing_rope,
     longest_mixed,
     prove,
+    reads_alike_in_full_batch,
     reads_alike_when_padded,
     rope_reset,
     text_tokens,
 )
 from proxycast.engines.tokenizer import TokenizerCache, continuations, end_tokens
-from proxycast.options import InputError, one_line
+from proxycast.options import InputError, library_errors, one_line
 from proxycast.solutions import ScoredSequence, prompt_tokens
 from proxycast.token_stats import Head, token_stats, token_stats_from_hidden
 
@@ -59,6 +60,18 @@ PROOF_LOGITS = 256  # tokens whose logits are compared when a model is proven
 STOP_CHECK_STEPS = 8  # between two looks whether all texts of a batch have met a stop string
 
 Result = TypeVar("Result")
+
+
+class Witness(NamedTuple):
+    """The first checkpoint of a kind, and how the module that was built for it reads a text."""
+
+    folder: Path
+    files: object
+    logits: torch.Tensor
+
+
+# Of an engine: what stays as long as config.json is the same.
+OF_A_KIND = ("_sharing", "_is_proven", "_head", "_vocabulary", "_witness", "_keeps_nothing", "_batch_tokens")
 
 
 class TransformersEngine:
@@ -94,20 +107,52 @@ class TransformersEngine:
         self.check(folder)
         self._loaded, self._folder = None, folder
         config = (folder / "config.json").read_bytes()
-        anew = config != self._config or not _load_in_place(self._model, folder)
-        if anew:
-            if self._model is not None:
-                self.close()  # frees the old weights before the new ones come
-            self._model = _build(folder, self.options, self._device)
-            self._config = config
-            self._forget = rope_reset(self._model)
-            self._batch_tokens = self._full_batch()
+        if not (config == self._config and self._loads_in_place() and _load_in_place(self._model, folder)):
+            self._build_anew(folder, config)
         if not self._is_proven:
             self._prove()
         elif self._head is not None:
             self._head = head_by_config(self._model)  # of these weights, in the form that was proven
+        if self._is_proven and self._witness is None:
+            self._witness = Witness(folder, files, self._probe())
         self.tokenizer = self._tokenizers.load(folder)
         self._loaded = files
+
+    def _build_anew(self, folder: Path, config: bytes) -> None:
+        """Build the model in `folder`. What was proven of its kind stays: the same config.json."""
+        kept = {name: getattr(self, name) for name in OF_A_KIND} if config == self._config else {}
+        if self._model is not None:
+            self.close()  # frees the old weights before the new ones come
+        self._model = _build(folder, self.options, self._device)
+        self._config, self._built_from = config, folder
+        self._forget = rope_reset(self._model)
+        self._batch_tokens = self._full_batch()
+        vars(self).update(kept)
+
+    def _loads_in_place(self) -> bool:
+        """Whether a module that was built for one checkpoint reads another, loaded into it, as that one's own does.
+
+        What a model makes of its weights may stay in it: RWKV divides them in its first pass. So the first checkpoint
+        of a kind is loaded into the module that was built for the second, and must be read as before.
+        """
+        first = self._witness
+        if self._keeps_nothing is None and first is not None and first.folder != self._built_from:
+            there = _file_states(first.folder) == first.files and _load_in_place(self._model, first.folder)
+            if there and self._head is not None:
+                self._head = head_by_config(self._model)
+            self._keeps_nothing = there and bool(
+                (self._probe() - first.logits).abs().max() <= self._reader().bound(first.logits)
+            )
+            if there and not self._keeps_nothing:
+                log.warning(
+                    "%s: keeps something of the weights before; each checkpoint is built anew: slow", self._folder
+                )
+        return bool(self._keeps_nothing)
+
+    def _probe(self) -> torch.Tensor:
+        """Logits for one and the same text."""
+        reader = self._reader()
+        return reader.read(torch.cat([*reader.halves(2)])[None])
 
     def close(self) -> None:
         """Free the model's memory."""
@@ -119,7 +164,10 @@ class TransformersEngine:
         self._loaded: object = None  # which files the engine holds; None while a load is unfinished
         self._model = self._config = self._head = self.tokenizer = None
         self._sharing: Sharing | None = None
-        self._is_proven = False  # whether passes through the built module have shown how it reads
+        self._is_proven = False  # whether passes through a module of this kind have shown how it reads
+        self._built_from: Path | None = None  # the folder that the module was built from
+        self._witness: Witness | None = None
+        self._keeps_nothing: bool | None = None  # whether weights that are loaded in place are all that counts
         self._forget: Callable[[], None] = lambda: None  # puts rotary embeddings back to what they were when built
 
     @property
@@ -140,6 +188,15 @@ class TransformersEngine:
         Raises InputError naming the folder, the sequence's key and the position where a logit is not finite. Broken
         attention can carry a NaN to earlier tokens of the sequence (0 * NaN is NaN), so the cause may lie behind it.
         """
+        with library_errors(f"{self._folder}: transformers cannot run this model ({type(self._model).__name__})"):
+            columns, done = self._scored(sequences)
+        ends = np.cumsum([sequences[i].stop - sequences[i].start for i in done])
+        parts = dict(zip(done, np.split(columns, ends[:-1], axis=1)))
+        columns = np.concatenate([columns[:, :0], *(parts[i] for i in range(len(sequences)))], axis=1)
+        return token_stats_table(sequences, columns, self.vocabulary, str(self._folder))
+
+    def _scored(self, sequences: Sequence[ScoredSequence]) -> tuple[np.ndarray, list[int]]:
+        """Statistics (6, n) of the scored tokens, and the order of the sequences in which they stand."""
         waiting = sorted(range(len(sequences)), key=lambda i: -len(sequences[i].token_ids))  # texts of like length meet
         done, results = [], [torch.empty(6, 0, device=self._device)]
         while waiting:
@@ -150,11 +207,7 @@ class TransformersEngine:
             if columns is not None:
                 done, waiting = done + waiting[:size], waiting[size:]
                 results.append(columns)
-        columns = torch.cat(results, dim=1).cpu().numpy()  # only here is a GPU waited for
-        ends = np.cumsum([sequences[i].stop - sequences[i].start for i in done])
-        parts = dict(zip(done, np.split(columns, ends[:-1], axis=1)))
-        columns = np.concatenate([columns[:, :0], *(parts[i] for i in range(len(sequences)))], axis=1)
-        return token_stats_table(sequences, columns, self.vocabulary, str(self._folder))
+        return torch.cat(results, dim=1).cpu().numpy(), done  # only here is a GPU waited for
 
     def _full_batch(self) -> int:
         return self.options.batch_tokens or BATCH_TOKENS[self._device.type]
@@ -188,6 +241,8 @@ class TransformersEngine:
                     sharing = sharing._replace(mixed_up_to=longest_mixed(reader, widest))
                 elif not reads_alike_when_padded(reader, widest):
                     sharing = sharing._replace(mixed_up_to=0)
+            if own_code and not reads_alike_in_full_batch(reader, self._full_batch() // (2 * reader.half) - 1):
+                sharing = Sharing(0, equal_lengths=False)
             sharing = sharing._replace(mixed_up_to=min(sharing.mixed_up_to, chosen_tokens(model.config)))
         except NotReadable as error:
             raise InputError(f"{self._folder}: {type(model).__name__}: {error}") from error
@@ -469,7 +524,9 @@ def _build(folder: Path, options: ExtractionOptions, device: torch.device) -> to
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and not hasattr(config, "auto_map"):
         raise InputError(f"{folder}: transformers has no causal language model of the type {config.model_type}")
     quantization = getattr(config, "quantization_config", None)
-    if quantization and not AutoHfQuantizer.supports_quant_method(quantization):  # it would only warn
+    with library_errors(f"{folder}: transformers cannot read the quantization_config"):
+        known = not quantization or AutoHfQuantizer.supports_quant_method(quantization)  # else it would only warn
+    if not known:
         raise InputError(
             f"{folder}: transformers knows no quantization of the kind {quantization.get('quant_method')!r}"
         )
@@ -483,9 +540,15 @@ def _build(folder: Path, options: ExtractionOptions, device: torch.device) -> to
             local_files_only=True,
             trust_remote_code=options.trust_remote_code,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # told below, by name
         )
     except Exception as error:  # of any library: quantised weights need packages, shapes may be impossible
         raise InputError(f"{folder}: transformers cannot build this model: {one_line(error)}") from error
+    for name, found, expected in sorted(report["mismatched_keys"])[:1]:
+        raise InputError(
+            f"{folder}: {len(report['mismatched_keys'])} weights have other shapes than config.json says: {name} has "
+            f"{list(found)}, expected {list(expected)}; one of the two belongs to another model"
+        )
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
         raise InputError(

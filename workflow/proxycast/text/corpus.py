@@ -11,7 +11,7 @@ from proxycast.options import InputError
 from proxycast.tables import fingerprint
 from proxycast.text.documents import documents, documents_fingerprint
 from proxycast.text.mixture import Text
-from proxycast.text.shards import TokenStream, tokenize_source
+from proxycast.text.shards import MANIFEST, TokenStream, tokenize_source, torn_shards
 
 # Beside what a run reads: its sequences are whole, and shares are rounded up.
 MARGIN_TOKENS = 2**16
@@ -47,6 +47,14 @@ def tokenize_text(
 def tokens_fingerprint(manifest: Path) -> str:
     """Changes with the tokens of a corpus, whatever files they were made from. `manifest`: of `tokenize_text`."""
     return fingerprint([source["content"] for source in json.loads(manifest.read_text())])
+
+
+def lost_parts(manifest: Path) -> list[Path]:
+    """What the manifest of `tokenize_text` promises and is not there whole: shards, and the manifests of sources."""
+    sources = json.loads(manifest.read_text())
+    folders = [manifest.parent / f"source{number}" for number in range(len(sources))]
+    lost = [shard for folder, source in zip(folders, sources) for shard in torn_shards(folder, source)]
+    return lost + [folder / MANIFEST for folder in folders if not (folder / MANIFEST).is_file()]
 
 
 def text_stream(folder: Path, text: Text, tokens: int, sequence_length: int, seed: int) -> np.ndarray:

@@ -160,16 +160,14 @@ class Tokens:
         self.tokens: int = manifest["tokens"]
         self.tokenizer: str = manifest["tokenizer"]
         dtype = np.dtype(manifest["dtype"])
-        lengths = [shard["tokens"] for shard in manifest["shards"]]
-        self.ends = np.cumsum(lengths)
+        self.ends = np.cumsum([shard["tokens"] for shard in manifest["shards"]])
+        for path, length in torn_shards(folder, manifest).items():
+            found = f"{path.stat().st_size} bytes" if path.is_file() else "no such file"
+            raise InputError(
+                f"{path}: found {found}, but {MANIFEST} promises {length} bytes; run the same command again, which "
+                "tokenises again what is missing"
+            )
         paths = [folder / shard["name"] for shard in manifest["shards"]]
-        for path, length in zip(paths, lengths):
-            if not _is_whole(path, length, dtype):
-                found = f"{path.stat().st_size} bytes" if path.is_file() else "no such file"
-                raise InputError(
-                    f"{path}: found {found}, but {MANIFEST} promises {length * dtype.itemsize} bytes; delete {folder} "
-                    "and tokenise again"
-                )
         # As plain arrays, because slicing a memmap itself is slow.
         self.shards = [np.memmap(path, dtype, "r").view(np.ndarray) for path in paths]
 
@@ -183,6 +181,13 @@ class Tokens:
             out[filled : filled + len(part)] = part
             filled += len(part)
             shard += 1
+
+
+def torn_shards(folder: Path, manifest: dict) -> dict[Path, int]:
+    """The shards of a source's manifest that are not whole in `folder` -> the bytes that each should have."""
+    dtype = np.dtype(manifest["dtype"])
+    shards = {folder / shard["name"]: shard["tokens"] for shard in manifest["shards"]}
+    return {p: tokens * dtype.itemsize for p, tokens in shards.items() if not _is_whole(p, tokens, dtype)}
 
 
 def _read_manifest(folder: Path) -> dict:
