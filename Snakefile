@@ -18,15 +18,16 @@ from proxycast.checkpoints import (
     weight_inputs,
     weight_states,
 )
-from proxycast.checks import check_inputs, require_same_disk
+from proxycast.checks import check_inputs, edits_of, require_same_disk
 from proxycast.code_fingerprint import code_fingerprint
 from proxycast.config import FROZEN, frozen, load_plan
 from proxycast.disk import disk_plan
+from proxycast.files import own_files
 from proxycast.options import InputError
 from proxycast.resources import ModelJobs, grown, read_site, require_site_kept, visible_gpus
 from proxycast.slurm_plugin import repair
 from proxycast.solutions import GENERIC_TEXT
-from proxycast.tables import fingerprint, input_states, read_json, stat_of, write_json
+from proxycast.tables import edited, fingerprint, input_states, stat_of, write_json
 from snakemake.exceptions import WorkflowError
 from snakemake.utils import min_version
 
@@ -64,8 +65,11 @@ try:
         check_inputs(PLAN, CHECKPOINTS, record=RUNS_JOBS)
         for line in disk_plan(PLAN, CHECKPOINTS):
             logger.info(line)
-        scripts = Path(workflow.basedir, "workflow/scripts").glob("*.py")
-        CODE = {script.stem: code_fingerprint(script) for script in scripts}
+        EDITS = edits_of(RECORD, write=RUNS_JOBS)
+        SCRIPTS = {
+            str(path): code_fingerprint(path) for path in Path(workflow.basedir, "workflow/scripts").glob("*.py")
+        }
+        CODE = {Path(path).stem: edited(code, EDITS.get(path)) for path, code in SCRIPTS.items()}
         # Jobs read the study as it is now, from one file by its content: edits are for the next start.
         study_of_jobs = PLAN.results / "study" / f"{fingerprint(frozen(given, PLAN, CODE))}.json"
         if RUNS_JOBS:
@@ -78,7 +82,7 @@ try:
         CHECKPOINTS = checkpoints_of_command(PLAN, sys.argv[1:])
     MODEL_JOBS = ModelJobs(PLAN, CHECKPOINTS, SITE, correct=workflow.is_main_process)
     MODEL_JOBS.check()
-except InputError as error:
+except (InputError, OSError) as error:  # a results folder that may not be written, say
     raise WorkflowError(str(error)) from None
 
 STUDY = PLAN.study
@@ -94,7 +98,6 @@ if SITE is None and visible_gpus() and "gpu" not in workflow.global_resources:
     workflow.register_resource("gpu", len(visible_gpus()))
 
 
-EDITS = read_json(RECORD).get("edits") if workflow.is_main_process else None
 INPUTS = {}  # the user's files that jobs read, and what told at the start whether they have changed
 
 
@@ -104,7 +107,7 @@ def state_of(paths):
     own = [path for path in map(Path, paths) if PLAN.results not in path.parents]
     if workflow.is_main_process:
         INPUTS.update({path: stat_of(path) if path.exists() else None for path in own if path not in INPUTS})
-    return input_states(own, edits=EDITS)
+    return input_states(own, edits=EDITS if workflow.is_main_process else None)
 
 
 # Names as config allows them. A list of all would be part of every pattern, and make planning slow.

@@ -10,6 +10,8 @@ import pytest
 from conftest import CONTEXT, byte_level_tokenizer, metaspace_tokenizer, tiny_model
 from proxycast.checkpoints import plan_checkpoints
 from proxycast.checks import (
+    begin_edits,
+    changed_since,
     check_files,
     check_folders,
     check_inputs,
@@ -17,6 +19,8 @@ from proxycast.checks import (
     check_recipes,
     check_target_table,
     count_scored_tokens,
+    edits_of,
+    end_edits,
     require_one_tokenizer,
     require_vocabulary,
 )
@@ -29,6 +33,7 @@ from proxycast.ladder import Ladder
 from proxycast.options import InputError
 from proxycast.published import FILES as PUBLISHED_FILES
 from proxycast.solutions import Solution
+from proxycast.tables import read_json, stat_of
 from tokenizers import normalizers, pre_tokenizers
 from transformers import AutoTokenizer
 
@@ -495,3 +500,26 @@ def test_choices_stand_in_all_rows_or_in_none():
     """A row without choices would be left out of the truth in silence."""
     with pytest.raises(InputError, match=r"task sums .*: choices in 1 of 2 rows"):
         check_measurable([PLAIN], {PLAIN.name: [CHOICES, ANSWER]}, ["multiple_choice_accuracy"])
+
+
+def test_edits_while_a_study_runs_are_remembered(tmp_path):
+    own, lost, record = tmp_path / "own.csv", tmp_path / "lost.csv", tmp_path / "study.json"
+    own.write_text("1")
+    lost.write_text("1")
+    stats = {path: stat_of(path) if path.exists() else None for path in (own, lost, tmp_path / "new.csv")}
+    begin_edits(stats, record)
+    assert edits_of(record, write=True) == {} and changed_since(stats) == []
+    own.write_text("2")
+    lost.unlink()
+    (tmp_path / "new.csv").write_text("1")
+    # The run was killed: it has no end.
+    assert set(edits_of(record, write=False)) == {str(path) for path in stats} and "edits" not in read_json(record)
+    kept = edits_of(record, write=True)
+    assert set(kept) == {str(path) for path in stats}
+    begin_edits({path: stat_of(path) for path in (own, tmp_path / "new.csv")}, record)
+    assert edits_of(record, write=True) == kept
+    end_edits([own], record)
+    again = edits_of(record, write=True)
+    assert again[str(own)] > kept[str(own)] and {k: v for k, v in again.items() if k != str(own)} == {
+        k: v for k, v in kept.items() if k != str(own)
+    }

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -326,28 +327,84 @@ def test_a_study_edited_while_it_runs_is_scored_as_it_was(finished, project):
     assert "score" in rules(snakemake(project, "-n"))
 
 
+def begin(project: Path, library: Path = ROOT / "workflow") -> subprocess.Popen:
+    """A Snakemake that has begun its first jobs; what it says goes to said.log."""
+    with (project / "said.log").open("w") as log:
+        process = subprocess.Popen(
+            command("--cores", "1"),
+            cwd=project,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env=os.environ | {"PYTHONPATH": str(library)},
+        )
+    wait_for(process, lambda: "rule " in (project / "said.log").read_text())
+    return process
+
+
+def wait_for(process: subprocess.Popen, happened) -> None:
+    deadline = time.monotonic() + 300
+    while not happened():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+
+
 def test_an_input_that_is_edited_and_restored_while_a_study_runs_is_read_again(finished, project):
     """Some jobs read the one, some the other, and nothing tells it afterwards."""
     truth = project / "own/truth.csv"
     before = truth.read_bytes()
     (project / RESULTS / "targets.parquet").unlink()
     shutil.rmtree(project / RESULTS / "token_stats")
-    with (project / "said.log").open("w") as log:
-        process = subprocess.Popen(command("--cores", "1"), cwd=project, stdout=log, stderr=subprocess.STDOUT)
-        try:
-            deadline = time.monotonic() + 300
-            while "rule " not in (project / "said.log").read_text():
-                assert process.poll() is None and time.monotonic() < deadline
-                time.sleep(0.02)
-            write_truth(project, 0.3, 0.1)
-            assert process.wait(300) == 0
-        finally:
-            process.kill()
+    process = begin(project)
+    try:
+        write_truth(project, 0.3, 0.1)
+        assert process.wait(300) == 0
+    finally:
+        process.kill()
     assert "own/truth.csv was edited while the study ran" in (project / "said.log").read_text()
     truth.write_bytes(before)
     assert "join_targets" in rules(snakemake(project))
     assert_frame_equal(pl.read_parquet(project / RANKING), pl.read_parquet(finished / RANKING), rel_tol=1e-10)
     assert "Nothing to be done" in snakemake(project)
+
+
+def test_an_input_that_is_edited_and_restored_around_a_kill_is_read_again(finished, project):
+    """A Snakemake that is killed notes nothing any more: the next one compares with what was kept at the start."""
+    truth, targets = project / "own/truth.csv", project / RESULTS / "targets.parquet"
+    shutil.copy2(truth, project / "truth.bak")
+    targets.unlink()
+    shutil.rmtree(project / RESULTS / "data_selection")
+    process = begin(project)
+    try:
+        write_truth(project, 0.3, 0.1)
+        wait_for(process, targets.exists)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    shutil.move(project / "truth.bak", truth)
+    snakemake(project, "--unlock")
+    assert "join_targets" in rules(snakemake(project, "-n", "--rerun-incomplete"))
+    snakemake(project, "--rerun-incomplete")
+    assert_frame_equal(pl.read_parquet(project / RANKING), pl.read_parquet(finished / RANKING), rel_tol=1e-10)
+    assert "Nothing to be done" in snakemake(project)
+
+
+def test_code_that_is_edited_and_undone_while_a_study_runs_counts_as_changed(project):
+    library = project / "workflow"
+    path = library / "proxycast/proxies.py"
+    before = path.read_text()
+    shutil.rmtree(project / RESULTS / "token_stats")
+    process = begin(project, library)
+    try:
+        path.write_text(before.replace('"margin": Statistic(_p_max - _p,', '"margin": Statistic(_p_max - 2 * _p,', 1))
+        assert process.wait(300) == 0
+    finally:
+        process.kill()
+    path.write_text(before)
+    assert "workflow/scripts/solution_proxies.py was edited" in (project / "said.log").read_text()
+    planned = rules(snakemake(project, library=library))
+    assert "solution_proxies" in planned and "score" not in planned
+    assert "Nothing to be done" in snakemake(project, library=library)
 
 
 # Damage

@@ -11,6 +11,7 @@ import torch
 from conftest import byte_level_tokenizer
 from proxycast.config import Task
 from proxycast.engines import ExtractionOptions, make_engine
+from proxycast.metrics import is_error, is_share
 from proxycast.options import InputError
 from proxycast.solutions import Problem, Solution
 from proxycast.targets import (
@@ -355,7 +356,7 @@ def test_parquet_of_other_types_is_read_as_what_it_says(tmp_path, column):
         (pl.lit(None).alias("value"), "row 1, column value: found None; it must be a finite number"),
         (pl.lit("many").alias("n"), "row 1, column n: found 'many'; it must be a count"),
         (pl.lit(2**64 - 1, pl.UInt64).alias("n"), "row 1, column n: found 18446744073709551615; it must be a count"),
-        (pl.lit(b"\xff").alias("task"), "holds text that is not UTF-8"),
+        (pl.lit(b"\xff").alias("task"), "columns of text: found bytes that are not UTF-8"),
         (pl.col("value") * 100, "row 1, column value: found 50.0; accuracy is a share"),
         (pl.lit("a").alias("checkpoint"), r"row 2, columns .*: \('a', 't', 'accuracy'\) stands in row 1 already; give"),
         (pl.col("value").alias("Value"), r"column value: stands there 2 times, as \['value', 'Value'\]; give it once"),
@@ -437,3 +438,38 @@ def test_missing_targets_are_named_and_counted(tmp_path):
         require_targets(table, ["c1"], ["t_1"], "exact_match", path)
     with pytest.raises(InputError, match=r"missing for 4 of .*, \.\.\.; found metrics \['exact_match'\]"):
         require_targets(table, ["c1", "c2"], ["t1", "t2"], "choice_log_likelihood", path)
+
+
+@pytest.mark.parametrize(
+    "metric, share, error",
+    [
+        ("accuracy", True, False),
+        ("mean_f1", True, False),
+        ("exact_match_rate", True, False),
+        ("error_rate", True, True),
+        ("missRate", True, True),
+        ("false_positive_rate", True, True),
+        ("log_loss", False, True),
+        ("valLoss", False, True),
+        ("negative_log_likelihood", False, True),
+        ("bits_per_character", False, True),
+        ("kl_divergence", False, True),
+        ("ECE", False, True),
+        ("loss_difference", False, False),
+        ("log_accuracy", False, False),
+        ("score", False, False),
+        ("glossary", False, False),
+    ],
+)
+def test_what_a_metrics_name_tells(metric, share, error):
+    assert (is_share(metric), is_error(metric)) == (share, error)
+
+
+def test_two_tables_are_in_one_unit(tmp_path):
+    one, two = tmp_path / "one.csv", tmp_path / "two.csv"
+    for path, values in ((one, (0.4, 0.45)), (two, (43, 47))):
+        rows = "".join(f"{path.stem}{i},t1,score,{value},\n" for i, value in enumerate(values))
+        path.write_text("checkpoint,task,metric,value,n\n" + rows)
+        assert len(read_target_tables([path])) == 2
+    with pytest.raises(InputError, match=f"^{two}, row 2, column value: found 43.0, but at most 0.45 in other rows"):
+        read_target_tables([one, two])

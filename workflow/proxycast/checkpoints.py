@@ -26,7 +26,7 @@ from proxycast.engines.model_folder import safetensors_header, weight_files
 from proxycast.experts import inactive_parameters
 from proxycast.model_selection import FEWEST_MODELS
 from proxycast.options import InputError
-from proxycast.tables import MANIFEST, input_states, is_unchanged, is_whole_parquet, read_json, sealed_by
+from proxycast.tables import MANIFEST, input_states, is_unchanged, is_whole_csv, is_whole_parquet, read_json, sealed_by
 from proxycast.targets import read_target_table
 from proxycast.text.corpus import lost_parts
 
@@ -648,6 +648,8 @@ def broken_results(results: Path) -> tuple[list[Path], list[Path]]:
         seen.update(os.path.realpath(f"{folder}/{name}") for name in folders)
         tables = [f"{folder}/{name}" for name in files if name.endswith(".parquet") and not name.startswith(".")]
         truncated = [Path(table) for table in tables if not is_whole_parquet(table)]
+        copies = [path for table in tables if (path := Path(table).with_suffix(".csv")).name in files]
+        truncated += [path for path in copies if not is_whole_csv(path)]
         manifest = Path(folder, MANIFEST)
         if MANIFEST in files and (truncated or not _is_whole_manifest(manifest, files)):
             to_make.append(manifest)
@@ -665,7 +667,7 @@ def broken_results(results: Path) -> tuple[list[Path], list[Path]]:
     for manifest in [*results.glob("suite/trained/*.json"), *results.glob("text/trained/*.json")]:
         models = manifest.parent.with_name("models")
         folders = [models / folder for folder in read_json(manifest)]
-        damaged = [folder for folder in folders if not _has_whole_weights(folder)]
+        damaged = [folder for folder in folders if not _is_whole(folder)]
         broken += damaged if folders else [manifest]
         to_make += [*damaged, manifest] if damaged or not folders else []
     return broken, to_make
@@ -676,7 +678,7 @@ def remove(paths: Iterable[Path]) -> None:
     for path in paths:
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
-        elif path.suffix == ".parquet" and path.exists():
+        elif path.suffix in (".parquet", ".csv") and path.exists():
             path.replace(path.with_name(f"{path.name}.damaged"))
         else:
             path.unlink(missing_ok=True)
@@ -692,7 +694,10 @@ def _is_whole_manifest(manifest: Path, files: list[str]) -> bool:
     return not is_of_scoring or (bool(names) and {f"{name}.parquet" for name in names}.issubset(files))
 
 
-def _has_whole_weights(folder: Path) -> bool:
+def _is_whole(folder: Path) -> bool:
+    """Whether a checkpoint that was trained here has its files, and all bytes of its weights."""
+    if not all((folder / name).is_file() for name in ("config.json", "tokenizer.json")):
+        return False
     try:
         return all(safetensors_header(file) is not None for file in weight_files(folder))
     except (InputError, OSError):

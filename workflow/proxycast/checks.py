@@ -45,6 +45,8 @@ from proxycast.wide_curve import read_wide_curve
 
 CLOCK_SECONDS = 60.0  # that the clocks of two machines may differ
 
+RUNNING = "inputs"  # key of a study's record: what its input files were when a run began that has not ended
+
 
 def check_inputs(plan: Plan, checkpoints: list[Checkpoint], record: bool = True) -> None:
     """Check every input that exists; `InputError` for the first that is bad.
@@ -120,18 +122,35 @@ def require_same_disk(results: Path, record: Path, write: bool) -> None:
         write_json(read_json(record) | {"device": results.stat().st_dev}, record)
 
 
-def note_edits(stats: Mapping[Path, tuple[int, ...] | None], record: Path) -> list[Path]:
-    """The files that are not as they were when Snakemake started: `stats` holds their `stat_of`, None if absent.
+def edits_of(record: Path, write: bool) -> dict[str, int]:
+    """When files were edited while a study ran, by path: some jobs may have read what stands there now, others what
+    stood there before, and nobody knows it if the file becomes what it was.
 
-    They are kept in `record` for the next start: some jobs may have read what stands there now, others what stood there
-    before, and nobody knows it if the file becomes what it was.
+    The last run was killed where `begin_edits` stands in `record` without an end: what changed since then counts, too.
     """
-    edited = [path for path, stat in stats.items() if (stat_of(path) if path.exists() else None) != stat]
-    if edited:
-        found = read_json(record)
-        edits = found.get("edits", {}) | {str(path): time.time_ns() for path in edited}
+    found = read_json(record)
+    began = {Path(path): stat and tuple(stat) for path, stat in found.get(RUNNING, {}).items()}
+    edits = found.get("edits", {}) | dict.fromkeys(map(str, changed_since(began)), time.time_ns())
+    if write and edits != found.get("edits", {}):
         write_json(found | {"edits": edits}, record)
-    return edited
+    return edits
+
+
+def begin_edits(stats: Mapping[Path, tuple[int, ...] | None], record: Path) -> None:
+    """Keep what tells whether files change while the study runs: their `stat_of`, None if absent."""
+    write_json(read_json(record) | {RUNNING: {str(path): stat for path, stat in stats.items()}}, record)
+
+
+def end_edits(edited: Iterable[Path], record: Path) -> None:
+    """Keep which files were edited while the study ran, for `edits_of` at the next start."""
+    found = read_json(record)
+    edits = found.get("edits", {}) | dict.fromkeys(map(str, edited), time.time_ns())
+    write_json({key: value for key, value in found.items() if key != RUNNING} | {"edits": edits}, record)
+
+
+def changed_since(stats: Mapping[Path, tuple[int, ...] | None]) -> list[Path]:
+    """The files whose `stat_of` is not as in `stats`."""
+    return [path for path, stat in stats.items() if (stat_of(path) if path.exists() else None) != stat]
 
 
 def require_published(plan: Plan) -> None:

@@ -25,6 +25,15 @@ def code_fingerprint(script: Path) -> str:
     return hashlib.sha256("".join(_read(path)[0] for path in [script, *modules]).encode()).hexdigest()[:16]
 
 
+def code_now(script: Path) -> str | None:
+    """`code_fingerprint` of the files as they are now, which may have changed since; None where they are no code."""
+    _read.cache_clear()
+    try:
+        return code_fingerprint(script)
+    except (OSError, SyntaxError):
+        return None
+
+
 def used_modules(script: Path) -> set[Path]:
     """Files of the library that `script` imports, directly or through others, without `PLANNING`."""
     found: set[Path] = set()

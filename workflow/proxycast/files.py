@@ -63,6 +63,12 @@ class Files(Options):
         return sorted(found)
 
 
+def own_files(folder: Path | None) -> list[Path]:
+    """All files of a folder of own tasks, sorted, for one includes others of any name; without what Python caches."""
+    files = [] if folder is None else (path for path in folder.rglob("*") if path.is_file())
+    return sorted(path for path in files if "__pycache__" not in path.parts)
+
+
 def _matches(name: str, pattern: str) -> bool:
     """Whether glob, in the folder where `name` (a/b/c) is a file, would find it by `pattern`.
 

@@ -12,9 +12,21 @@ import polars as pl
 SHARE_WORDS = {"acc", "accuracy", "accuracies", "em", "exactmatch", "pass", "rate", "share", "fraction", "solved"}
 SHARE_WORDS |= {"auc", "auroc", "f1", "precision", "recall"}
 SHARE_NAMES = {"primary_metric", "exact_match"}  # the first: DataDecide's accuracy
-LOSS_WORDS = {"bpb", "brier", "crossentropy", "loss", "losses", "mae", "mse", "nll", "perplexity", "ppl", "rmse", "wer"}
-LOSS_NAMES = {"bits_per_byte", "cross_entropy"}
-LOSSES_IN_PERCENT = {"brier", "wer"}  # often given so; other losses and perplexities may differ by any factor
+LOSS_WORDS = {"bpb", "bpc", "brier", "cer", "crossentropy", "ece", "logloss", "loss", "losses", "mae", "mse", "nll"}
+LOSS_WORDS |= {"perplexity", "ppl", "rmse", "ter", "wer", "xent"}
+LOSS_NAMES = {"bits_per_byte", "bits_per_character", "bits_per_token", "bits_per_word", "cross_entropy"}
+LOSS_NAMES |= {
+    "kl_divergence",
+    "log_loss",
+    "log_perplexity",
+    "log_ppl",
+    "negative_log_likelihood",
+    "neg_log_likelihood",
+}
+ERROR_WORDS = {"err", "error", "errors", "failure", "failures", "fnr", "fpr", "miss", "misses"}
+ERROR_NAMES = {"false_positive", "false_negative"}
+# Often given in percent; other losses, and perplexities, may differ by any factor.
+LOSSES_IN_PERCENT = {"brier", "cer", "ece", "ter", "wer"}
 # A metric with such a word in its name is a function of a share, or of an error, whose range and direction are its own.
 TRANSFORMED = {"delta", "difference", "gain", "inverse", "log", "logit", "minus", "neg", "negative", "percent", "pct"}
 TRANSFORMED |= {"percentage", "rank", "ratio", "reduction"}
@@ -23,9 +35,14 @@ GAP = 20  # percent beside fractions: the least percentage is that much larger t
 
 
 def _says(metric: str, words: set[str], names: set[str]) -> bool:
-    own = re.findall(r"[a-z0-9]+", metric.lower())
-    text = f"_{'_'.join(own)}_"
-    return TRANSFORMED.isdisjoint(own) and (not words.isdisjoint(own) or any(f"_{name}_" in text for name in names))
+    """Whether the metric's name holds one of `names` or of `words`, and nothing that would turn its meaning."""
+    apart = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", metric)  # valLoss
+    text = f"_{'_'.join(re.findall(r'[a-z0-9]+', apart.lower()))}_"
+    named = [name for name in names if f"_{name}_" in text]
+    for name in named:
+        text = text.replace(f"_{name}_", "_")
+    own = text.split("_")
+    return TRANSFORMED.isdisjoint(own) and (bool(named) or not words.isdisjoint(own))
 
 
 def is_share(metric: str) -> bool:
@@ -45,7 +62,7 @@ def is_unbounded(metric: str) -> bool:
 
 def is_error(metric: str) -> bool:
     """Whether the name says that less is better: a loss, a perplexity, an error."""
-    return is_loss(metric) or _says(metric, {"error", "errors"}, set())
+    return is_loss(metric) or _says(metric, ERROR_WORDS, ERROR_NAMES)
 
 
 def outside_share(value: pl.Expr) -> pl.Expr:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
 from glob import escape
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, NamedTuple
 
 from proxycast.config import Plan, read_yaml
@@ -83,7 +84,7 @@ def report_line(plan: Plan, arguments: Sequence[str]) -> str:
     report = given.report or said.get("report")
     if report and (given.report_after_run or said.get("report-after-run")):
         return f"report: {report}, made now"
-    return f"report: snakemake --configfile {plan.where} --report {plan.results}/report.html"
+    return f"report: snakemake --configfile {quote(str(plan.where))} --report {quote(f'{plan.results}/report.html')}"
 
 
 def used(jobs: list[Logged], since: datetime) -> list[str]:

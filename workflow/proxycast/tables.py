@@ -61,6 +61,22 @@ def read_json(path: Path) -> dict:
     return value if isinstance(value, dict) else {}
 
 
+def read_csv(path: Path) -> pl.DataFrame:
+    """A .csv with each column as text. Raises InputError for one that is none, or has a column's name twice."""
+    try:
+        header = pl.read_csv(path, has_header=False, n_rows=1, infer_schema=False, glob=False).row(0)
+        table = pl.read_csv(path, infer_schema=False, glob=False)
+    except (pl.exceptions.PolarsError, OSError) as error:
+        why = str(error).partition("\n")[0]
+        raise InputError(
+            f"{path}: cannot be read ({why}); it must be a .csv with commas and as many fields in each row"
+        ) from None
+    for name in header:
+        if header.count(name) > 1:
+            raise InputError(f"{path}, column {name}: stands there {header.count(name)} times; give it once")
+    return table
+
+
 def seal(path: Path) -> None:
     """Keep the sha256 of a file that is no table, in a hidden file beside it; `require_unchanged` compares."""
     with atomic(_seal_of(path)) as temporary:
@@ -128,6 +144,11 @@ def stat_of(path: Path) -> tuple[int, ...]:
     """
     stat = path.stat()
     return stat.st_size, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns
+
+
+def edited(state: str, edit: object) -> str:
+    """The fingerprint `state`, another one for each `edit` that was noted."""
+    return state if edit is None else fingerprint(state, edit)
 
 
 def input_states(
@@ -254,6 +275,13 @@ def is_whole_parquet(path: Path | str) -> bool:
             return head == footer[4:] == PARQUET_MAGIC and int.from_bytes(footer[:4], "little") + 12 <= end
     except OSError:
         return False
+
+
+def is_whole_csv(path: Path) -> bool:
+    """Whether a csv ends as one is written: a truncated one has no end of its last row, but for chance."""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - 1))
+        return file.read() == b"\n"
 
 
 def manifest_parts(manifest: Path) -> list[Path]:

@@ -185,9 +185,8 @@ def read_target_tables(paths: Sequence[Path]) -> pl.DataFrame:
     percent, and a key that stands twice, also in two files or in another spelling (case, white space).
     """
     tables = [_read_typed(path) for path in paths]
-    for path, table in zip(paths, tables, strict=True):
-        _require_one_unit(path, table)
     everything = pl.concat(table.with_columns(file=pl.lit(str(path))) for path, table in zip(paths, tables))
+    _require_one_unit(everything)
     _require_distinct(everything)
     return everything.select(pl.col(name).cast(kind) for name, kind in TARGETS_SCHEMA.items())
 
@@ -217,25 +216,28 @@ def _read_typed(path: Path) -> pl.DataFrame:
     return typed
 
 
-def _require_one_unit(path: Path, table: pl.DataFrame) -> None:
-    """`InputError` for a share that is none, and for a metric whose values look like fractions beside percent."""
+def _require_one_unit(table: pl.DataFrame) -> None:
+    """`InputError` for a share that is none, and for a metric whose values look like fractions beside percent.
+
+    `table`: of all files, with `file` and `row`.
+    """
     for (metric,), rows in table.group_by("metric", maintain_order=True):
         if is_share(metric):
             wrong = rows.filter(outside_share(pl.col("value")))
-            for row, value in wrong.select("row", "value").head(1).iter_rows():
+            for file, row, value in wrong.select("file", "row", "value").head(1).iter_rows():
                 others = f"; so do {len(wrong) - 1} more rows" if len(wrong) > 1 else ""
                 raise InputError(
-                    f"{path}, row {row}, column value: found {value!r}; {about_share(metric, value)}{others}"
+                    f"{file}, row {row}, column value: found {value!r}; {about_share(metric, value)}{others}"
                 )
         if is_unbounded(metric):
             continue
         for (task,), values in [*rows.group_by("task", maintain_order=True), ((None,), rows)]:
             if mixed := mixed_units(values["value"]):
                 fraction, percent = mixed
-                row = values.filter(value=percent)["row"][0]
+                file, row = values.filter(value=percent).select("file", "row").row(0)
                 where = f"task {task}" if task is not None else "all tasks"
                 raise InputError(
-                    f"{path}, row {row}, column value: found {percent!r}, but at most {fraction!r} in other rows of "
+                    f"{file}, row {row}, column value: found {percent!r}, but at most {fraction!r} in other rows of "
                     f"{metric}, {where}: percent beside fractions; give every value in the same unit, 0 to 1"
                 )
 
@@ -333,12 +335,13 @@ def _read_parquet(path: Path) -> pl.DataFrame:
             raise InputError(
                 f"{path}, column {name}: found the type {found}; it must hold {'text' if is_name else 'numbers'}"
             )
-    texts = {name: pl.col(name).cast(pl.String) for name, found in table.schema.items() if found in TEXT}
+    texts = {name: pl.col(name).cast(pl.String, strict=False) for name, found in table.schema.items() if found in TEXT}
     numbers = {name: text.str.strip_chars().replace("", None) for name, text in texts.items() if name in NUMBERS}
     try:
         return table.with_columns(**texts | numbers, row=pl.int_range(1, pl.len() + 1, dtype=pl.Int64))
     except pl.exceptions.PolarsError as error:
-        raise InputError(f"{path}: holds text that is not UTF-8 ({' '.join(str(error).split())})") from None
+        why = " ".join(str(error).split())
+        raise InputError(f"{path}, columns of text: found bytes that are not UTF-8 ({why})") from None
 
 
 def _require_columns(path: Path, found: list[str]) -> None:

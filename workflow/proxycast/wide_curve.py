@@ -6,8 +6,9 @@ from pathlib import Path
 import polars as pl
 from pydantic import Field, model_validator
 
-from proxycast.metrics import about_share, is_share, outside_share
+from proxycast.metrics import about_share, is_share, is_unbounded, mixed_units, outside_share
 from proxycast.options import InputError, InputPath, Options, SafeName
+from proxycast.tables import read_csv
 
 
 class WideTask(Options):
@@ -59,6 +60,13 @@ def read_wide_curve(curve: WideCurve, metric: str) -> dict[str, pl.DataFrame]:
                 f"{curve.path}, step {row[curve.step]:.0f}, column {columns.truth} (task {task}): "
                 f"found {row[columns.truth]!r}; {about_share(metric, row[columns.truth])}"
             )
+    if not is_unbounded(metric):
+        truths = [value for columns in curve.tasks.values() for value in table[columns.truth].drop_nulls()]
+        if mixed := mixed_units(truths):
+            raise InputError(
+                f"{curve.path}: found {mixed[1]!r}, but at most {mixed[0]!r} elsewhere in the truths of {metric}: "
+                "percent beside fractions; give every value in the same unit, 0 to 1"
+            )
     steps = table[curve.step].cast(pl.Int64)
     checkpoint = pl.Series("checkpoint", [f"{curve.run}-step{step}" for step in steps])
 
@@ -88,6 +96,7 @@ def read_wide_curve(curve: WideCurve, metric: str) -> dict[str, pl.DataFrame]:
     return {"checkpoints": checkpoints, "targets": pl.concat(targets), "proxies": pl.concat(proxies or [NO_PROXIES])}
 
 
+LAST_STEP = 2**53  # what a float counts exactly
 NO_PROXIES = pl.DataFrame(
     schema=dict.fromkeys(("checkpoint", "task", "tail", "statistic", "weighting"), pl.String)
     | {"value": pl.Float64, "standard_error": pl.Float64}
@@ -98,10 +107,7 @@ def _read(path: Path, columns: dict[str, str]) -> pl.DataFrame:
     """The `columns` (key of the configuration -> name) as numbers; an empty cell is null."""
     if not path.is_file():
         raise InputError(f"{path}: no such file; forecasting.curve.path names a .csv with a row for each step")
-    try:
-        table = pl.read_csv(path, infer_schema=False, glob=False)
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); write it again") from None
+    table = read_csv(path)
     for key, name in columns.items():
         if name not in table.columns:
             raise InputError(f"{path}: forecasting.curve.{key}: no column {name!r}; found {_some(table.columns, name)}")
@@ -114,7 +120,7 @@ def _read(path: Path, columns: dict[str, str]) -> pl.DataFrame:
         for row in (bad & text[name].is_not_null() if name != step else bad).arg_true()[:1]:
             raise InputError(f"{path}, row {row + 2}, column {name}: found {table[name][row]!r}; it must be a number")
     steps = numbers[step]
-    for row in ((steps < 0) | (steps != steps.floor()) | ~steps.is_first_distinct()).arg_true()[:1]:
+    for row in (~steps.is_between(0, LAST_STEP) | (steps != steps.floor()) | ~steps.is_first_distinct()).arg_true()[:1]:
         raise InputError(
             f"{path}, row {row + 2}, column {step}: found {table[step][row]!r}; every row must have a step of its own, "
             "a whole number of at least 0"

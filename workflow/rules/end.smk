@@ -1,7 +1,8 @@
 # What happens when the jobs of a study begin and end. Dry runs, reports and jobs on a cluster (--no-hooks) run without it.
 import os
 
-from proxycast.checks import note_edits
+from proxycast.checks import begin_edits, changed_since, end_edits
+from proxycast.code_fingerprint import code_now
 from proxycast.console import Progress
 from proxycast.jobs import STALL_VARIABLE
 from proxycast.summary import failures, summary
@@ -21,12 +22,15 @@ onstart:
         )
     try:
         PROGRESS.start()
+        begin_edits(INPUTS, RECORD)
     except InputError as error:
         raise WorkflowError(str(error)) from None
 
 
 def tell_edits():
-    for path in note_edits(INPUTS, RECORD):
+    edits = changed_since(INPUTS) + [Path(path) for path, code in SCRIPTS.items() if code_now(Path(path)) != code]
+    end_edits(edits, RECORD)
+    for path in edits:
         logger.warning(f"{path} was edited while the study ran; what is made of it is made again at the next start.")
 
 

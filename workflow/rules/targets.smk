@@ -64,7 +64,7 @@ else:
 
 
 if PLAN.harness_tasks:
-    OWN_TASKS = sorted((STUDY.target.lm_eval.include_path or Path("no folder")).rglob("*.*"))
+    OWN_TASKS = own_files(STUDY.target.lm_eval.include_path)
 
     rule evaluate_harness:
         input:
