@@ -24,7 +24,7 @@ from proxycast.config import FROZEN, frozen, load_plan
 from proxycast.disk import disk_plan
 from proxycast.files import own_files
 from proxycast.options import InputError
-from proxycast.resources import ModelJobs, grown, read_site, require_site_kept, visible_gpus
+from proxycast.resources import ModelJobs, grown, read_site, require_site_kept, site_of_profile, visible_gpus
 from proxycast.slurm_plugin import repair
 from proxycast.solutions import GENERIC_TEXT
 from proxycast.tables import edited, fingerprint, input_states, stat_of, write_json
@@ -50,7 +50,7 @@ try:
         if FROZEN in config:
             raise InputError(f"{where}: {FROZEN}: unknown key; jobs alone read a study that is frozen")
         given = dict(config)
-        SITE = read_site(config.pop("site", None))
+        SITE = read_site(site_of_profile(config, workflow.config_settings.config, where))
         PLAN = load_plan(config, where)
         RUNS_JOBS = runs_jobs(sys.argv[1:])
         repair()

@@ -14,12 +14,14 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import settings
+from proxycast.jobs import attempts_file, identity_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     GPT2Config,
@@ -191,6 +193,33 @@ def model_folder(tmp_path):
         return folder
 
     return build
+
+
+def write_attempt(log: Path, said: str, started: datetime, ended: str = "", slurm_job: str = "") -> None:
+    """An attempt of a job on another machine; `ended`: `=== <state> <time>`, as at the end of its log."""
+    with attempts_file(log).open("a") as file:
+        line = f"=== started {started.isoformat()} on node7, process 12\n"
+        begun = dict(state="running", host="node7", process=12, process_start=1, slurm_job=slurm_job or None)
+        position = file.tell() + len(line)
+        attempt = f"{identity_file(log).stat().st_size if identity_file(log).exists() else 0:016x}"
+        record = dict(attempt=attempt, at=started.isoformat(), position=position)
+        file.write(f"{line}{said}\n")
+    with identity_file(log).open("a") as file:
+        file.write(json.dumps(record | begun) + "\n")
+    if ended:
+        _, state, time = ended.split()
+        write_end(log, state, datetime.fromisoformat(time))
+
+
+def write_end(log: Path, state: str, time: datetime) -> None:
+    """The end of the newest attempt of a job."""
+    begun = json.loads(identity_file(log).read_text().splitlines()[-1])
+    position = attempts_file(log).stat().st_size
+    end = dict(attempt=begun["attempt"], at=time.isoformat(), position=position, state=state)
+    with identity_file(log).open("a") as file:
+        file.write(json.dumps(end) + "\n")
+    with attempts_file(log).open("a") as file:
+        file.write(f"=== {state} {time.isoformat()}\n")
 
 
 def copy_project(folder: Path) -> Path:

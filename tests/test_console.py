@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from conftest import write_attempt
 from proxycast import console
 from proxycast.checkpoints import plan_checkpoints
 from proxycast.config import load_plan, read_yaml
@@ -77,8 +78,7 @@ def running(rule: str, name: str, said: str, age: float = 0) -> None:
     """A job that holds the lock of its log as long as the test runs."""
     path = RESULTS / "logs" / rule / f"{name}.log"
     path.parent.mkdir(parents=True, exist_ok=True)
-    started = (NOW - timedelta(seconds=age)).isoformat()
-    attempts_file(path).write_text(f"=== started {started} on node7, process 12\n{said}\n")
+    write_attempt(path, said, NOW - timedelta(seconds=age))
     file = attempts_file(path).open("a")
     os.utime(attempts_file(path), (NOW.timestamp() - age,) * 2)
     fcntl.flock(file, fcntl.LOCK_EX)

@@ -295,8 +295,6 @@ def test_the_harness_is_given_the_tokenizer_of_the_file(stand_in, model_folder, 
     run([folder], tmp_path / "results")
     expected = Tokenizer.from_file(str(folder / "tokenizer.json")).encode("The cat sat").ids
     assert stand_in.arguments[0]["tokenizer"]("The cat sat")["input_ids"] == expected
-    run([folder], tmp_path / "other", model_args={"tokenizer": "my/own"})
-    assert stand_in.arguments[1]["tokenizer"] == "my/own"
 
 
 def test_a_former_architecture_is_renamed_in_a_folder_of_links(tmp_path, model_folder):
@@ -309,3 +307,31 @@ def test_a_former_architecture_is_renamed_in_a_folder_of_links(tmp_path, model_f
     assert not folder.exists() and "Retrofit" in (retrofit / "config.json").read_text()
     with harness._runnable(plain, None) as folder:
         assert folder == plain
+
+
+LOADS = ["trust_remote_code", "pretrained", "tokenizer", "peft", "delta", "device", "revision", "subfolder", "backend"]
+LOADS += [
+    "gguf_file",
+    "lora_local_path",
+    "code_revision",
+    "tokenizer_mode",
+    "device_map",
+    "attn_implementation",
+    "config",
+]
+LOADS += [
+    "hf_overrides",
+    "worker_extension_cls",
+    "load_format",
+    "download_dir",
+    "weights_only",
+    "TRUST_REMOTE_CODE",
+    "x",
+]
+
+
+@pytest.mark.parametrize("name", LOADS)
+def test_arguments_of_a_study_load_nothing_else(name):
+    """They would go over the model that was checked, and over the consent to its code."""
+    with pytest.raises(ValidationError, match=f"model_args: found '{name}'; possible are "):
+        Harness(model_args={name: True})

@@ -151,12 +151,23 @@ def test_workers_of_a_killed_job_are_ended_and_not_waited_for(log):
     assert [a.state for a in attempts(log)] == ["killed", "done"]
 
 
+RUN = "proxycast_8ddf8d05-0e3d-4d0f-9a42-7d7c5d2b5a4e"  # as Snakemake's plugin names the jobs of a run
+
+
+def squeue(folder: Path, number: str, user: int | None = None, name: str = RUN, of: Path = Path()) -> None:
+    """A Slurm that knows one job."""
+    row = f"{number}|{number}|{os.getuid() if user is None else user}|{name}|{of.resolve()}"
+    (folder / "squeue").write_text(f"#!/bin/sh\necho '{row}'\n")
+    (folder / "squeue").chmod(0o755)
+
+
 def test_the_slurm_job_of_a_snakemake_that_is_gone_is_cancelled(log, tmp_path):
     scancel = tmp_path / "scancel"
     first = start(log, 60, SLURM_JOB_ID="4711")
     wait_until(lambda: began(log))
     scancel.write_text(f"#!/bin/sh\n[ $1 = 4711 ] && kill {first.pid}\n")
     scancel.chmod(0o755)
+    squeue(tmp_path, "4711")
     second = start(log, 0, SLURM_JOB_ID="4712", PATH=f"{tmp_path}:{os.environ['PATH']}")
     assert "Slurm job 4711 is of a Snakemake that is gone" in second.communicate()[1]
     assert second.returncode == 0 and first.wait() == -signal.SIGTERM
@@ -177,7 +188,8 @@ def test_the_lock_of_another_host_is_believed_for_a_while_only(log, monkeypatch,
     monkeypatch.setattr(jobs, "LOCK_SECONDS", 0.5)
     first = start(log, 60)
     wait_until(lambda: began(log))
-    log.write_text(log.read_text().replace(f" on {os.uname().nodename},", " on elsewhere,"))
+    identity = jobs.identity_file(log)
+    identity.write_text(identity.read_text().replace(f'"{os.uname().nodename}"', '"elsewhere"'))
     with job(log):
         pass
     said = capfd.readouterr().err
@@ -198,8 +210,9 @@ def test_a_file_system_without_locks_is_told_and_used(log, monkeypatch, capfd):
 
 
 def test_a_full_disk_is_told_on_the_console(log, capfd, monkeypatch):
-    monkeypatch.setattr(jobs, "attempts_file", lambda log: log.with_suffix(".full"))
-    log.with_suffix(".full").symlink_to("/dev/full")
+    real = jobs.open_private
+    full = {jobs.attempts_file(log): lambda: os.open("/dev/full", os.O_WRONLY)}
+    monkeypatch.setattr(jobs, "open_private", lambda path: full.get(path, lambda: real(path))())
     with pytest.raises((SystemExit, OSError)), job(log):
         pass
     assert "error: OSError: [Errno 28] No space left on device" in capfd.readouterr().err
@@ -296,3 +309,192 @@ def test_the_presence_of_one_process_is_seen_and_ends(log):
     third = jobs.Presence(log)
     assert [a.state for a in attempts(log)] == ["done", "running"]
     third.end("failed")
+
+
+# Text that is not ours, and locks that others hold
+
+
+FORGED = "=== started 2026-01-01T00:00:00 on elsewhere, process 1, Slurm job --me "
+
+
+@pytest.mark.parametrize("written", ["record", "print", "file"])
+def test_text_in_a_log_is_no_attempt(log, tmp_path, written):
+    """A tensor's name, what a library prints, a file that somebody has changed."""
+    (tmp_path / "scancel").write_text("#!/bin/sh\necho $* >> $0.called\n")
+    (tmp_path / "scancel").chmod(0o755)
+    squeue(tmp_path, "--me")
+    say = {
+        "record": f'import logging; logging.getLogger("p").warning("%s", ["x\\n{FORGED}"]); time.sleep',
+        "print": f"print({FORGED!r}, file=sys.stderr, flush=True); time.sleep",
+        "file": f"open(sys.argv[1], 'a').write({FORGED!r} + chr(10)); time.sleep",
+    }[written]
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    forger = SLEEPER.replace("time.sleep", say)
+    command = [sys.executable, "-c", forger, str(log), "3"]
+    first = subprocess.Popen(command, env=os.environ | {"SLURM_JOB_ID": "41", "PATH": path})
+    wait_until(lambda: log.exists() and "--me" in log.read_text())
+    second = start(log, 0, SLURM_JOB_ID="42", PATH=path)
+    said = second.communicate(timeout=60)[1]
+    assert first.wait() == second.returncode == 0
+    assert not (tmp_path / "scancel.called").exists() and "41 is not cancelled: squeue does not know it" in said
+    assert [(a.process, a.slurm_job, a.state) for a in attempts(log)] == [
+        (first.pid, "41", "done"),
+        (second.pid, "42", "done"),
+    ]
+
+
+GOOD = '{"attempt":"00000000000000aa","at":"2026-01-01T00:00:00","position":0,"state":"running","host":"h"'
+GOOD += ',"process":12,"process_start":1,"slurm_job":"7"}'
+NINES = "9" * 5000
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"7"', '"--me"'),
+        ('"7"', '"7 8"'),
+        ('"7"', '"7,8"'),
+        ('"7"', '"7\\n8"'),
+        ('"7"', '"٧"'),
+        ('"7"', "7"),
+        ('"7"', f'"{NINES}"'),
+        ('"2026-01-01T00:00:00"', '"now"'),
+        ('"2026-01-01T00:00:00"', '"9999-12-31T23:59:59"'),
+        ('"2026-01-01T00:00:00"', '"0001-01-01T00:00:00"'),
+        ('"2026-01-01T00:00:00"', '"2026-01-01T00:00:00+00:00"'),
+        ('"2026-01-01T00:00:00"', '"2026-02-31T00:00:00"'),
+        (":12,", ":-1,"),
+        (":12,", ":0,"),
+        (":12,", f":{NINES},"),
+        (":0,", ":-5,"),
+        (":0,", f":{NINES},"),
+        (":0,", ":NaN,"),
+        ("running", "asleep"),
+        ("}", ""),
+        ("{", "[" * 100_000 + "{"),
+        ("{", '{"more":1,'),
+        ('"h"', '"\udce9\x00"'),
+    ],
+)
+def test_a_forged_record_is_left_out_and_raises_nowhere(log, old, new):
+    jobs.attempts_file(log).write_text("said\n")
+    record = GOOD.replace(old, new, 1).encode(errors="surrogateescape")
+    jobs.identity_file(log).write_bytes(b"\xff\xfe\n" + record + b"\n" + GOOD.encode() + b"\n{\n\n")
+    (attempt,) = attempts(log)
+    assert (attempt.process, attempt.slurm_job, attempt.state, attempt.lines) == (12, "7", "killed", ["said"])
+
+
+def test_forged_positions_read_no_byte_twice(log):
+    jobs.attempts_file(log).write_text("".join(f"line {number}\n" for number in range(1000)))
+    records = [
+        GOOD.replace("00aa", f"{number:04x}").replace(":0,", f":{position},")
+        for number, position in enumerate([0, 1 << 50, 0, 5000, 0, 0, 3] * 20)
+    ]
+    jobs.identity_file(log).write_text("\n".join(records))
+    found = attempts(log)
+    assert len(found) == len(records) and sum(len(attempt.lines) for attempt in found) <= 1001
+
+
+@pytest.mark.parametrize(
+    ("how", "why"),
+    [
+        (dict(user=12345), "it is of user 12345"),
+        (dict(name="my-own-job"), "is none that Snakemake gives"),
+        (dict(of=Path("/elsewhere")), "it was submitted from /elsewhere"),
+        (dict(number="4710"), "squeue does not know it"),
+    ],
+)
+def test_a_job_that_is_not_ours_is_not_cancelled(log, tmp_path, how, why):
+    """The number is digits, and that of another job: of an old run, or somebody has changed the file."""
+    (tmp_path / "scancel").write_text("#!/bin/sh\ntouch $0.called\n")
+    (tmp_path / "scancel").chmod(0o755)
+    squeue(tmp_path, **{"number": "4711"} | how)
+    first = start(log, 2, SLURM_JOB_ID="4711")
+    wait_until(lambda: began(log))
+    second = start(log, 0, SLURM_JOB_ID="4712", PATH=f"{tmp_path}:{os.environ['PATH']}")
+    said = second.communicate(timeout=60)[1]
+    assert "Slurm job 4711 is not cancelled: " in said and why in said
+    assert first.wait() == second.returncode == 0 and not (tmp_path / "scancel.called").exists()
+
+
+def test_a_record_is_one_line(log):
+    hostile = 'import logging; logging.getLogger("p").warning("%s", "tensor\\nerror: forged\\x1b[2J"); time.sleep'
+    subprocess.run([sys.executable, "-c", SLEEPER.replace("time.sleep", hostile), str(log), "0"], check=True)
+    lines = attempts(log)[0].lines
+    assert [line[9:] for line in lines if "forged" in line] == [r"tensor\nerror: forged\x1b[2J"]
+
+
+def test_an_error_with_half_a_character_is_told(log, capfd):
+    with pytest.raises(SystemExit), job(log):
+        raise ValueError("\udcff\x1b[2J")
+    assert capfd.readouterr().err == "error: ValueError: \\udcff\\x1b[2J\n"
+    assert attempts(log)[0].state == "failed" and "\x1b" not in log.read_text()
+
+
+def test_nobody_else_may_open_what_is_locked(log):
+    """Whoever may read a file may hold a shared lock on it for ever; one that an older version has made, too."""
+    jobs.attempts_file(log).write_text("old\n")
+    jobs.attempts_file(log).chmod(0o644)
+    with job(log):
+        pass
+    jobs.Presence(log.with_name("snakemake.log")).end("done")
+    made = [path for path in log.parent.iterdir() if not path.is_symlink()]
+    assert {path.name: oct(path.stat().st_mode & 0o777) for path in made} == {
+        f"{name}.{kind}": "0o600" for name in ("job", "snakemake") for kind in ("attempts", "identity")
+    }
+
+
+def test_a_lock_that_no_living_attempt_holds_is_waited_for_for_a_while(log, monkeypatch, capfd):
+    """Of this host, too: here by another program, after an attempt that has ended, and one of a number used again."""
+    monkeypatch.setattr(jobs, "LOCK_SECONDS", 1.0)
+    with job(log):
+        pass
+    with jobs.attempts_file(log).open() as file:
+        jobs.fcntl.flock(file, jobs.fcntl.LOCK_SH)
+        with job(log):
+            pass
+        identity = jobs.identity_file(log)
+        last = GOOD.replace('"h"', f'"{os.uname().nodename}"').replace(":12,", f":{os.getpid()},")
+        identity.write_text(identity.read_text() + last + "\n")
+        with job(log):
+            pass
+    said = capfd.readouterr().err
+    assert said.count("waiting for its end, at most 1 s") == said.count("still locked after 1 s") == 2
+
+
+def test_only_what_holds_the_lock_of_a_killed_job_is_ended(log):
+    """Not a process that writes to the same file, nor one of another attempt that lives."""
+    first = start(log, 60)
+    wait_until(lambda: began(log))
+    with jobs.attempts_file(log).open("a") as file:
+        writer = subprocess.Popen(["sleep", "600"], stderr=file)
+    second = start(log, 0)
+    wait_until(lambda: "runs already" in second.stderr.readline())
+    time.sleep(2)
+    assert first.poll() is None and writer.poll() is None and second.poll() is None
+    first.kill()
+    first.wait()
+    assert "ended" not in second.communicate(timeout=60)[1] and second.returncode == 0
+    assert writer.poll() is None
+    writer.kill()
+    writer.wait()
+
+
+@pytest.mark.parametrize("kind", ["attempts", "identity"])
+@pytest.mark.parametrize("what", ["link", "pipe", "folder", "hanging link"])
+def test_nothing_but_a_file_is_written_to(log, capfd, kind, what):
+    path, victim = log.with_suffix(f".{kind}"), log.with_name("victim")
+    victim.write_text("mine\n")
+    {
+        "link": lambda: path.symlink_to(victim),
+        "hanging link": lambda: path.symlink_to(log.with_name("new")),
+        "pipe": lambda: os.mkfifo(path),
+        "folder": path.mkdir,
+    }[what]()
+    with pytest.raises(SystemExit), job(log):
+        pytest.fail("it has begun")
+    assert capfd.readouterr().err.startswith(f"error: {path}: found a ")
+    assert attempts(log) == [] and victim.read_text() == "mine\n" and victim.stat().st_mode & 0o777 != 0o600
+    assert not log.with_name("new").exists()
+    with pytest.raises(InputError, match="found a "):
+        jobs.Presence(log)

@@ -2,7 +2,9 @@
 
 import importlib.util
 import json
+import os
 import re
+import time
 from collections import Counter
 from fnmatch import fnmatch
 from pathlib import Path
@@ -10,6 +12,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 import yaml
+from proxycast import processes
 from proxycast.corpora import Corpus
 from proxycast.engines import ExtractionOptions
 from proxycast.forecast_methods import ForecastingOptions
@@ -250,6 +253,96 @@ SUM = "print(sum(map(int, input().split())))"
 def test_programs_are_judged_by_all_tests(judge, answer, solved):
     tests = {"inputs": ["1 2\n", "5 6\n"], "outputs": ["3\n", " 11"]}
     assert judge.process_results({"input_output": json.dumps(tests)}, [answer]) == {"solved": solved}
+
+
+@pytest.fixture(params=["in namespaces", "without"])
+def sandbox(judge, request, monkeypatch):
+    """The judge where the user may have namespaces, and where not."""
+    if request.param == "without":
+        monkeypatch.setattr(judge, "namespaces", lambda: ())
+    elif not judge.namespaces():
+        pytest.skip("no namespaces here")
+    return judge
+
+
+def test_a_program_has_no_environment(sandbox, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    said = "import os, sys; print(sorted(k for k in os.environ if k != 'LC_CTYPE'), os.listdir('.'))"
+    assert sandbox.passes(said, "", "[] ['program.py']")
+    assert sandbox.passes("import os; print(len(os.listdir('/proc/self/fd')))", "", "4")  # with that of the folder
+
+
+def test_a_program_in_namespaces_sees_no_process_network_or_right(judge, monkeypatch):
+    if not judge.namespaces():
+        pytest.skip("no namespaces here")
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    environs = """
+import glob
+for path in glob.glob("/proc/[0-9]*/environ"):
+    try: print("hf_secret" in open(path).read())
+    except OSError: pass
+"""
+    assert judge.passes(environs + "print(len(glob.glob('/proc/[0-9]*')) <= 3)", "", "False True")
+    interfaces = "import socket; print([name for _, name in socket.if_nameindex()])"
+    assert judge.passes(interfaces, "", "['lo']")
+    rights = "print(sum(int(line.split()[1], 16) for line in open('/proc/self/status') if line.startswith('Cap')))"
+    assert judge.passes(rights, "", "0")
+
+
+LEFT_BEHIND = """
+import os, time
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        open({pids!r}, "w").write("x")
+        time.sleep(600)
+    os._exit(0)
+while not os.path.exists({pids!r}): time.sleep(0.01)
+{then}
+"""
+
+
+@pytest.mark.parametrize("then", ["", "time.sleep(600)", "os._exit(1)"])
+def test_what_a_program_starts_ends_with_it(sandbox, tmp_path, then):
+    before = set(processes.descendants(os.getpid()))
+    sandbox.passes(LEFT_BEHIND.format(pids=str(tmp_path / "pids"), then=then), "", "")
+    assert (tmp_path / "pids").exists() and set(processes.descendants(os.getpid())) <= before
+    alive = [path for path in Path("/proc").glob("[0-9]*/cmdline") if b"-I\0program.py" in read_bytes(path)]
+    assert not alive
+
+
+def read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:  # it has ended
+        return b""
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "while True: print('x' * 1_000_000)",
+        "open('big', 'wb').truncate(1 << 40)",
+        "import sys\nwhile True: sys.stderr.write('x' * 1_000_000)",
+        "[open('program.py') for _ in range(1000)]",
+        "x = bytearray(2 << 30)",
+        "import os, time\nfor _ in range(200):\n    if not os.fork(): time.sleep(600)\ntime.sleep(600)",
+        "import os\nos.kill(os.getppid(), 9)\nimport time; time.sleep(600)",
+        "\x00",
+        "\udcff",
+        "x = '" + "y" * 3_000_000 + "'\nraise SystemExit(1)",
+    ],
+)
+def test_limits_of_a_program(sandbox, program):
+    begun = time.monotonic()
+    assert not sandbox.passes(program, "", "")
+    assert time.monotonic() - begun < 20
+    assert not [path for path in Path("/proc").glob("[0-9]*/cmdline") if b"-I\0program.py" in read_bytes(path)]
+
+
+def test_large_inputs_and_outputs_of_a_program_pass(sandbox):
+    text = "12345 " * 500_000
+    assert sandbox.passes("print(input())", text, text)
 
 
 # Studies and training runs

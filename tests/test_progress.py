@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import polars as pl
 import pytest
+from conftest import write_attempt, write_end
 from proxycast import progress
 from proxycast.checkpoints import plan_checkpoints, scored_checkpoints, scoring_jobs
 from proxycast.config import load_plan, read_yaml
@@ -40,9 +41,7 @@ def plan(tmp_path, monkeypatch):
 def log_of(rule: str, name: str, said: str, started: datetime, ended: str = "", slurm_job: str = "") -> Path:
     path = RESULTS / "logs" / rule / f"{name}.log"
     path.parent.mkdir(parents=True, exist_ok=True)
-    slurm = f", Slurm job {slurm_job}" if slurm_job else ""
-    with attempts_file(path).open("a") as file:
-        file.write(f"=== started {started.isoformat()} on node7, process 12{slurm}\n{said}\n{ended}\n")
+    write_attempt(path, said, started, ended, slurm_job)
     return path
 
 
@@ -339,7 +338,7 @@ def test_a_study_with_outputs_that_are_being_made_again_has_not_ended(plan, cloc
     assert phases(look(Watch(plan)))["experiments"] == (1, 2)
 
     def end():
-        file.write(f"=== done {NOW.isoformat()}\n")
+        write_end(log, "done", NOW)
         file.close()
 
     clock.after[700] = end

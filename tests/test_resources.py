@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
+from conftest import copy_project
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from proxycast.checkpoints import plan_checkpoints
@@ -35,6 +36,7 @@ from proxycast.resources import (
     read_benchmark,
     read_site,
     require_site_kept,
+    site_of_profile,
     visible_gpus,
     with_gpus,
 )
@@ -537,3 +539,85 @@ def test_a_site_that_the_command_line_displaces_is_an_error(tmp_path, monkeypatc
         require_site_kept(["--profile", "slurm", option, "published=here", "--cores", "2"])
     profile.write_text("jobs: 3")
     require_site_kept(["--profile", "slurm", option, "published=here"])
+
+
+# What a shell would obey
+
+
+HOSTILE = [
+    "$(touch pwned)",
+    "`touch pwned`",
+    "a;touch pwned",
+    "a|touch",
+    "a\ntouch pwned",
+    "a&touch",
+    "a>b",
+    "a b",
+    '"',
+    "'",
+]
+HOSTILE += ["{a,b}", "~root", "!!", "#", "a\\", "\x00", "*", "?", "--wrap=x", "а"]
+
+
+@pytest.mark.parametrize("value", HOSTILE)
+@pytest.mark.parametrize("name", ["slurm_partition", "slurm_account", "qos", "mem_mb", "gres", "reservation", "of_lsf"])
+def test_no_resource_of_a_site_has_what_a_shell_obeys(name, value):
+    with pytest.raises(InputError, match=f"^slurm/config.yaml: config.site: gpu_jobs.{name}: found "):
+        read_site({"gpu_jobs": {name: value}})
+
+
+@pytest.mark.parametrize(
+    "value", [value for value in HOSTILE if value not in ("a b", "--wrap=x", "a|touch", "a&touch", "*")]
+)
+@pytest.mark.parametrize("name", ["constraint", "slurm_extra"])
+def test_neither_have_those_that_may_have_more(name, value):
+    with pytest.raises(InputError, match=f"gpu_jobs.{name}: found "):
+        read_site({"gpu_jobs": {name: f"--reservation=a {value}" if name == "slurm_extra" else value}})
+
+
+def test_what_clusters_want_is_no_danger():
+    jobs = {"constraint": "[rack1*2&(a100|h100)]", "slurm_extra": "--reservation=x@y --licenses=a:2,b%3", "qos": ""}
+    assert read_site({"gpu_jobs": jobs}).gpu_jobs == jobs
+
+
+@pytest.mark.parametrize("given", [{}, {"site": {"gpus_per_node": 4}}])
+def test_a_site_of_a_study_is_refused(given):
+    assert site_of_profile({"study": "x", **given}, given, "s.yaml") == given.get("site")
+    for own in ({"gpu_jobs": {"slurm_extra": "x"}}, [], "gres"):
+        merged = given.get("site", {}) | own if isinstance(own, dict) else own
+        config = {"study": "x", "site": merged}
+        with pytest.raises(InputError, match=r"^s.yaml: site: found in a study; .* \(slurm/config.yaml: config.site\)"):
+            site_of_profile(config, given, "s.yaml")
+
+
+def test_snakemake_does_not_plan_a_study_with_a_site(tmp_path):
+    """Not even one with harmless values: what it asks for is the cluster's, and the user's, to say."""
+    copy_project(tmp_path)
+    site = "\nsite: {gpu_jobs: {slurm_extra: '--reservation=x'}}\n"
+    study = tmp_path / "config/smoke.yaml"
+    before = study.read_text()
+    command = [sys.executable, "-m", "snakemake", "-n", "--quiet", "--configfile", "config/smoke.yaml", "--cores", "1"]
+    for text, profile, status in (
+        (before + site, [], 1),
+        (before + site, ["--profile", "slurm"], 1),
+        (before, ["--profile", "slurm"], 0),
+    ):
+        study.write_text(text)
+        done = subprocess.run([*command, *profile], cwd=tmp_path, capture_output=True, text=True)
+        said = done.stdout + done.stderr
+        assert done.returncode == status and ("site: found in a study" in said) == bool(status), said
+
+
+def test_the_lock_of_a_gpu_is_for_its_user_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    with own_gpus(1):
+        (lock,) = tmp_path.iterdir()
+        assert lock.stat().st_mode & 0o777 == 0o600
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    lock.unlink()
+    lock.symlink_to(victim)
+    with pytest.raises(InputError, match="found a link"), own_gpus(1):
+        pytest.fail("it has a GPU")
+    assert victim.read_text() == "mine"

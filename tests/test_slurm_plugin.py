@@ -15,7 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 import snakemake_executor_plugin_slurm as plugin
-from proxycast.slurm_plugin import _passes, repair
+from proxycast.slurm_plugin import _passes, repair, unfit_for_shell
 from snakemake.cli import parse_args
 
 POLICY = "Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)"
@@ -35,7 +35,7 @@ TAKEN = "touch done; echo $(wc -l < asked)"  # job numbers: 1, 2, ...
 
 @pytest.fixture(autouse=True)
 def unrepaired_afterwards(monkeypatch):
-    for name in ("get_min_job_age", "query_job_status"):
+    for name in ("get_min_job_age", "query_job_status", "get_submit_command"):
         monkeypatch.setattr(plugin, name, getattr(plugin, name))
     for name in ("check_active_jobs", "cancel", "shutdown", "additional_general_args"):
         monkeypatch.setattr(plugin.Executor, name, getattr(plugin.Executor, name))
@@ -166,6 +166,25 @@ def test_a_job_that_slurm_will_never_take_fails(slurm, snakemake, tmp_path):
     assert run.returncode == 1
     assert words in said and "Correct slurm/config.yaml" in said and "trying again" not in said
     assert "--wrap" not in said
+
+
+@pytest.mark.parametrize("name", ["slurm_extra", "slurm_partition", "qos", "slurm_cluster"])
+def test_no_resource_takes_a_command_to_the_shell_of_the_head_node(slurm, snakemake, tmp_path, name):
+    """Wherever it is from, a rule or a profile; the plugin writes slurm_extra as it is."""
+    snakefile = tmp_path / "Snakefile"
+    hostile = f'{name}="--x=$(touch pwned)",'
+    snakefile.write_text(snakefile.read_text().replace("resources: ", f"resources: {hostile} "))
+    slurm("sbatch", sbatch(TAKEN))
+    run = snakemake(tmp_path)
+    said, _ = run.communicate(timeout=60)
+    assert run.returncode == 1 and f"rule work: resource {name}: found '--x=$(touch pwned)'" in said
+    assert not (tmp_path / "pwned").exists() and not (tmp_path / "asked").exists()
+
+
+def test_which_resources_are_fit_for_a_shell():
+    fit = {"constraint": "a100&nvlink", "slurm_extra": "--a=b -c d", "runtime": 90, "gres": "gpu:h100:2", "qos": ""}
+    assert not any(unfit_for_shell(name, value) for name, value in fit.items())
+    assert all(unfit_for_shell(name, "a\n") for name in [*fit, "mem_mb"])
 
 
 def test_an_interrupt_ends_what_waits_for_slurm(slurm, snakemake, tmp_path):

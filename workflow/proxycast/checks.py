@@ -16,6 +16,7 @@ import polars as pl
 
 from proxycast.checkpoints import Checkpoint, extraction_options, scored_checkpoints
 from proxycast.config import Plan, Task, closest
+from proxycast.consent import require_consent
 from proxycast.conversion import needs_conversion
 from proxycast.corpora import Corpus
 from proxycast.engines import ExtractionOptions
@@ -59,6 +60,7 @@ def check_inputs(plan: Plan, checkpoints: list[Checkpoint], record: bool = True)
         require_published(plan)
         require_past([plan.curve.path] if plan.curve else sorted(study.published.glob("*.csv")))
         return
+    require_consent(plan, checkpoints, record)  # before any model's own code could be read
     for name, files in plan.file_sets().items():
         check_files(plan.file_set_origin(name), files)
     require_past([path for files in plan.file_sets().values() if not files.hub for path in files.paths()])

@@ -15,14 +15,14 @@ import json
 import logging
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from tqdm import tqdm
 
 from proxycast.engines import ExtractionOptions
@@ -42,6 +42,14 @@ log = logging.getLogger(__name__)
 LM_EVAL = "0.4.13"  # tasks change from one version to the next, and figures with them
 KEPT = ("results", "n-samples", "n-shot", "versions", "lm_eval_version", "transformers_version", "chat_template_sha")
 CPU_CACHE_BYTES = 1 << 30  # of keys and values, vLLM on a CPU
+# Arguments of lm-eval's classes hf and vllm that say how a model computes and what is made of its answers.
+MODEL_ARGS = frozenset(
+    "add_bos_token block_size cpu_offload_gb data_parallel_size disable_custom_all_reduce dtype enable_chunked_prefill "
+    "enable_expert_parallel enable_prefix_caching enable_thinking enforce_eager gpu_memory_utilization kv_cache_dtype "
+    "kv_cache_memory_bytes logits_cache max_batch_size max_cpu_memory max_gen_toks max_length max_memory_per_gpu "
+    "max_model_len max_num_batched_tokens max_num_seqs mixed_precision_dtype parallelize prefix_token_id seed "
+    "softmax_dtype think_end_token truncation truncation_side".split()
+)
 Row = tuple[str, str, str, float, int]  # checkpoint, task, metric, value, n: a row of TARGETS_SCHEMA
 
 
@@ -72,12 +80,23 @@ class Harness(Options):
         description="how answers are generated, over what a task says: {max_gen_toks: 32768, temperature: 0.6}",
     )
     model_args: dict[str, bool | int | float | str] = Field(
-        {}, description="further arguments of the backend's model, as in {think_end_token: '</think>'}"
+        {},
+        description="further arguments of the backend's model, as in {think_end_token: '</think>'}; none that says "
+        "which model, tokenizer or code is loaded, from where, or on which device",
     )
     include_path: Path | None = Field(None, description="folder with tasks of one's own in the harness's YAML format")
     run_unsafe_code: bool = Field(
-        False, description="allow tasks that run code which models wrote, with the rights of the job"
+        False,
+        description="allow tasks that run programs which models wrote; only those that PROXYCAST_RUN_PROGRAMS names, "
+        "in the environment of whoever starts the study",
     )
+
+    @model_validator(mode="after")
+    def _harmless_arguments(self) -> Self:
+        """What they are passed to takes any name, and gives it to whatever loads a model."""
+        if unknown := sorted(self.model_args.keys() - MODEL_ARGS):
+            raise ValueError(f"model_args: found {unknown[0]!r}; possible are {', '.join(sorted(MODEL_ARGS))}")
+        return self
 
 
 def harness_rows(
@@ -89,12 +108,13 @@ def harness_rows(
     results: Path,
     *,
     code: str,
+    programs: Collection[str] | None = None,
 ) -> list[Row]:
     """A row, named `metric`, for each (checkpoint, folder) and task, with the checkpoint's own of the `options`.
 
     `results/<checkpoint>/<task>.json` is what the harness found; one that was made from the same model, task, settings
     and `code` (a fingerprint of the code) is not made again. Every folder and every task's name is checked before the
-    first model is loaded.
+    first model is loaded. `programs`: tasks of lm-eval for which `run_unsafe_code` counts; without it for all.
     """
     require_harness()
     for (_, folder), own in zip(checkpoints, options):
@@ -107,7 +127,9 @@ def harness_rows(
     def measure(checkpoint: str, folder: Path, own: ExtractionOptions, to_do: Mapping[str, tuple[Path, str]]) -> None:
         with loaded_model(harness, folder, own) as model:
             for task, (file, mark) in to_do.items():
-                found = _evaluate(model, tasks[task], harness, own, manager)
+                may_run = harness.run_unsafe_code and (programs is None or tasks[task].task in programs)
+                allowed = harness.model_copy(update={"run_unsafe_code": may_run})
+                found = _evaluate(model, tasks[task], allowed, own, manager)
                 write_json({"made_from": mark, "checkpoint": checkpoint, **found}, file)
                 bar.update()
 
@@ -305,7 +327,8 @@ def _evaluate(
             raise
         raise InputError(
             f"lm_eval.task {wanted.task}: it runs code that models write, with the rights of the job; "
-            "allow it with target.lm_eval.run_unsafe_code: true, in a container or on a machine that may break"
+            f"allow it with target.lm_eval.run_unsafe_code: true and PROXYCAST_RUN_PROGRAMS={wanted.task} in the "
+            "environment, in a container or on a machine that may break"
         ) from None
     for task in found["n-samples"]:
         examples = found["n-shot"][task]

@@ -1,8 +1,9 @@
 """How far a study is: `python -m proxycast.progress config/smoke.yaml`, one screen on a terminal, else plain lines.
 
 It reads what lies in the results folder, the files of each phase and the logs of the jobs, and writes nothing. So it
-serves whoever sees that folder, whatever the executor, and while no Snakemake runs. Files that an earlier setting of
-the study left count until the job that makes them again has begun to replace them.
+serves whoever sees that folder, whatever the executor, and while no Snakemake runs; the logs can be read by the user of
+the jobs alone. Files that an earlier setting of the study left count until the job that makes them again has begun to
+replace them.
 
 It ends with the study. The exit status is 0 when every phase is complete and nothing is at work. It is 1 when failures
 stand (jobs have failed and work is left, or the last Snakemake failed or was killed) and for a minute nothing has been

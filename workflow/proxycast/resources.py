@@ -31,8 +31,10 @@ from proxycast.config import Plan, closest, read_yaml
 from proxycast.engines import BATCH_TOKENS, FLOAT32_ON_GPU, ExtractionOptions
 from proxycast.engines.model_folder import shape_in_file, shape_of
 from proxycast.experts import inactive_parameters
+from proxycast.jobs import open_private
 from proxycast.miniature.suite import CONTEXT
-from proxycast.options import InputError, Options
+from proxycast.options import InputError, Options, one_line
+from proxycast.slurm_plugin import SLURM_RESOURCES, unfit_for_shell
 from proxycast.solutions import GENERIC_TEXT
 from proxycast.targets import EXACT_MATCH
 from proxycast.writers import Writer
@@ -83,11 +85,6 @@ ALLOCATION = ("SLURM_JOB_ID", "SLURM_STEP_GPUS", "LSB_JOBID", "PBS_JOBID")
 TELL_SECONDS = 60.0  # between two lines in the log of a job that waits for GPUs
 
 Device = Literal["cpu", "cuda"]
-# What Snakemake's Slurm plugin (2.8) reads of a job.
-SLURM_RESOURCES = frozenset(
-    "clusters constraint cpus_per_gpu cpus_per_task gpu gpu_manufacturer gpu_model gres mem_mb mem_mb_per_cpu nodes "
-    "qos reservation runtime slurm_account slurm_extra slurm_partition tasks tasks_per_gpu tasks_per_node".split()
-)
 MODEL_RULES = ("score", "evaluate_harness", "write_solutions", "train_run")
 
 
@@ -130,6 +127,27 @@ class Site(Options):
             if meant := closest(name, SLURM_RESOURCES):
                 raise ValueError(f"gpu_jobs.{name}: unknown{meant}")
         return self
+
+    @model_validator(mode="after")
+    def _words_for_a_shell(self) -> Self:
+        """The plugins of clusters write some of them into a shell's command as they are."""
+        for name, value in self.gpu_jobs.items():
+            if why := unfit_for_shell(name, value):
+                raise ValueError(f"gpu_jobs.{name}: {why}")
+        return self
+
+
+def site_of_profile(config: dict, given: Mapping, where: str) -> object:
+    """Take the site block out of a configuration, and return it as Snakemake was `given` it, by a profile.
+
+    `InputError` where a file of the study has one: it comes from other people, and what a cluster is asked for is no
+    part of it.
+    """
+    if config.pop("site", None) != given.get("site"):
+        raise InputError(
+            f"{where}: site: found in a study; it is read from the profile alone ({PROFILE}: config.site); move it"
+        )
+    return given.get("site")
 
 
 def read_site(values: object) -> Site | None:
@@ -653,7 +671,7 @@ def _free_gpus(count: int, locks: ExitStack) -> list[str]:
     for name in visible_gpus():
         if len(taken) == count:
             break
-        file = locks.enter_context(open(_lock_file(name), "w"))
+        file = locks.enter_context(os.fdopen(_open_lock(_lock_file(name)), "w"))
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -662,6 +680,14 @@ def _free_gpus(count: int, locks: ExitStack) -> list[str]:
             log.warning("%s: not locked, as its file system knows no locks: %s", file.name, error)
         taken.append(name)
     return taken
+
+
+def _open_lock(path: Path) -> int:
+    """A lock that nobody else can hold. `InputError` where another user has put something in its place."""
+    try:
+        return open_private(path)
+    except OSError as error:
+        raise InputError(f"{path}: the lock of a GPU cannot be opened: {one_line(error)}; see who made it") from None
 
 
 def _lock_file(gpu: str) -> Path:

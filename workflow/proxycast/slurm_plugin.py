@@ -18,6 +18,17 @@ PASSING = re.compile(
     "|nodes are busy|presently disabled|inactive or drain|cannot allocate memory|violates accounting/qos policy",
     re.IGNORECASE,
 )
+# What the plugin reads of a job.
+SLURM_RESOURCES = frozenset(
+    "clusters constraint cpus_per_gpu cpus_per_task gpu gpu_manufacturer gpu_model gres mem_mb mem_mb_per_cpu nodes "
+    "qos reservation runtime slurm_account slurm_extra slurm_partition tasks tasks_per_gpu tasks_per_node".split()
+)
+OTHER_NAMES = {"cluster", "slurm_cluster"}  # of `clusters`
+WORD = r"(?!-)[A-Za-z0-9_.,:=+@%/-]*"
+FIT_FOR_SHELL = {  # resource -> what it may be; any other is a WORD
+    "constraint": r"(?!-)[A-Za-z0-9_.,:=+@%/*&|()\[\]-]*",  # such as a100&nvlink, which the plugin quotes
+    "slurm_extra": r"[A-Za-z0-9_.,:=+@%/ -]*",  # options, which it does not
+}
 LIMIT = re.compile(r"error: (\w+Limit)$", re.MULTILINE)  # as in AssocMaxSubmitJobLimit
 
 
@@ -27,6 +38,7 @@ def repair() -> None:
     if plugin is not None:
         _repair_status(plugin)
         _repair_submission(plugin)
+        _guard_shell(plugin)
         _keep_outputs(plugin.Executor)
 
 
@@ -150,6 +162,29 @@ def _repair_submission(plugin: ModuleType) -> None:
 
     executor._report_job_error_threadsafe, executor._report_job_submission_threadsafe = submission_failed, submitted
     executor.cancel, executor.shutdown = stopping(executor.cancel), stopping(executor.shutdown)
+
+
+def unfit_for_shell(name: str, value: object) -> str | None:
+    """Why the value of a resource must not get into a shell's command; None where it may."""
+    if re.fullmatch(FIT_FOR_SHELL.get(name, WORD), str(value)):
+        return None
+    also = {"slurm_extra": " and spaces", "constraint": ", brackets, *, & and |"}.get(name, ", and no - in front")
+    return f"found {str(value)!r}; give letters, digits and _.,:=+@%/-{also}: a shell reads it"
+
+
+def _guard_shell(plugin: ModuleType) -> None:
+    """Refuse jobs with a resource that a shell would obey: the plugin writes slurm_extra, mem_mb and others as they
+    are into a command that a shell of the head node runs, and what it quotes today it may not quote tomorrow."""
+    get_submit_command = plugin.get_submit_command
+
+    def guarded(job, *arguments, **keywords) -> str:
+        for name in sorted(SLURM_RESOURCES | OTHER_NAMES):
+            value = job.resources.get(name)
+            if value is not None and (why := unfit_for_shell(name, value)):
+                raise plugin.WorkflowError(f"rule {job.name}: resource {name}: {why}")
+        return get_submit_command(job, *arguments, **keywords)
+
+    plugin.get_submit_command = guarded
 
 
 def _keep_outputs(executor: type) -> None:

@@ -6,6 +6,7 @@ import polars as pl
 import torch
 from proxycast.checkpoints import job_options
 from proxycast.config import load_plan
+from proxycast.consent import programs
 from proxycast.harness import LM_EVAL, Harness, HarnessTask, harness_rows
 from proxycast.jobs import job
 from proxycast.resources import asked_gpus, own_gpus, with_gpus
@@ -26,6 +27,7 @@ def evaluate(snakemake) -> None:
         params.metric,
         Path(params.results),
         code=params.code,
+        programs=programs(),
     )
     table = pl.DataFrame(rows, schema=TARGETS_SCHEMA, orient="row")
     write_table(table, Path(snakemake.output.targets), fingerprint(LM_EVAL, rows))

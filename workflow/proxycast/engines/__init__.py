@@ -67,7 +67,11 @@ class ModelOptions(Options):
         "was written for base models; strip: it goes, unless the template itself has a space in front of an answer. "
         "Other white space always stays",
     )
-    trust_remote_code: bool = Field(False, description="run Python code that lies in the model's folder")
+    trust_remote_code: bool = Field(
+        False,
+        description="run Python code that lies in the model's folder; only where PROXYCAST_TRUST_CODE names the "
+        "model, in the environment of whoever starts the study",
+    )
     architecture: str | None = Field(
         None,
         description="class of transformers that runs the weights, where config.json names one that nobody knows; "

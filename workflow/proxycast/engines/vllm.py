@@ -41,7 +41,7 @@ from proxycast.engines.model_folder import (
 )
 from proxycast.engines.reading import ropes
 from proxycast.engines.tokenizer import TokenizerCache, continuations, end_tokens
-from proxycast.engines.vllm_worker import EXTRA_ARGS_KEY, JOB_PROCESS, SENTINEL
+from proxycast.engines.vllm_worker import EXTRA_ARGS_KEY, JOB_PROCESS, SENTINEL, this_process
 from proxycast.options import InputError, one_line
 from proxycast.solutions import ScoredSequence, prompt_tokens
 from proxycast.tables import write_json
@@ -361,7 +361,7 @@ class VllmEngine:
             there = "no GPU" if on_cpu else "a GPU"
             raise InputError(f"extraction, key device: found {options.device}, but vLLM sees {there}; give auto")
         self._batch_tokens = self._batch_tokens or BATCH_TOKENS["cpu" if on_cpu else "cuda"]
-        os.environ[JOB_PROCESS] = str(os.getpid())
+        os.environ[JOB_PROCESS] = this_process()
         try:
             self._llm = LLM(
                 str(self._folder),

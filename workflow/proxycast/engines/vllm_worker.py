@@ -23,12 +23,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from proxycast import processes
 from proxycast.token_stats import token_stats_from_hidden
 
 EXTRA_ARGS_KEY = "proxycast"  # SamplingParams.extra_args[...] = [index of the sequence, first scored token, last token]
 SENTINEL = -1001  # stands as the only prompt token id of a request whose statistics were made here
 
-JOB_PROCESS = "PROXYCAST_JOB_PROCESS"  # environment: the process that has started vLLM
+JOB_PROCESS = "PROXYCAST_JOB_PROCESS"  # environment: number and start of the process that has started vLLM
 
 V1_PARAMETERS = ["hidden_states", "num_scheduled_tokens"]
 V2_PARAMETERS = ["logits_fn", "hidden_states", "input_batch", "all_token_ids", "num_computed_tokens", "prompt_lens"]
@@ -38,32 +39,36 @@ V2_ADD_PARAMETERS = ["req_id", "req_idx", "sampling_params"]
 _WATCHED: set[int] = set()  # processes: a forked one has this set, and no thread of its parent
 
 
+def this_process() -> str:
+    """This process, for `JOB_PROCESS`."""
+    return f"{os.getpid()} {processes.start_of(os.getpid())}"
+
+
 def _end_with_job() -> None:
     """In a process of vLLM's: end it, and the engine that has started it, as soon as the job's process is gone.
 
-    A job that is killed cannot end them itself. They would keep the GPU's memory, and the lock on the job's log.
+    A job that is killed cannot end them itself. They would keep the GPU's memory, and the lock on the job's log. The
+    parent is ended only if the job has started it, and it is this process's parent still: a number is used again.
     """
-    job, parent, own = int(os.environ.get(JOB_PROCESS, 0)), os.getppid(), os.getpid()
-    if job in (0, own) or own in _WATCHED:
+    try:
+        job, job_start = map(int, os.environ.get(JOB_PROCESS, "").split())
+    except ValueError:
+        return
+    own, parent = os.getpid(), os.getppid()
+    if job == own or own in _WATCHED:
         return
     _WATCHED.add(own)
+    start = processes.start_of(parent)
+    is_engine = parent != job and processes.start_of(job) == job_start and processes.is_below(parent, job)
 
     def watch() -> None:
-        while _is_alive(job):
+        while processes.start_of(job) == job_start:
             time.sleep(1)
-        for process in (parent, own):
-            if process not in (job, 1) and _is_alive(process):
-                os.kill(process, signal.SIGKILL)
+        if is_engine and start is not None and os.getppid() == parent:
+            processes.end(parent, start)
+        os.kill(os.getpid(), signal.SIGKILL)
 
     threading.Thread(target=watch, daemon=True).start()
-
-
-def _is_alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 _end_with_job()  # here, as vLLM imports this module before it loads a model, which can take minutes

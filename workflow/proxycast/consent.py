@@ -1,0 +1,102 @@
+"""Whose code may run: the person who starts a study says it in the environment, by name. No file of a study can.
+
+PROXYCAST_TRUST_CODE names models whose own code may run (`trust_remote_code`) and folders of tasks for lm-eval, which
+have Python functions. An entry is a repository of the hub, or, if it begins with / or ., a folder with all that is in
+it; colons stand between entries. PROXYCAST_RUN_PROGRAMS names the tasks of lm-eval for which programs that models wrote
+may run (`run_unsafe_code`), separated by commas. Jobs inherit both. What was allowed is kept with the results, in
+consent.json.
+"""
+
+import os
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import NamedTuple
+
+from proxycast.checkpoints import Checkpoint, extraction_options
+from proxycast.config import Plan
+from proxycast.options import InputError
+from proxycast.tables import read_json, write_json
+
+TRUST_VARIABLE = "PROXYCAST_TRUST_CODE"
+PROGRAMS_VARIABLE = "PROXYCAST_RUN_PROGRAMS"
+
+
+class Code(NamedTuple):
+    """Code that a study would run, and that is not proxycast's."""
+
+    variable: str  # of the environment, that may allow it
+    name: str  # a folder, a repository or a task of lm-eval
+    asked_by: str  # the key of the study
+    is_read_in_planning: bool = False
+
+
+def require_consent(plan: Plan, checkpoints: list[Checkpoint], runs_jobs: bool) -> None:
+    """`InputError` for the first code of others that the environment does not allow; what it does is written down.
+
+    In a dry run (`runs_jobs` false) only the code of models that planning itself would run is asked for.
+    """
+    allowed = {}
+    for code in foreign_code(plan, checkpoints):
+        if not (runs_jobs or code.is_read_in_planning):
+            continue
+        by = allowing(code)
+        if by is None:
+            separator = ":" if code.variable == TRUST_VARIABLE else ","
+            raise InputError(
+                f"{plan.where}: {code.asked_by}: asks to run code that is not proxycast's, with all rights that you "
+                f"have; if you trust it, set {code.variable}={code.name!r} (several: {separator} between them)"
+            )
+        allowed[f"{code.asked_by}: {code.name}"] = {"variable": code.variable, "entry": by}
+    if allowed and runs_jobs:
+        record = plan.results / "consent.json"
+        known = read_json(record)
+        new = {key: value | {"since": f"{datetime.now():%Y-%m-%dT%H:%M:%S}"} for key, value in allowed.items()}
+        if new.keys() - known.keys():
+            write_json(new | known, record)
+
+
+def foreign_code(plan: Plan, checkpoints: list[Checkpoint]) -> Iterator[Code]:
+    """Every such code, each once."""
+    found: dict[Code, None] = {}
+    for checkpoint, options in zip(checkpoints, extraction_options(plan, checkpoints)):
+        if options.trust_remote_code and checkpoint.source:
+            is_here = not checkpoint.revision and checkpoint.folder == checkpoint.source
+            name = checkpoint.source if checkpoint.revision else _written(Path(checkpoint.source))
+            found[Code(TRUST_VARIABLE, name, f"{checkpoint.corpus}: trust_remote_code", is_here)] = None
+    for name, writer in plan.study.writers.items():
+        if plan.study.extraction.over(writer.model).trust_remote_code and (writer.hub or writer.folder):
+            model = writer.hub or _written(writer.folder)
+            found[Code(TRUST_VARIABLE, model, f"writers.{name}: trust_remote_code")] = None
+    harness = plan.study.target.lm_eval if plan.harness_tasks else None
+    if harness and harness.include_path:
+        found[Code(TRUST_VARIABLE, _written(harness.include_path), "target.lm_eval.include_path")] = None
+    if harness and harness.run_unsafe_code:  # of its tasks those that are named; the harness refuses the others
+        tasks = list(dict.fromkeys(task.lm_eval.task for task in plan.harness_tasks))
+        for name in [task for task in tasks if task in programs()] or [",".join(tasks)]:
+            found[Code(PROGRAMS_VARIABLE, name, "target.lm_eval.run_unsafe_code")] = None
+    yield from found
+
+
+def allowing(code: Code) -> str | None:
+    """The entry of the environment that allows some code, if there is one."""
+    if code.variable == PROGRAMS_VARIABLE:
+        return code.name if code.name in programs() else None
+    for entry in filter(None, os.environ.get(TRUST_VARIABLE, "").split(":")):
+        if entry == code.name:
+            return entry
+        if entry.startswith((".", "/")) and code.name.startswith((".", "/")):
+            folder = Path(code.name).resolve()
+            if Path(entry).resolve() in (folder, *folder.parents):
+                return entry
+    return None
+
+
+def programs() -> frozenset[str]:
+    """The tasks of lm-eval for which programs that models wrote may run."""
+    return frozenset(filter(None, map(str.strip, os.environ.get(PROGRAMS_VARIABLE, "").split(","))))
+
+
+def _written(folder: Path) -> str:
+    """A folder as the environment names it: no repository of the hub begins with a dot or a slash."""
+    return str(folder) if folder.is_absolute() or str(folder).startswith(".") else f"./{folder}"
