@@ -1,5 +1,6 @@
 """What every configuration model and every input check shares: strict models, safe names, one kind of error."""
 
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +10,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints
 
 LONGEST_CAUSE = 300  # characters of a library's own message
 LONGEST_NAME = 255  # bytes of a file's name, on all common file systems
+LONGEST_PATH = 1000  # bytes of a name with its folders that somebody else chose; most systems take 4096 in all
+UNSEEN = ("Cc", "Cf", "Cn", "Co", "Cs", "Zl", "Zp")  # categories of characters that no name needs, but attacks
 
 
 class InputError(ValueError):
@@ -61,5 +64,29 @@ def _without_long_names(path: Path) -> Path:
 
 # A name that figures and the report show.
 ShownName = Annotated[str, StringConstraints(max_length=100), AfterValidator(_without_braces)]
+
+
+def is_inner_name(name: object) -> bool:
+    """Whether a name (a/b/c) that somebody else chose may be joined to a folder: it is relative and of plain parts.
+
+    An empty part, '.' and '..' are none, and an absolute name begins with an empty one. Neither are backslashes,
+    control characters and their kin, or more bytes than a file system takes.
+    """
+    if not isinstance(name, str) or "\\" in name or any(unicodedata.category(c) in UNSEEN for c in name):
+        return False
+    parts = name.split("/")
+    return (
+        not {"", ".", ".."} & set(parts)
+        and len(name.encode()) <= LONGEST_PATH
+        and all(len(part.encode()) <= LONGEST_NAME for part in parts)
+    )
+
+
+def require_inside(path: Path, folder: Path) -> None:
+    """Raise `InputError` where `path` lies outside `folder` when its links are followed."""
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise InputError(f"{path}: leads out of {folder}, to {path.resolve()}; remove the link that does it")
+
+
 # A file or folder of the user, which may be the input of a rule.
 InputPath = Annotated[Path, AfterValidator(_without_braces), AfterValidator(_without_long_names)]

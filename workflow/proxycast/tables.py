@@ -101,6 +101,14 @@ def damaged(path: Path) -> InputError:
     )
 
 
+def remove_tree(path: Path) -> None:
+    """Remove a file, a folder with all that is in it, or a link, but never what a link leads to. Absent is fine."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def fingerprint(*parts: object) -> str:
     """16 hexadecimal digits that change with any part. A `Path` counts by its content, a model by its values."""
     text = json.dumps(parts, sort_keys=True, default=_plain)

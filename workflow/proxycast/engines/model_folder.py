@@ -41,6 +41,10 @@ OTHER_HEADS = re.compile(r"For(?!CausalLM|ConditionalGeneration|Vision\w*2|Image
 FORMER_NAMES = {"Olmo2RetrofitForCausalLM": "Olmo3ForCausalLM"}
 
 
+CACHED = re.compile("(models|datasets)--")  # begins the name of a folder in a hub cache
+HASH = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")  # the name of a file that one of its blobs is
+
+
 class Shape(NamedTuple):
     """What a model's configuration says of its size; None where it does not.
 
@@ -76,6 +80,32 @@ def check_folder(folder: Path) -> None:
             f"{folder}: found token id {largest} in the tokenizer, but vocab_size {vocabulary} in config.json; "
             f"the id of every token that is not an added one must be below, so one of the two belongs to another model"
         )
+
+
+def stays_in_folder(path: Path) -> bool:
+    """Whether a file lies in its folder, is a link within it, or one to a file that a hub cache holds."""
+    target, folder = path.resolve(), path.parent.resolve()
+    return target.is_relative_to(folder) or _is_in_a_cache(target, folder)
+
+
+def _is_in_a_cache(target: Path, folder: Path) -> bool:
+    """Whether a file is a blob of the cache that `folder` is a snapshot of, or lies in the user's own hub cache.
+
+    A cache is <cache>/models--<org>--<name>/{blobs/<hash>, snapshots/<commit>/<name>}; blobs that repositories share
+    lie in <cache>/blobs/<two digits>/<hash>. A name that is no hash is of another file, wherever `blobs` leads.
+    """
+    storages = [p.parent for p in folder.parents if p.name == "snapshots" and CACHED.match(p.parent.name)]
+    blobs = [storage / "blobs" for storage in storages], [storage.parent / "blobs" for storage in storages]
+    if HASH.fullmatch(target.name):
+        own, shared = ({path.resolve() for path in paths} for paths in blobs)
+        if target.parent in own or target.parent.parent in shared:
+            return True
+    from huggingface_hub import constants
+
+    cache = Path(constants.HF_HUB_CACHE).resolve()
+    parts = target.relative_to(cache).parts if target.is_relative_to(cache) else ()
+    is_blob = "blobs" in parts[:2] and HASH.fullmatch(target.name) is not None
+    return is_blob or parts[1:2] == ("snapshots",)
 
 
 def adapters_among(names: Iterable[str]) -> str | None:
