@@ -18,7 +18,7 @@ from proxycast.checkpoints import (
     weight_inputs,
     weight_states,
 )
-from proxycast.checks import check_inputs, require_same_disk
+from proxycast.checks import check_inputs, noted_edits, require_same_disk
 from proxycast.code_fingerprint import code_fingerprint
 from proxycast.config import FROZEN, frozen, load_plan
 from proxycast.disk import disk_plan
@@ -26,7 +26,7 @@ from proxycast.options import InputError
 from proxycast.resources import ModelJobs, grown, read_site, require_site_kept, visible_gpus
 from proxycast.slurm_plugin import repair
 from proxycast.solutions import GENERIC_TEXT
-from proxycast.tables import fingerprint, input_states, read_json, stat_of, write_json
+from proxycast.tables import change_nothing, fingerprint, input_states, stat_of, write_json
 from snakemake.exceptions import WorkflowError
 from snakemake.utils import min_version
 
@@ -52,6 +52,8 @@ try:
         SITE = read_site(config.pop("site", None))
         PLAN = load_plan(config, where)
         RUNS_JOBS = runs_jobs(sys.argv[1:])
+        if not RUNS_JOBS:
+            change_nothing()
         repair()
         RECORD = Path(f".snakemake/proxycast/{PLAN.study.study}.json")
         require_same_disk(PLAN.results, RECORD, write=RUNS_JOBS)
@@ -94,7 +96,7 @@ if SITE is None and visible_gpus() and "gpu" not in workflow.global_resources:
     workflow.register_resource("gpu", len(visible_gpus()))
 
 
-EDITS = read_json(RECORD).get("edits") if workflow.is_main_process else None
+EDITS = noted_edits(RECORD) if workflow.is_main_process else None
 INPUTS = {}  # the user's files that jobs read, and what told at the start whether they have changed
 
 

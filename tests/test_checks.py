@@ -17,6 +17,8 @@ from proxycast.checks import (
     check_recipes,
     check_target_table,
     count_scored_tokens,
+    note_edits,
+    noted_edits,
     require_one_tokenizer,
     require_vocabulary,
 )
@@ -495,3 +497,13 @@ def test_choices_stand_in_all_rows_or_in_none():
     """A row without choices would be left out of the truth in silence."""
     with pytest.raises(InputError, match=r"task sums .*: choices in 1 of 2 rows"):
         check_measurable([PLAIN], {PLAIN.name: [CHOICES, ANSWER]}, ["multiple_choice_accuracy"])
+
+
+@pytest.mark.parametrize("edits", [["a"], "a", 7, {"a": "x", "b": [1], "c": 5}])
+def test_what_is_kept_of_edits_may_be_of_somebody_else(tmp_path, edits):
+    record = tmp_path / "record.json"
+    write_json({"edits": edits, "device": 1}, record)
+    assert noted_edits(record) == ({"c": 5} if isinstance(edits, dict) else {})
+    path = tmp_path / "x"
+    path.touch()
+    assert note_edits({path: None}, record) == [path] and str(path) in noted_edits(record)

@@ -120,6 +120,12 @@ def require_same_disk(results: Path, record: Path, write: bool) -> None:
         write_json(read_json(record) | {"device": results.stat().st_dev}, record)
 
 
+def noted_edits(record: Path) -> dict[str, int]:
+    """What `note_edits` has kept: file -> time in ns. What else stands there is nothing of ours."""
+    found = read_json(record).get("edits")
+    return {path: at for path, at in found.items() if type(at) is int} if isinstance(found, dict) else {}
+
+
 def note_edits(stats: Mapping[Path, tuple[int, ...] | None], record: Path) -> list[Path]:
     """The files that are not as they were when Snakemake started: `stats` holds their `stat_of`, None if absent.
 
@@ -128,9 +134,8 @@ def note_edits(stats: Mapping[Path, tuple[int, ...] | None], record: Path) -> li
     """
     edited = [path for path, stat in stats.items() if (stat_of(path) if path.exists() else None) != stat]
     if edited:
-        found = read_json(record)
-        edits = found.get("edits", {}) | {str(path): time.time_ns() for path in edited}
-        write_json(found | {"edits": edits}, record)
+        edits = noted_edits(record) | {str(path): time.time_ns() for path in edited}
+        write_json(read_json(record) | {"edits": edits}, record)
     return edited
 
 

@@ -582,9 +582,7 @@ def _bound_waits() -> None:
 def _shorten_waits(response: "Response") -> None:
     for name in ("Retry-After", "RateLimit"):
         if name in response.headers:
-            most = str(int(LONGEST_ASKED))
-            short = re.sub(r"[0-9]+", lambda number: number[0] if len(number[0]) < 4 else most, response.headers[name])
-            response.headers[name] = short
+            response.headers[name] = re.sub("[0-9]{4,}", f"{LONGEST_ASKED:.0f}", response.headers[name])
 
 
 def _explained(fault: Exception, source: Source) -> str:
@@ -842,7 +840,7 @@ def _bytes_of_its_own(folder: Path) -> int:
 
 
 def _open_lock(path: Path) -> TextIO:
-    """A file to lock, which nobody else can hold locked (0600). Never what a link leads to: it would be written over."""
+    """A file to lock, which nobody else can hold locked (0600). Never what a link leads to."""
     if path.is_symlink():
         path.unlink()
     try:

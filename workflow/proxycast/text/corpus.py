@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from proxycast.options import InputError
+from proxycast.options import InputError, library_errors
 from proxycast.tables import fingerprint
 from proxycast.text.documents import documents, documents_fingerprint
 from proxycast.text.mixture import Text
@@ -46,7 +46,8 @@ def tokenize_text(
 
 def tokens_fingerprint(manifest: Path) -> str:
     """Changes with the tokens of a corpus, whatever files they were made from. `manifest`: of `tokenize_text`."""
-    return fingerprint([source["content"] for source in json.loads(manifest.read_text())])
+    with library_errors(f"{manifest}: no list of sources as it is written here; remove it and run again"):
+        return fingerprint([source["content"] for source in json.loads(manifest.read_text())])
 
 
 def text_stream(folder: Path, text: Text, tokens: int, sequence_length: int, seed: int) -> np.ndarray:
