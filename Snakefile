@@ -20,7 +20,7 @@ from proxycast.checkpoints import (
 )
 from proxycast.checks import check_inputs, noted_edits, require_same_disk
 from proxycast.code_fingerprint import code_fingerprint
-from proxycast.config import FROZEN, frozen, load_plan
+from proxycast.config import FROZEN, frozen, load_plan, require_keys_once
 from proxycast.disk import disk_plan
 from proxycast.options import InputError
 from proxycast.resources import ModelJobs, grown, read_site, require_site_kept, visible_gpus
@@ -48,6 +48,8 @@ try:
         require_site_kept(sys.argv[1:])
         if FROZEN in config:
             raise InputError(f"{where}: {FROZEN}: unknown key; jobs alone read a study that is frozen")
+        for path in workflow.overwrite_configfiles or workflow.configfiles:
+            require_keys_once(Path(path))
         given = dict(config)
         SITE = read_site(config.pop("site", None))
         PLAN = load_plan(config, where)

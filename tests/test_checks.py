@@ -31,6 +31,7 @@ from proxycast.ladder import Ladder
 from proxycast.options import InputError
 from proxycast.published import FILES as PUBLISHED_FILES
 from proxycast.solutions import Solution
+from proxycast.tables import write_json
 from tokenizers import normalizers, pre_tokenizers
 from transformers import AutoTokenizer
 

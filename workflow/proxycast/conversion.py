@@ -226,7 +226,7 @@ def _read_config(path: Path) -> OlmoConfig:
 
 def _with_tokenizer(source: Path, tokenizer: Path | None) -> Path:
     for folder in (source, tokenizer):
-        if folder and (folder / "tokenizer.json").is_file():
+        if folder and tokenizer_files(folder) and (folder / "tokenizer.json").is_file():
             return folder
     where = f"{source} and {tokenizer} have" if tokenizer else f"{source} has"
     raise InputError(f"{where} no tokenizer.json; name a folder that holds the models' tokenizer")

@@ -1,7 +1,8 @@
 """What every configuration model and every input check shares: strict models, safe names, one kind of error."""
 
+import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -11,6 +12,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints
 LONGEST_CAUSE = 300  # characters of a library's own message
 LONGEST_NAME = 255  # bytes of a file's name, on all common file systems
 LONGEST_PATH = 1000  # bytes of a name with its folders that somebody else chose; most systems take 4096 in all
+LONGEST_VALUE = 100  # characters of a value that a message tells
+TOLD_NAMES = 30  # of a file's columns or keys
+TOLD_NAME = re.compile(r"[^\W_][\w ./%()+-]{0,31}|_[\w]{0,31}|")  # what columns and keys are named
 UNSEEN = ("Cc", "Cf", "Cn", "Co", "Cs", "Zl", "Zp")  # categories of characters that no name needs, but attacks
 
 
@@ -64,6 +68,30 @@ def _without_long_names(path: Path) -> Path:
 
 # A name that figures and the report show.
 ShownName = Annotated[str, StringConstraints(max_length=100), AfterValidator(_without_braces)]
+
+
+def told_names(names: Iterable[object], may_stand_alone: bool = False) -> list[str]:
+    """Names of columns or keys that a file has, for a message that lists them.
+
+    A path may lead to another file than a table: its first line, a key or a password, must not be told. So what stands
+    alone, is long or is no name is told by its length. In JSON and parquet no line is taken for a name.
+    """
+    found = [str(name) for name in names]
+    are_names = len(found) > 1 or may_stand_alone
+    shown = [name if are_names and TOLD_NAME.fullmatch(name) else f"{len(name)} characters" for name in found]
+    return shown[:TOLD_NAMES] + ([f"and {len(shown) - TOLD_NAMES} more"] if len(shown) > TOLD_NAMES else [])
+
+
+def told_value(value: object, longest: int = LONGEST_VALUE) -> str:
+    """What a file holds where something else should be, for a message: short, or by its beginning."""
+    text = repr(value)
+    return text if len(text) <= longest else f"{text[:longest]}..."
+
+
+def told_reason(error: BaseException) -> str:
+    """What a library says of a file that it cannot read, without what it quotes of the file: none of that is told."""
+    text = " ".join(re.split("[`'\"\\[]", str(error), maxsplit=1)[0].split())
+    return text[:LONGEST_CAUSE] or type(error).__name__
 
 
 def is_inner_name(name: object) -> bool:

@@ -7,7 +7,7 @@ import polars as pl
 from pydantic import Field, model_validator
 
 from proxycast.metrics import about_share, is_share, outside_share
-from proxycast.options import InputError, InputPath, Options, SafeName
+from proxycast.options import InputError, InputPath, Options, SafeName, told_names, told_reason, told_value
 
 
 class WideTask(Options):
@@ -101,7 +101,7 @@ def _read(path: Path, columns: dict[str, str]) -> pl.DataFrame:
     try:
         table = pl.read_csv(path, infer_schema=False, glob=False)
     except (pl.exceptions.PolarsError, OSError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); write it again") from None
+        raise InputError(f"{path}: cannot be read ({told_reason(error)}); write it again") from None
     for key, name in columns.items():
         if name not in table.columns:
             raise InputError(f"{path}: forecasting.curve.{key}: no column {name!r}; found {_some(table.columns, name)}")
@@ -112,12 +112,14 @@ def _read(path: Path, columns: dict[str, str]) -> pl.DataFrame:
     for name in names:
         bad = ~numbers[name].is_finite().fill_null(False)
         for row in (bad & text[name].is_not_null() if name != step else bad).arg_true()[:1]:
-            raise InputError(f"{path}, row {row + 2}, column {name}: found {table[name][row]!r}; it must be a number")
+            raise InputError(
+                f"{path}, row {row + 2}, column {name}: found {told_value(table[name][row])}; it must be a number"
+            )
     steps = numbers[step]
     for row in ((steps < 0) | (steps != steps.floor()) | ~steps.is_first_distinct()).arg_true()[:1]:
         raise InputError(
-            f"{path}, row {row + 2}, column {step}: found {table[step][row]!r}; every row must have a step of its own, "
-            "a whole number of at least 0"
+            f"{path}, row {row + 2}, column {step}: found {told_value(table[step][row])}; every row must have a step "
+            "of its own, a whole number of at least 0"
         )
     return numbers.sort(step)
 
@@ -125,4 +127,4 @@ def _read(path: Path, columns: dict[str, str]) -> pl.DataFrame:
 def _some(names: list[str], wanted: str) -> str:
     """The names most like the wanted one, and how many there are."""
     like = get_close_matches(wanted, names, n=3, cutoff=0.0)
-    return f"{len(names)} columns, among them {', '.join(map(repr, like))}"
+    return f"{len(names)} columns, among them {', '.join(map(repr, told_names(like)))}"

@@ -374,7 +374,7 @@ def shards(index: Path) -> list[Path]:
     """The files that an index lists. Raises InputError where it lists none, one is missing or one lies elsewhere."""
     listed = json_object(index).get("weight_map", {})
     suffix = Path(index.name.removesuffix(".index.json")).suffix
-    for name in listed.values() if isinstance(listed, dict) else [listed]:
+    for name in listed.values() if isinstance(listed, dict) else [None]:
         # Whatever reads the weights joins the name to the folder.
         if not is_inner_name(name) or "/" in name or not name.endswith(suffix):
             shown = repr(name[:80]) if isinstance(name, str) else f"a {type(name).__name__}"
