@@ -72,8 +72,8 @@ class Task(Options):
     def _pattern_with_a_group(cls, pattern: str | None) -> str | None:
         try:
             groups = re.compile(pattern or "()").groups
-        except re.error as error:
-            raise ValueError(f"{pattern!r} is no regular expression: {error}") from None
+        except (re.error, RecursionError, OverflowError) as error:
+            raise ValueError(f"{told_value(pattern)} is no regular expression: {error}") from None
         if groups < 1:
             raise ValueError(f"{pattern!r} has no group; put the answer in parentheses")
         return pattern

@@ -16,6 +16,7 @@ from proxycast.engines import Engine, ExtractionOptions
 from proxycast.extraction import TokenizedTexts, walk
 from proxycast.metrics import about_share, is_loss, is_share, mixed_units, outside_share
 from proxycast.options import InputError, told_names, told_reason, told_value
+from proxycast.patterns import first_groups
 from proxycast.solutions import Problem, ScoredSequence, once_each, tokenize
 from proxycast.tables import fingerprint, is_whole_parquet
 
@@ -160,10 +161,10 @@ def exact_match(
     """
     pattern = re.compile(answer_pattern)
     texts = engine.generate([solution.prompt for solution in solutions], max_new_tokens)
-    found = [pattern.search(text) for text in texts]
+    found = [first_groups(pattern, text)[:1] for text in texts]
     hits = [
-        match is not None and (match[1] or "").strip() == solution.answer.strip()
-        for match, solution in zip(found, solutions)
+        any((group or "").strip() == solution.answer.strip() for group in groups)
+        for groups, solution in zip(found, solutions)
     ]
     return sum(hits) / len(hits)
 

@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from proxycast.files import Files
 from proxycast.options import InputError, told_names, told_reason
+from proxycast.patterns import substitute
 from proxycast.solutions import Problem, Solution
 from proxycast.tables import is_whole_parquet
 
@@ -122,7 +123,7 @@ def _not_null(value: object) -> object:
 
 
 def _regex_replace(text: str, pattern: str, replacement: str) -> str:
-    return re.sub(pattern, replacement, text)
+    return substitute(pattern, replacement, text)
 
 
 def _compile(key: str, source: str) -> Callable[[dict], object]:
