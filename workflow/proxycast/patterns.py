@@ -60,9 +60,7 @@ def _ask(pattern: str, flags: int, text: str, replacement: str | None) -> list[s
         except BrokenPipeError:
             line = b""
         finally:
-            if (
-                not finished
-            ):  # it searches still, or what it says next would be taken for the answer to another question
+            if not finished:  # what it says later would be taken for the next answer
                 _end(_searcher.pop())
     if not finished:
         raise InputError(
