@@ -994,7 +994,7 @@ NAMES = [
         "..",
         ".",
         "",
-        "/",
+        "/nonexistent",
         "~",
         "base-seed0",
         "base-seed0/step",
