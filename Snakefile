@@ -20,14 +20,14 @@ from proxycast.checkpoints import (
 )
 from proxycast.checks import check_inputs, edits_of, require_same_disk
 from proxycast.code_fingerprint import code_fingerprint
-from proxycast.config import FROZEN, frozen, load_plan
+from proxycast.config import FROZEN, frozen, load_plan, require_keys_once
 from proxycast.disk import disk_plan
 from proxycast.files import own_files
 from proxycast.options import InputError
 from proxycast.resources import ModelJobs, grown, read_site, require_site_kept, site_of_profile, visible_gpus
 from proxycast.slurm_plugin import repair
 from proxycast.solutions import GENERIC_TEXT
-from proxycast.tables import edited, fingerprint, input_states, stat_of, write_json
+from proxycast.tables import change_nothing, edited, fingerprint, input_states, stat_of, write_json
 from snakemake.exceptions import WorkflowError
 from snakemake.utils import min_version
 
@@ -49,10 +49,14 @@ try:
         require_site_kept(sys.argv[1:])
         if FROZEN in config:
             raise InputError(f"{where}: {FROZEN}: unknown key; jobs alone read a study that is frozen")
+        for path in workflow.overwrite_configfiles or workflow.configfiles:
+            require_keys_once(Path(path))
         given = dict(config)
         SITE = read_site(site_of_profile(config, workflow.config_settings.config, where))
         PLAN = load_plan(config, where)
         RUNS_JOBS = runs_jobs(sys.argv[1:])
+        if not RUNS_JOBS:
+            change_nothing()
         repair()
         RECORD = Path(f".snakemake/proxycast/{PLAN.study.study}.json")
         require_same_disk(PLAN.results, RECORD, write=RUNS_JOBS)

@@ -38,7 +38,7 @@ from proxycast.ladder import Ladder
 from proxycast.miniature.pretraining import ARCHITECTURES
 from proxycast.options import InputError
 from proxycast.solutions import Solution, write_solutions
-from proxycast.tables import write_json
+from proxycast.tables import require_parts, write_json
 from safetensors.torch import load_file, save_file
 from snakemake.cli import parse_args
 
@@ -789,6 +789,10 @@ def some_table(path: Path) -> Path:
     return path
 
 
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 def remove_broken(results: Path) -> list[Path]:
     """What a run does with broken files, and a dry run only tells."""
     there = sorted(results.rglob("*"))
@@ -848,7 +852,7 @@ def text_corpus(folder: Path) -> Path:
     sources = []
     for number in range(2):
         own, shards = folder / f"source{number}", [{"name": f"0000{n}.bin", "tokens": 5} for n in range(2)]
-        sources.append({"dtype": "<u2", "shards": shards})
+        sources.append({"dtype": "<u2", "content": "c", "shards": shards})
         write_json(sources[-1], own / "manifest.json")
         for shard in shards:
             (own / shard["name"]).write_bytes(b"0123456789")
@@ -979,3 +983,135 @@ def test_a_profile_may_ask_for_a_dry_run(tmp_path):
 def test_every_option_without_jobs_is_one_of_snakemakes():
     known = vars(parse_args(["--cores", "1"])[1])
     assert set(WITHOUT_JOBS) <= known.keys()
+
+
+# Results of somebody else
+
+
+@pytest.fixture
+def home(tmp_path):
+    """What no results may touch: notes, a broken table, one that is whole, checkpoints without safetensors."""
+    home = tmp_path / "home"
+    (home / "thesis/step5").mkdir(parents=True)
+    for name in ("thesis/chapter1.tex", "thesis/step5/model.bin", "broken.parquet", "thesis/broken.parquet"):
+        (home / name).write_text("years of work")
+    (home / "thesis/.chapter1.tex.sha256").write_text("another")
+    (home / "thesis/manifest.json").write_text('{"name": "app", "version": "1"}')
+    some_table(home / "thesis/whole.parquet")
+    before = content(home)
+    yield home
+    assert content(home) == before
+
+
+def results_of(tmp_path: Path) -> Path:
+    results = tmp_path / "project/results/study"
+    for folder in ("suite/trained", "suite/models/base-seed0", "text/trained", "text/models", "token_stats/job"):
+        (results / folder).mkdir(parents=True)
+    return results
+
+
+NAMES = [
+    *(
+        "../../../../../home/thesis",
+        "{home}",
+        "{home}/thesis",
+        "..",
+        ".",
+        "",
+        "/nonexistent",
+        "~",
+        "base-seed0",
+        "base-seed0/step",
+    ),
+    *("base-seed0/../../../../../../home/thesis/step5", "../models/base-seed0/step5", "base-seed0//step5"),
+    *(
+        "base-seed0/step5/",
+        "base-seed0/step-5",
+        "base-seed0/step5/x",
+        "./step5",
+        "../step5",
+        ".hidden/step5",
+        "-r/step5",
+    ),
+    *("base-seed0/step5\n", "base-seed0\\step5", "base-seed0/step\u0665", "base-seed0\0/step5", "x" * 999 + "/step5"),
+]
+
+
+@pytest.mark.parametrize("kind", ["suite", "text"])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_manifest_of_training_names_checkpoints_or_is_made_again(tmp_path, home, kind, name):
+    results = results_of(tmp_path)
+    manifest = results / kind / "trained/base.json"
+    (results / "suite/models/base-seed0/notes").write_text("mine")
+    manifest.write_text(json.dumps({"base-seed0/step7": "0", name.format(home=home): "0"}))
+    assert remove_broken(results) == [manifest]
+    assert not manifest.exists() and (results / "suite/models/base-seed0/notes").exists()
+
+
+@pytest.mark.parametrize("place", ["suite/models", "suite/models/a-seed0", "suite/models/a-seed0/step5"])
+def test_checkpoints_behind_a_link_that_were_not_made_here_stay(tmp_path, home, place):
+    results = results_of(tmp_path)
+    (home / "a-seed0").symlink_to("thesis")
+    lead = {"suite/models": home, "suite/models/a-seed0": home / "thesis"}.get(place, home / "thesis/step5")
+    shutil.rmtree(results / "suite/models")
+    (results / place).parent.mkdir(parents=True, exist_ok=True)
+    (results / place).symlink_to(lead)
+    (results / "suite/trained/a.json").write_text('{"a-seed0/step5": "0"}')
+    assert remove_broken(results)
+    (home / "a-seed0").unlink()
+
+
+@pytest.mark.parametrize(
+    "place", ["token_stats", "token_stats/link", "token_stats/job/link", "link", "revisions", "suite"]
+)
+def test_a_link_out_of_the_results_takes_nothing_along(tmp_path, home, place):
+    results = results_of(tmp_path)
+    if (results / place).is_dir():
+        shutil.rmtree(results / place)
+    (results / place).symlink_to(home)
+    (home / "trained").mkdir()
+    (home / "trained/x.json").write_text("[]")
+    assert remove_broken(results) == ([] if place != "suite" else [results / "suite/trained/x.json"])
+    shutil.rmtree(home / "trained")
+
+
+@pytest.mark.parametrize(
+    "names", [{"../../../../../home/whole": "m"}, {"{home}/thesis/whole": "m"}, ["a"], {"a": 1}, {}]
+)
+def test_a_manifest_of_tables_names_those_beside_it(tmp_path, home, names):
+    results = results_of(tmp_path)
+    some_table(results / "token_stats/job/a.parquet")
+    manifest = results / "token_stats/job/manifest.json"
+    manifest.write_text(json.dumps(names).replace("{home}", str(home)))
+    if names and isinstance(names, dict):
+        with pytest.raises(InputError, match="manifest.json: no list of tables beside it"):
+            require_parts(manifest)
+    assert remove_broken(results) == [manifest] and not manifest.exists()
+
+
+@pytest.mark.parametrize("found", [{"step1": "x"}, {"step1": {"commit": 7}}, {"step1": {}}, ["x"], {"a": [[]]}])
+def test_a_record_of_a_download_is_one_or_made_again(tmp_path, found):
+    record = tmp_path / "revisions/run.json"
+    write_json(found, record)
+    assert remove_broken(tmp_path) == [record]
+    write_json({"step1": {"commit": "0" * 40}}, record)
+    write_json({"commit": "0" * 40, "files": {}}, tmp_path / "revisions/data/text.json")
+    assert remove_broken(tmp_path) == []
+
+
+def test_pipes_and_deep_json_stop_no_planning(tmp_path):
+    results = results_of(tmp_path)
+    for name in ("token_stats/job/manifest.json", "suite/trained/a.json", "proxies.parquet"):
+        os.mkfifo(results / name)
+    (results / "text/trained/b.json").write_text("[" * 10**5)
+    (results / "token_stats/job/.x.sha256").write_bytes(b"\xff")
+    (results / "token_stats/job/x").touch()
+    assert len(remove_broken(results)) == 5
+    assert remove_broken(results) == []
+
+
+def test_what_is_set_aside_takes_the_place_of_what_was_before(tmp_path):
+    (tmp_path / "a.parquet.damaged").mkdir()
+    (tmp_path / "a.parquet").write_text("x")
+    assert remove_broken(tmp_path) == [tmp_path / "a.parquet"]
+    assert (tmp_path / "a.parquet.damaged").read_text() == "x"

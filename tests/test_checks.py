@@ -33,7 +33,7 @@ from proxycast.ladder import Ladder
 from proxycast.options import InputError
 from proxycast.published import FILES as PUBLISHED_FILES
 from proxycast.solutions import Solution
-from proxycast.tables import read_json, stat_of
+from proxycast.tables import read_json, stat_of, write_json
 from tokenizers import normalizers, pre_tokenizers
 from transformers import AutoTokenizer
 
@@ -523,3 +523,13 @@ def test_edits_while_a_study_runs_are_remembered(tmp_path):
     assert again[str(own)] > kept[str(own)] and {k: v for k, v in again.items() if k != str(own)} == {
         k: v for k, v in kept.items() if k != str(own)
     }
+
+
+@pytest.mark.parametrize("edits", [["a"], "a", 7, {"a": "x", "b": [1], "c": 5}])
+@pytest.mark.parametrize("inputs", [["a"], "a", 7, {"a": "x", "c": {}}])
+def test_what_is_kept_of_edits_may_be_of_somebody_else(tmp_path, edits, inputs):
+    record = tmp_path / "record.json"
+    write_json({"edits": edits, "inputs": inputs, "device": 1}, record)
+    assert edits_of(record, write=True) == ({"c": 5} if isinstance(edits, dict) else {})
+    end_edits([tmp_path / "x"], record)
+    assert str(tmp_path / "x") in edits_of(record, write=False)

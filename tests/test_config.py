@@ -12,7 +12,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from proxycast.checkpoints import plan_checkpoints
-from proxycast.config import Study, Target, Task, frozen, load_plan, read_yaml
+from proxycast.config import Study, Target, Task, _parse, frozen, load_plan, read_yaml, require_keys_once
 from proxycast.config_reference import KINDS, write_reference
 from proxycast.corpora import Corpus, RunException
 from proxycast.files import Files
@@ -22,8 +22,12 @@ from proxycast.miniature.suite import FAMILY_NAMES
 from proxycast.options import InputError, Options, SafeName
 from proxycast.proxies import STATISTICS, WEIGHTINGS
 from proxycast.published import LOG_CORRECT_PROB
-from proxycast.templates import Rows
+from proxycast.solutions import read_solutions
+from proxycast.targets import read_target_table
+from proxycast.templates import Rows, render_solutions
+from proxycast.text.documents import documents
 from proxycast.text.mixture import Source
+from proxycast.wide_curve import WideCurve, read_wide_curve
 from pydantic import TypeAdapter, ValidationError
 
 CONFIG = Path(__file__).parents[1] / "config"
@@ -776,3 +780,81 @@ def test_rows_of_a_task_that_are_wrong(files):
     task = {"name": "sums", "rows": {**ROWS, "choises": "a"}}
     folder = files(hub_files(**{"tasks/suite/sums.yaml": task}))
     refuse(hub_study(), folder, f"{folder}/tasks/suite/sums.yaml: rows.choises: unknown key; did you mean 'choices'?")
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("name: a\ncolour: b\nname: c\n", "'name'"),
+        ("a: {x: 1, y: 2, 'x': 3}\n", "'x'"),
+        ("a: [{b: 1, b: 1}]\n", "'b'"),
+        ("1: a\n0x1: b\n", "1"),
+        ("yes: a\ntrue: b\n", "True"),
+        ("base: &b {x: 1, x: 2}\na: {<<: *b}\n", "'x'"),
+        ("base: &b {x: 1}\na: {<<: *b, y: 1, y: 2}\nc: {<<: *b}\n", "'y'"),
+        ('{"a": 1,\n"a": 2}', "'a'"),
+    ],
+)
+def test_a_key_that_stands_twice(tmp_path, text, key):
+    path = tmp_path / "x.yaml"
+    path.write_text(text)
+    for read in (read_yaml, require_keys_once):
+        with pytest.raises(InputError, match=f"x.yaml: .*key {key} stands there twice"):
+            read(path)
+
+
+def test_keys_that_stand_once(tmp_path):
+    path = tmp_path / "x.yaml"
+    path.write_text("b: &b {x: 1, y: 2}\nc: &c {<<: *b, x: 3}\nd: {<<: *c, y: 4}\ne: {<<: [*b, *c]}\nf: *c\n")
+    found = read_yaml(path)
+    assert found["c"] == found["f"] == {"x": 3, "y": 2} and found["e"]["x"] == 1
+    require_keys_once(path)
+    path.write_text('{"a": {"b": 1},\t"c": {"b": 1}}')  # no YAML, but JSON, which Snakemake tries first
+    require_keys_once(path)
+
+
+SECRETS = {
+    "shadow": "root:$y$j9T$secret:19000:0:99999:7:::\ndaemon,secret:x,y\n",
+    "key": "-----BEGIN OPENSSH PRIVATE KEY-----\nsecretb3BlbnNzaC1rZXktdjEAAAAABG5vbmUAAAAEbm9uZQ\n",
+    "token": "hf_secretsecretsecretsecretsecret",
+    "password": "secret\n",
+    "quote": 'a\n"secret\n',
+    "hosts": "github.com:\n    oauth_token: secret\n    user: [secret\n",
+    "mapping": "github.com:\n    oauth_token: secret\n",
+    "tag": "secret: x: &a !secret\n",
+    "json": '{"token": "secret"}\n',
+    "list": '["secret"]\n',
+    "string": '"secret"\n',
+    "struct": '{"question": ["secret"], "text": ["secret"]}\n{"question": {"a": "secret"}}\n',
+}
+
+
+def readers():
+    def rows(path):
+        return Rows(files=str(path), prompt="{{ question }}", choices="options", gold="0")
+
+    columns = WideCurve.model_construct(path=None, run="r", step="step", shared={}, tasks={}, tokens_per_step=1)
+    return {
+        "solutions.jsonl": read_solutions,
+        "solutions.parquet": read_solutions,
+        "truth.csv": read_target_table,
+        "truth.parquet": read_target_table,
+        "curve.csv": lambda path: read_wide_curve(columns.model_copy(update={"path": path}), "accuracy"),
+        "text.jsonl": lambda path: list(documents([path], Source(files=str(path), column="text", weight=1))),
+        "task.yaml": lambda path: read_yaml(path) and _parse(Task, read_yaml(path), str(path)),
+        "rows.jsonl": lambda path: render_solutions([path], rows(path), "task"),
+        "rows.csv": lambda path: render_solutions([path], rows(path), "task"),
+    }
+
+
+@pytest.mark.parametrize("content", SECRETS)
+@pytest.mark.parametrize("name", readers())
+def test_no_line_of_a_private_file_is_told(tmp_path, name, content):
+    """A path of a study may be a link to any file of the person who runs it."""
+    (tmp_path / "private").write_text(SECRETS[content])
+    path = tmp_path / name
+    path.symlink_to("private")
+    with pytest.raises(InputError) as refused:
+        readers()[name](path)
+    assert "secret" not in str(refused.value) and "OPENSSH" not in str(refused.value)
+    assert path.name in str(refused.value) and len(str(refused.value)) < 600

@@ -13,7 +13,7 @@ from proxycast.engines import ExtractionOptions, token_stats_table
 from proxycast.engines.model_folder import model_fingerprint
 from proxycast.engines.tokenizer import TokenizerCache
 from proxycast.engines.transformers import TransformersEngine
-from proxycast.extraction import EXTRACTED_SCHEMA, TASKS, extract, walk
+from proxycast.extraction import EXTRACTED_SCHEMA, TASKS, _not_in, extract, walk
 from proxycast.options import InputError
 from proxycast.solutions import Solution
 from proxycast.tables import table_fingerprint, table_metadata, write_table
@@ -276,3 +276,9 @@ def test_truth_does_not_depend_on_the_tail_of_solutions(truth):
     tail = {"tail_tokens": 99, "tail_bytes": 50}
     assert truth(options=OPTIONS.model_copy(update=tail))[0] == []
     assert truth(options=OPTIONS.model_copy(update={"dtype": "bfloat16"}))[0] != []
+
+
+@pytest.mark.parametrize("said", ["[]", "{", "7", "[" * 10**5, '{"a": ["x"]}'])
+def test_a_table_of_bad_faith_has_no_finished_tasks(tmp_path, said):
+    write_table(pl.DataFrame({"a": [1]}), tmp_path / "x.parquet", "mark", metadata={TASKS: said})
+    assert _not_in(tmp_path / "x.parquet", {"a": "x"}) == ["a"]

@@ -844,3 +844,211 @@ def test_the_stub_counts_what_it_is_told(server):
     """A fault is met as often as asked, no more: else tests of faults would say nothing."""
     server.fail("x", Status(500), times=2)
     assert [server.fault_for("GET", "/x", Status) for _ in range(3)] == [Status(500), Status(500), None]
+
+
+# A mirror or a cache of bad faith
+
+SAME = b"echo pwned\n"
+
+
+def victim(tmp_path):
+    path = tmp_path / "home" / ".bashrc"
+    path.parent.mkdir()
+    path.write_text("# mine\n")
+    return path
+
+
+def is_untouched(path):
+    return path.read_text() == "# mine\n" and [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("repo_type", ["model", "dataset"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "{up}", "data/{up}", "{absolute}", "/{absolute}", "data/./b.txt", "./b.txt", "data//b.txt", "data/", "", ".",
+        "..", "data\\..\\b.txt", "..\\b.txt", "C:\\b.txt", "b\n.txt", "b\0.txt", "b\x1b[2J.txt", "b\x7f.txt",
+        "b\x85.txt",
+        "b\u202etxt.exe", "b\u2028.txt", "data/a.txt/b.txt", "a.parquet/x/y", ".download/b.txt", "x" * 256,
+        "y/" * 600 + "z",
+    ],
+)  # fmt: skip
+def test_a_name_that_is_no_name_is_refused_before_anything_is_asked_for(tmp_path, monkeypatch, repo_type, name):
+    """`huggingface_hub` looks at names that it is asked for; those of files that are at hand already it is not."""
+    mine = victim(tmp_path)
+    name = name.format(absolute=mine, up="../" * 20 + str(mine).lstrip("/"))
+    files = {"data/a.txt": SAME, "a.parquet": SAME, name: SAME}
+    with HubStub(**{f"{repo_type}s": {"org/data": {"main": files}}}) as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.endpoint)
+        with pytest.raises(InputError, match=r"org/data.*127\.0\.0\.1.*(relative to the repository|folder of files)"):
+            download(Source("org/data", repo_type=repo_type), lambda names: names, tmp_path / "project/data", OPTIONS)
+        assert sum(server.requests.values()) == 1
+    assert is_untouched(mine) and not (tmp_path / "project").exists()
+
+
+def listing(server, monkeypatch, change):
+    """Let the stub's answer about a repository be `change`d."""
+    handler = server._server.RequestHandlerClass
+    real = handler._json
+
+    def changed(self, value, *args):
+        if isinstance(value, dict) and "siblings" in value:
+            change(value)
+        return real(self, value, *args)
+
+    monkeypatch.setattr(handler, "_json", changed)
+
+
+def commits(sha):
+    return lambda value: value.update(sha=sha)
+
+
+def files_get(**keys):
+    return lambda value: value["siblings"][0].update(**keys)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        *((commits(sha), "commit") for sha in ("../x", "/nonexistent", "main", "", "0" * 41, "0" * 39 + "G")),
+        *((commits(sha), "commit") for sha in (None, 7, ["0" * 40], "0" * 40 + "\n")),
+        *((files_get(size=size), "bytes; no file has") for size in (-1, 10**15, 10**4000, 1.5, "12", True)),
+        *((files_get(lfs=None, blobId=digest), "hash") for digest in ("../x", "a" * 41, "A" * 40, 7)),
+        (lambda value: value["siblings"].append(value["siblings"][0]), "2 times"),
+        (files_get(rfilename=7), "relative to the repository"),
+        (lambda value: value.update(siblings=7), "no use of"),
+        (lambda value: value.update(siblings=[7]), "no use of"),
+        (files_get(lfs={"size": 1}), "no use of"),
+    ],
+)  # fmt: skip
+def test_a_listing_that_cannot_be(server, tmp_path, monkeypatch, waits, change, message):
+    listing(server, monkeypatch, change)
+    with pytest.raises(InputError, match=f"{REPO}.*{message}") as refused:
+        fetch_run(RUN, tmp_path / "a", OPTIONS)
+    assert len(str(refused.value)) < 700 and waits == []
+    assert not any(key[1].startswith(f"/{REPO}/resolve") for key in server.requests)
+
+
+def test_a_file_that_does_not_end_is_not_taken(server, tmp_path, monkeypatch):
+    """The listing promises less than the server sends."""
+    listing(server, monkeypatch, lambda value: [file.update(size=3, lfs=None) for file in value["siblings"]])
+    with pytest.raises(InputError, match=r"more bytes than the 3|found \d+ bytes"):
+        fetch_run(RUN, tmp_path / "a", HubOptions(retries=0))
+
+
+def link(path, to):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.symlink_to(to)
+
+
+@pytest.mark.parametrize(
+    "place", ["", "/step5", "/step9", "/step5/.download", "/step5/tokenizer.json", "/.planned_bytes"]
+)
+@pytest.mark.parametrize("disk_gb", [None, 1])
+def test_links_that_lie_where_a_run_is_downloaded_to_are_not_followed(server, tmp_path, place, disk_gb):
+    mine = victim(tmp_path)
+    at_a_file = place.endswith((".json", "bytes"))
+    link(tmp_path / f"results/.a.partial{place}", mine if at_a_file else mine.parent)
+    link(tmp_path / "results/.lock", mine)
+    link(tmp_path / "results/a", mine.parent)
+    fetch_run(RUN, tmp_path / "results/a", HubOptions(retries=0, disk_gb=disk_gb))
+    found = contents(tmp_path / "results/a")
+    assert without([".planned_bytes"], found) == expected_run()
+    assert is_untouched(mine)
+
+
+def test_a_folder_of_a_data_set_that_leads_out_is_refused(tmp_path, monkeypatch):
+    mine = victim(tmp_path)
+    link(tmp_path / "data/easy", mine.parent)
+    with HubStub(datasets={"org/data": {"main": {"easy/.bashrc": SAME}}}) as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.endpoint)
+        with pytest.raises(InputError, match=r"data/easy.*leads out of .*data.*remove the link"):
+            download(Source("org/data", repo_type="dataset"), lambda names: names, tmp_path / "data", OPTIONS)
+    assert is_untouched(mine)
+
+
+@pytest.mark.parametrize("how", ["file", "blob", "blobs", "snapshot", "folder", "hash"])
+def test_a_cache_whose_links_lead_out_of_it(tmp_path, offline, how):
+    mine = tmp_path / "home" / "id_rsa"
+    mine.parent.mkdir()
+    mine.write_text("# mine\n")
+    snapshot = make_cache(tmp_path / "cache", REPO, {"main": REVISIONS["main"]})["main"]
+    config, blobs = snapshot / "config.json", snapshot.parents[1] / "blobs"
+    match how:
+        case "file":
+            config.unlink()
+            config.symlink_to(mine)
+        case "blob":
+            blob = config.resolve()
+            blob.unlink()
+            blob.symlink_to(mine)
+        case "blobs":
+            config.unlink()
+            shutil.move(blobs, tmp_path / "blobs")
+            blobs.symlink_to(mine.parent)
+            config.symlink_to("../../blobs/id_rsa")
+        case "snapshot":
+            shutil.rmtree(snapshot)
+            snapshot.symlink_to(mine.parent)
+            mine.rename(mine.with_name("config.json"))
+            mine = mine.with_name("config.json")
+        case "folder":
+            (snapshot / "sub").symlink_to(mine.parent)
+        case "hash":
+            other = tmp_path / "home" / ("a" * 40)
+            other.write_text("# mine\n")
+            config.unlink()
+            config.symlink_to(other)
+    if how == "folder":  # nothing is looked for where it leads
+        fetch_run([("step9", REPO, "main")], tmp_path / "a", OPTIONS)
+    else:
+        with pytest.raises(InputError, match="in the hub cache"):
+            fetch_run([("step9", REPO, "main")], tmp_path / "a", OPTIONS)
+    assert mine.read_text() == "# mine\n"
+    assert not any(b"# mine" in content for content in contents(tmp_path / "a").values())
+
+
+def test_a_cached_name_with_control_characters(tmp_path, offline):
+    make_cache(tmp_path / "cache", REPO, {"main": {**REVISIONS["main"], "\x1b[2J.json": b"{}"}})
+    with pytest.raises(InputError, match=r"hub cache .*cache says that it has a file '\\x1b\[2J.json'"):
+        fetch_run([("step9", REPO, "main")], tmp_path / "a", OPTIONS)
+
+
+@pytest.mark.parametrize("commit", ["../x", "/nonexistent", "main", "x" * 10**6])
+def test_a_cached_branch_that_is_no_commit(tmp_path, offline, commit):
+    snapshot = make_cache(tmp_path / "cache", REPO, {"main": REVISIONS["main"]})["main"]
+    (snapshot.parents[1] / "refs/main").write_text(commit)
+    with pytest.raises(InputError, match="not in the hub cache"):
+        resolve(Source(REPO), OPTIONS)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        *({"Retry-After": text} for text in ("999999999", "9" * 5000, "\xb2", "\xd9\xa3", "-1")),
+        *({"RateLimit": f'"api";r=0;t={t}', "RateLimit-Policy": '"api";q=5;w=9'} for t in ("999999999", "9" * 5000)),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("path", [API, FILE])
+def test_no_server_makes_anybody_wait_for_long(server, tmp_path, waits, path, headers):
+    server.fail(path, Status(429, headers), times=99)
+    with pytest.raises(InputError, match=REPO):
+        fetch_run(RUN, tmp_path / "a", HubOptions(retries=1))
+    assert max(waits, default=0) <= 601 and sum(waits) < 20_000
+
+
+def test_a_server_may_ask_for_minutes(server, waits):
+    server.fail(API, Status(429, {"Retry-After": "300"}))
+    resolve(Source(REPO), OPTIONS)
+    assert waits == [300]
+
+
+def test_a_lock_is_its_users_alone(server, tmp_path, monkeypatch):
+    (tmp_path / ".lock").touch(0o644)
+    fetch_run(RUN, tmp_path / "a", HubOptions(disk_gb=1))
+    assert (tmp_path / ".lock").stat().st_mode & 0o777 == 0o600
+    monkeypatch.setattr(hub, "LOCK_SECONDS", 0.1)
+    with (tmp_path / ".lock").open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(InputError, match=r"\.lock: locked by another process"):
+            fetch_run(RUN, tmp_path / "b", HubOptions(disk_gb=1))

@@ -6,13 +6,14 @@ import os
 import shutil
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 
 import polars as pl
 import pytest
 from conftest import byte_level_tokenizer, tiny_model
-from hub_stub import HubStub, Status
-from proxycast.hub import HubOptions, Source, resolve
+from hub_stub import Fault, HubStub, Status
+from proxycast.hub import HubOptions, Source, download, resolve
 from proxycast.options import InputError
 
 ROOT = Path(__file__).parents[1]
@@ -122,6 +123,44 @@ def test_the_password_of_a_mirror_is_not_told(status, monkeypatch, caplog):
             resolve(Source("lab/model"), HubOptions(retries=1))
     assert "127.0.0.1" in str(refused.value)
     assert "planted" not in str(refused.value) + caplog.text
+
+
+ODD_ADDRESSES = [
+    "http://user:planted@127.0.0.1:nine", "http://user:pla/nted@127.0.0.1:9",
+    "http://user:pla?nted@127.0.0.1:9", "http://user:pla#nted@127.0.0.1:9", "http://user:p@planted@127.0.0.1:9",
+    "user:planted@127.0.0.1:9", "http:/user:planted@127.0.0.1:9", "//user:planted@127.0.0.1:9", "planted",
+    "http://user:planted%40127.0.0.1:9", "http://127.0.0.1:9?key=planted", "http://127.0.0.1:9/#planted",
+    "ftp://user:planted@127.0.0.1", "http://user:planted@", "http://user:planted @127.0.0.1", "", "http://planted:@[::1",
+    "http://user:pla\\nted@127.0.0.1:9", "http://user:planted\n@127.0.0.1:9", "http://user:planted@127.0.0.1:99999999",
+]  # fmt: skip
+GOOD_ADDRESSES = [
+    "http://user:planted@127.0.0.1:9/", "HTTP://planted@127.0.0.1:9", "http://user:pl%61nted@127.0.0.1:9/some/path",
+    "http://user:12:planted@127.0.0.1:9", "http://:planted@localhost:9", "http://user:planted@[::1]:9",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("address", [*ODD_ADDRESSES, *GOOD_ADDRESSES])
+def test_no_spelling_of_a_mirrors_address_tells_its_password(address, monkeypatch, caplog, capfd):
+    monkeypatch.setenv("HF_ENDPOINT", address)
+    monkeypatch.setattr("proxycast.hub.LONGEST_WAIT", 0.01)
+    with caplog.at_level("INFO"), pytest.raises(InputError) as refused:
+        resolve(Source("lab/model"), HubOptions(retries=1))
+    said = "".join([*traceback.format_exception(refused.value), caplog.text, *capfd.readouterr()])
+    assert "nted" not in said
+    assert "HF_ENDPOINT" in str(refused.value) and (address in GOOD_ADDRESSES) == ("no use of" in str(refused.value))
+
+
+def test_what_huggingface_hub_says_of_a_broken_download_holds_no_password(monkeypatch, tmp_path, caplog, capfd):
+    files = {"a.bin": b"a" * 5000, "b.txt": b"b" * 5000}
+    monkeypatch.setattr("proxycast.hub.LONGEST_WAIT", 0.01)
+    with HubStub(datasets={"lab/data": {"main": files}}) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint.replace("//", "//user:planted@"))
+        hub.fail("resolve|storage", Fault.CUT, times=2)
+        hub.fail("resolve.*b.txt", Status(503), times=1, method="GET")
+        with caplog.at_level("INFO"):
+            record = download(Source("lab/data", repo_type="dataset"), lambda names: names, tmp_path, HubOptions())
+    assert set(record["files"]) == set(files)
+    assert "planted" not in caplog.text + "".join(capfd.readouterr()) + json.dumps(record)
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
+from proxycast import tables
 from proxycast.options import InputError
 from proxycast.tables import (
     MANIFEST,
@@ -151,3 +152,19 @@ def test_edits_while_a_study_ran_change_the_state_of_their_file_alone(tmp_path):
     assert input_states([one], edits={}) == input_states([one]) == input_states([one], edits={str(other): 1})
     states = {input_states([one]), input_states([one], edits={str(one): 1}), input_states([one], edits={str(one): 2})}
     assert len(states) == 3
+
+
+def test_a_dry_run_gives_no_file_another_name(tmp_path, monkeypatch):
+    path = tmp_path / "solutions.jsonl"
+    path.write_text("one")
+    seal(path)
+    path.write_text("two")
+    monkeypatch.setattr(tables, "_CHANGES_NOTHING", [])
+    tables.change_nothing()
+    with pytest.raises(InputError, match="solutions.jsonl: damaged.*a run without -n"):
+        require_unchanged(path)
+    assert path.read_text() == "two" and not path.with_name("solutions.jsonl.damaged").exists()
+    monkeypatch.setattr(tables, "_CHANGES_NOTHING", [])
+    with pytest.raises(InputError, match="It is solutions.jsonl.damaged now"):
+        require_unchanged(path)
+    assert not path.exists()

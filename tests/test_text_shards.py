@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from proxycast.options import InputError
 from proxycast.text import shards as module
-from proxycast.text.shards import Tokens, TokenStream, shares, tokenize_source
+from proxycast.text.shards import Tokens, TokenStream, _finished_shards, shares, tokenize_source
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 END, VOCABULARY = 1, 295
@@ -284,3 +284,38 @@ def test_tokenizers_must_agree_and_steps_exist(tmp_path):
     for step in (-1, 1):
         with pytest.raises(IndexError):
             stream.batch(step)
+
+
+@pytest.mark.parametrize("name", ["../b/00000.bin", "{outside}", "00001.bin", "./00000.bin", 7, None])
+@pytest.mark.parametrize("place", ["manifest.json", "00000.json"])
+def test_shards_are_read_under_their_own_names_alone(tmp_path, place, name):
+    """A record that somebody else wrote may name any file of two bytes a token."""
+    outside = write_tokens(tmp_path / "b", [10]) / "00000.bin"
+    folder = write_tokens(tmp_path / "a", [10])
+    shard = {"name": str(outside) if name == "{outside}" else name, "tokens": 10}
+    before = outside.read_bytes()
+    if place == "manifest.json":
+        manifest = json.loads((folder / place).read_text())
+        (folder / place).write_text(json.dumps(manifest | {"shards": [shard]}))
+        with pytest.raises(InputError, match="a/manifest.json: no list of shards"):
+            Tokens(folder)
+    else:
+        (folder / place).write_text(json.dumps(shard | {"documents": 1, "text_bytes": 1, "made_from": "x"}))
+        assert _finished_shards(folder, np.dtype("<u4"), "x") == [] and not (folder / place).exists()
+    assert outside.read_bytes() == before
+
+
+@pytest.mark.parametrize("manifest", ["[]", "{}", "{", '{"shards": [7]}', '{"shards": [], "dtype": "O"}', "[" * 10**5])
+def test_a_manifest_of_bad_faith(tmp_path, manifest):
+    folder = write_tokens(tmp_path / "a", [10])
+    (folder / "manifest.json").write_text(manifest)
+    with pytest.raises(InputError, match="no list of shards"):
+        Tokens(folder)
+
+
+def test_a_shard_that_is_a_link_is_not_read(tmp_path):
+    folder, outside = write_tokens(tmp_path / "a", [10]), write_tokens(tmp_path / "b", [10]) / "00000.bin"
+    (folder / "00000.bin").unlink()
+    (folder / "00000.bin").symlink_to(outside)
+    with pytest.raises(InputError, match="00000.bin: found"):
+        Tokens(folder)

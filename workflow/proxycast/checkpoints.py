@@ -8,7 +8,6 @@ import json
 import math
 import os
 import re
-import shutil
 import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,11 +21,23 @@ from proxycast.config import Budget, Plan, closest
 from proxycast.corpora import CheckpointEntry, CheckpointSpec, Corpus
 from proxycast.curves import CURVES
 from proxycast.engines import ExtractionOptions, ModelOptions
-from proxycast.engines.model_folder import safetensors_header, weight_files
+from proxycast.engines.model_folder import FINGERPRINT_FILE, safetensors_header, weight_files
 from proxycast.experts import inactive_parameters
 from proxycast.model_selection import FEWEST_MODELS
 from proxycast.options import InputError
-from proxycast.tables import MANIFEST, input_states, is_unchanged, is_whole_csv, is_whole_parquet, read_json, sealed_by
+from proxycast.tables import (
+    MANIFEST,
+    NAME,
+    input_states,
+    is_unchanged,
+    is_whole_csv,
+    is_whole_parquet,
+    names_parts,
+    read_json,
+    remove_tree,
+    sealed_by,
+    set_aside,
+)
 from proxycast.targets import read_target_table
 from proxycast.text.corpus import lost_parts
 
@@ -40,6 +51,7 @@ FINISHED = 0.99
 # Wildcards of a job whose value is a corpus, or a training run, which begins with the name of its corpus.
 OWNERS = ("corpus", "job", "run")
 AS_THE_STUDY = ModelOptions()
+TRAINED_CHECKPOINT = re.compile(f"{NAME.pattern}[/-]step[0-9]{{1,20}}")  # a folder of models that were trained here
 # Options of Snakemake's command line with which it runs no job (snakemake.cli.args_to_api).
 WITHOUT_JOBS = (
     "dryrun touch lint list_target_rules list_rules print_compilation dag rulegraph filegraph d3dag unlock "
@@ -642,56 +654,95 @@ def broken_results(results: Path) -> tuple[list[Path], list[Path]]:
     broken: list[Path] = []
     to_make: list[Path] = []
     # Faster than rglob: there can be tens of thousands of tables. Parts of the results may be linked to another disk.
-    seen = {os.path.realpath(results)}
+    root = os.path.realpath(results)
+    seen = {root}
     for folder, folders, files in os.walk(results, followlinks=True):
+        is_linked = not Path(os.path.realpath(folder)).is_relative_to(root)
+        # A link may lead anywhere: to jobs of scoring is looked, <kind>/<job>, and no further.
+        folders[:] = [] if is_linked and len(Path(folder).relative_to(results).parts) > 1 else folders
         folders[:] = [name for name in folders if os.path.realpath(f"{folder}/{name}") not in seen]
         seen.update(os.path.realpath(f"{folder}/{name}") for name in folders)
-        tables = [f"{folder}/{name}" for name in files if name.endswith(".parquet") and not name.startswith(".")]
-        truncated = [Path(table) for table in tables if not is_whole_parquet(table)]
-        copies = [path for table in tables if (path := Path(table).with_suffix(".csv")).name in files]
-        truncated += [path for path in copies if not is_whole_csv(path)]
         manifest = Path(folder, MANIFEST)
-        if MANIFEST in files and (truncated or not _is_whole_manifest(manifest, files)):
+        # Of what is not in the results only tables are ours that a manifest beside them names.
+        ours = {f"{name}.parquet" for name in _parts(manifest)} & set(files) if is_linked else files
+        tables = [f"{folder}/{name}" for name in files if name.endswith(".parquet") and not name.startswith(".")]
+        truncated = [Path(table) for table in tables if not is_whole_parquet(table) and os.path.basename(table) in ours]
+        copies = (
+            [] if is_linked else [path for table in tables if (path := Path(table).with_suffix(".csv")).name in files]
+        )
+        truncated += [path for path in copies if not is_whole_csv(path)]
+        is_whole = (is_linked and not ours) or _is_whole_manifest(manifest, files)
+        if MANIFEST in files and (truncated or not is_whole):
             to_make.append(manifest)
             broken += [] if truncated else [manifest]
-        changed = [path for name in files if (path := sealed_by(Path(folder, name))) and not is_unchanged(path)]
+        seals = [] if is_linked else [path for name in files if (path := sealed_by(Path(folder, name)))]
+        changed = [path for path in seals if not is_unchanged(path)]
         broken += truncated + changed
         to_make += truncated + changed
     for manifest in results.glob("text/*/manifest.json"):
-        if manifest not in to_make and (lost := lost_parts(manifest)):
+        if manifest not in to_make and _is_below(manifest, root) and (lost := lost_parts(manifest)):
             broken += lost
             to_make.append(manifest)
-    records = [path for path in results.glob("revisions/**/*.json") if not read_json(path)]
+    records = [path for path in results.glob("revisions/**/*.json") if not _is_record(read_json(path))]
+    records = [path for path in records if _is_below(path, root)]
     broken += records
     to_make += records
     for manifest in [*results.glob("suite/trained/*.json"), *results.glob("text/trained/*.json")]:
-        models = manifest.parent.with_name("models")
-        folders = [models / folder for folder in read_json(manifest)]
+        folders = _trained_folders(manifest)
         damaged = [folder for folder in folders if not _is_whole(folder)]
         broken += damaged if folders else [manifest]
-        to_make += [*damaged, manifest] if damaged or not folders else []
+        to_make += [folder for folder in damaged if _is_below(folder, root) or (folder / FINGERPRINT_FILE).is_file()]
+        to_make += [manifest] if damaged or (not folders and _is_below(manifest, root)) else []
     return broken, to_make
 
 
 def remove(paths: Iterable[Path]) -> None:
     """Files and folders, those that are there. A table gets another name: it may be somebody's own."""
     for path in paths:
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        elif path.suffix in (".parquet", ".csv") and path.exists():
-            path.replace(path.with_name(f"{path.name}.damaged"))
+        if path.suffix in (".parquet", ".csv") and path.exists():
+            set_aside(path)
         else:
-            path.unlink(missing_ok=True)
+            remove_tree(path)
+
+
+def _is_below(path: Path, root: str) -> bool:
+    """Whether the folder that `path` lies in is, links followed, `root` or one below it."""
+    return path.parent.resolve().is_relative_to(root)
+
+
+def _parts(manifest: Path) -> Iterable[str]:
+    """The tables that a manifest of scoring names; none where it is not one."""
+    parts = read_json(manifest)
+    return parts if names_parts(parts) else ()
 
 
 def _is_whole_manifest(manifest: Path, files: list[str]) -> bool:
     """Whether a manifest can be read and, if it is a scoring job's, the tables that it names are among the `files`."""
+    if manifest.parts[-3] in ("token_stats", "targets"):
+        parts = _parts(manifest)
+        return bool(parts) and {f"{name}.parquet" for name in parts}.issubset(files)
     try:
-        names = json.loads(manifest.read_text())
-    except (OSError, ValueError):
+        found = json.loads(manifest.read_text()) if manifest.is_file() else None
+    except (OSError, ValueError, RecursionError):
         return False
-    is_of_scoring = manifest.parts[-3] in ("token_stats", "targets")
-    return not is_of_scoring or (bool(names) and {f"{name}.parquet" for name in names}.issubset(files))
+    is_of_text = manifest.parts[-3] == "text"
+    return not is_of_text or (isinstance(found, list) and all(isinstance(s, dict) and "content" in s for s in found))
+
+
+def _is_record(found: Mapping[str, object]) -> bool:
+    """Whether this is the record of a download, or that of each checkpoint of a run."""
+    records = [found] if "commit" in found else [*found.values()]
+    return bool(records) and all(
+        isinstance(record, dict) and isinstance(record.get("commit"), str) for record in records
+    )
+
+
+def _trained_folders(manifest: Path) -> list[Path]:
+    """The checkpoints that a manifest of training names; none where it names anything else, or a link leads away."""
+    models, names = manifest.parent.with_name("models"), list(read_json(manifest))
+    folders = [models / name for name in names if TRAINED_CHECKPOINT.fullmatch(name)]
+    is_own = all(_is_below(folder, os.path.realpath(models)) and not folder.is_symlink() for folder in folders)
+    return folders if is_own and len(folders) == len(names) else []
 
 
 def _is_whole(folder: Path) -> bool:

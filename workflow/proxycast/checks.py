@@ -131,9 +131,10 @@ def edits_of(record: Path, write: bool) -> dict[str, int]:
     The last run was killed where `begin_edits` stands in `record` without an end: what changed since then counts, too.
     """
     found = read_json(record)
-    began = {Path(path): stat and tuple(stat) for path, stat in found.get(RUNNING, {}).items()}
-    edits = found.get("edits", {}) | dict.fromkeys(map(str, changed_since(began)), time.time_ns())
-    if write and edits != found.get("edits", {}):
+    noted = _noted(found, "edits", int)
+    began = {Path(path): stat and tuple(stat) for path, stat in _noted(found, RUNNING, list | None).items()}
+    edits = noted | dict.fromkeys(map(str, changed_since(began)), time.time_ns())
+    if write and edits != noted:
         write_json(found | {"edits": edits}, record)
     return edits
 
@@ -146,8 +147,14 @@ def begin_edits(stats: Mapping[Path, tuple[int, ...] | None], record: Path) -> N
 def end_edits(edited: Iterable[Path], record: Path) -> None:
     """Keep which files were edited while the study ran, for `edits_of` at the next start."""
     found = read_json(record)
-    edits = found.get("edits", {}) | dict.fromkeys(map(str, edited), time.time_ns())
+    edits = _noted(found, "edits", int) | dict.fromkeys(map(str, edited), time.time_ns())
     write_json({key: value for key, value in found.items() if key != RUNNING} | {"edits": edits}, record)
+
+
+def _noted(record: dict, key: str, kind: type) -> dict[str, object]:
+    """What was kept by file under `key`. What else stands there is nothing of ours."""
+    found = record.get(key)
+    return {path: value for path, value in found.items() if isinstance(value, kind)} if isinstance(found, dict) else {}
 
 
 def changed_since(stats: Mapping[Path, tuple[int, ...] | None]) -> list[Path]:

@@ -6,6 +6,7 @@ beside the code that uses them.
 """
 
 import difflib
+import json
 import re
 from collections.abc import Mapping
 from functools import cached_property
@@ -26,7 +27,7 @@ from proxycast.metrics import is_error
 from proxycast.miniature.suite import FAMILY_NAMES, Suite
 from proxycast.model_selection import FEWEST_TASKS, ModelSelectionOptions
 from proxycast.models import ReleasedModel
-from proxycast.options import InputError, InputPath, Options, SafeName, ShownName
+from proxycast.options import InputError, InputPath, Options, SafeName, ShownName, told_reason, told_value
 from proxycast.proxies import STATISTICS, WEIGHTINGS, ProxyOptions
 from proxycast.ranking import SelectionOptions
 from proxycast.solutions import GENERIC_TEXT
@@ -71,8 +72,8 @@ class Task(Options):
     def _pattern_with_a_group(cls, pattern: str | None) -> str | None:
         try:
             groups = re.compile(pattern or "()").groups
-        except re.error as error:
-            raise ValueError(f"{pattern!r} is no regular expression: {error}") from None
+        except (re.error, RecursionError, OverflowError) as error:
+            raise ValueError(f"{told_value(pattern)} is no regular expression: {error}") from None
         if groups < 1:
             raise ValueError(f"{pattern!r} has no group; put the answer in parentheses")
         return pattern
@@ -428,14 +429,67 @@ def _read_ladder(choice: LadderChoice, folder: Path, where: str, files: Mapping[
     return ladder
 
 
+class _Loader(YAML_LOADER):
+    """PyYAML takes the last of two values with one key; here that is an error."""
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Looks at the keys before `<<` brings others, which may be overridden."""
+        seen = self.__dict__.setdefault("flattened", {})
+        if id(node) not in seen:
+            seen[id(node)] = node  # held, or its place in memory may become another's
+            keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
+            there = set()
+            for key in keys:
+                value = self.construct_object(key)
+                if value in there:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"key {told_value(value)} stands there twice; give it once", key.start_mark
+                    )
+                there.add(value)
+        super().flatten_mapping(node)
+
+
+def _of_yaml(error: yaml.YAMLError) -> str:
+    """What is wrong and where, without the line: the file may be another one than was meant."""
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+    return f"{(problem or 'a character that YAML does not allow')[:80]}{where}"
+
+
+def require_keys_once(path: Path) -> None:
+    """`InputError` for a study's file in which a key stands twice: Snakemake, which reads it, takes the last.
+
+    As Snakemake does, it takes a file for JSON that can be read as such.
+    """
+    try:
+        json.loads(path.read_text(encoding="utf8"), object_pairs_hook=lambda pairs: _once(pairs, path))
+    except InputError:
+        raise
+    except (ValueError, RecursionError):
+        read_yaml(path)
+    except OSError:
+        pass  # Snakemake has read it: a pipe
+
+
+def _once(pairs: list[tuple[str, object]], path: Path) -> dict[str, object]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise InputError(
+            f"{path}: key {told_value(_repeated([key for key, _ in pairs]))} stands there twice; give it once"
+        )
+    return found
+
+
 def read_yaml(path: Path) -> dict:
     """The mapping in a YAML file; an error that names the file if it is absent, broken or no mapping."""
     try:
-        value = yaml.load(path.read_text(encoding="utf8"), Loader=YAML_LOADER)
+        value = yaml.load(path.read_text(encoding="utf8"), Loader=_Loader)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except yaml.YAMLError as error:
-        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+        raise InputError(f"{path}: not valid YAML: {_of_yaml(error)}") from None
+    except (OSError, ValueError) as error:  # the second: no UTF-8, or a date that is none
+        raise InputError(f"{path}: cannot be read ({told_reason(error)})") from None
     if not isinstance(value, dict):
         raise InputError(f"{path}: found a {type(value).__name__}, expected a mapping of keys to values")
     return value
@@ -637,7 +691,7 @@ def _explain(model: type[Options], path: tuple, problems: list[dict], where: str
         return f"{where}: {key}: unknown key{closest(str(last), known)}; known are {', '.join(known)}"
     first, *others = map(_message, problems)
     message = " or ".join([first, *(other.removeprefix("Input should be ") for other in others)])
-    found = "" if kind in ("missing", "value_error") else f", found {value!r}"
+    found = "" if kind in ("missing", "value_error") else f", found {told_value(value, 200)}"
     return f"{where}: {key}: {message}{found}" if key else f"{where}: {message}"
 
 

@@ -21,11 +21,13 @@ from proxycast.engines.model_folder import (
     FINGERPRINT_FILE,
     is_finished,
     json_object,
+    require_own_file,
     safetensors_header,
+    shards,
     tokenizer_files,
 )
 from proxycast.options import InputError
-from proxycast.tables import fingerprint, input_states
+from proxycast.tables import fingerprint, input_states, remove_tree
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -133,8 +135,10 @@ def convert_run(checkpoints: Mapping[str, Path], folder: Path, tokenizer: Path |
     `folder` appears when it is complete. Until then what is converted lies in a hidden folder beside it, where it
     survives an error and a kill: the next call converts the rest. `code`: fingerprint of the code that converts.
     """
-    shutil.rmtree(folder, ignore_errors=True)
+    remove_tree(folder)
     partial = folder.with_name(f".{folder.name}.partial")
+    if partial.is_symlink():  # nothing here makes one
+        partial.unlink()
     partial.mkdir(parents=True, exist_ok=True)
     remove_others(partial, checkpoints)
     for name, source in tqdm(checkpoints.items(), unit="checkpoint", mininterval=5):
@@ -156,7 +160,7 @@ def convert_once(source: Path, folder: Path, tokenizer: Path | None, mark: str) 
     if is_finished(folder, mark):
         log.info("%s: converted before", folder)
         return
-    shutil.rmtree(folder, ignore_errors=True)
+    remove_tree(folder)
     convert(source, folder, tokenizer, mark)
 
 
@@ -164,7 +168,7 @@ def remove_others(folder: Path, names: Collection[str]) -> None:
     """Remove from `folder` all but `names`: what an earlier try left that was asked for something else."""
     for path in folder.iterdir():
         if path.name not in names:
-            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+            remove_tree(path)
 
 
 def convert(source: Path, folder: Path, tokenizer: Path | None = None, mark: str = "") -> None:
@@ -190,7 +194,7 @@ def convert(source: Path, folder: Path, tokenizer: Path | None = None, mark: str
     weights = _read_weights(source)
     _check_weights(weights, config, source)
     temporary = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(temporary, ignore_errors=True)
+    remove_tree(temporary)
     temporary.mkdir(parents=True)
     _write_tokenizer(tokenizer, temporary)
     _write_model(weights, config, temporary)
@@ -222,7 +226,7 @@ def _read_config(path: Path) -> OlmoConfig:
 
 def _with_tokenizer(source: Path, tokenizer: Path | None) -> Path:
     for folder in (source, tokenizer):
-        if folder and (folder / "tokenizer.json").is_file():
+        if folder and tokenizer_files(folder) and (folder / "tokenizer.json").is_file():
             return folder
     where = f"{source} and {tokenizer} have" if tokenizer else f"{source} has"
     raise InputError(f"{where} no tokenizer.json; name a folder that holds the models' tokenizer")
@@ -241,13 +245,10 @@ def _weight_files(folder: Path) -> list[Path]:
     if path is None:
         found = sorted(path.name for path in folder.iterdir())
         raise InputError(f"{folder}: weights missing; found {found}; there must be one of {', '.join(WEIGHTS)}")
-    if path.suffix != ".json":
-        return [path]
-    shards = sorted(set(json_object(path).get("weight_map", {}).values()))
-    missing = [name for name in shards if not (folder / name).is_file()]
-    if missing or not shards:
-        raise InputError(f"{path}: lists {len(shards)} files; missing of them: {missing}")
-    return [folder / name for name in shards]
+    files = shards(path) if path.suffix == ".json" else [path]
+    for file in files:  # what they hold is copied
+        require_own_file(file)
+    return files
 
 
 def _read_safetensors(path: Path) -> "dict[str, Tensor]":

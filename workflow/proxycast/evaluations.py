@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from proxycast.ladder import Ladder
 from proxycast.metrics import about_share, is_share, outside_share
-from proxycast.options import InputError
+from proxycast.options import InputError, told_names
 from proxycast.tables import is_whole_parquet
 from proxycast.targets import TARGETS_SCHEMA
 
@@ -89,7 +89,9 @@ def _labels(path: Path) -> pl.DataFrame:
     schema = scan.collect_schema()
     missing = [name for name in COLUMNS if name not in schema]
     if missing:
-        raise InputError(f"{path}, column {missing[0]}: missing; found {schema.names()}; there must be {list(COLUMNS)}")
+        raise InputError(
+            f"{path}, column {missing[0]}: missing; found {told_names(schema.names())}; there must be {list(COLUMNS)}"
+        )
     return _plain_types(scan).select("params", "data", "seed", "task").unique().collect(engine="streaming")
 
 
@@ -224,7 +226,7 @@ def _what_is_wrong(
         found = dict(re.findall(KEY_IN_TEXT.pattern + r"\s*([^,}]*)", found))
     name = f"{_checkpoint(row)}, task {row['task']}"
     if key not in found:
-        return f"{path}, column metrics: no key {key!r} in {name}; found {list(found)}"
+        return f"{path}, column metrics: no key {key!r} in {name}; found {told_names(found)}"
     count = rows.select((~_finite(metrics)).sum()).sum_horizontal().item()
     return f"{path}: {key} of {name} is {found[key]}; it must be finite; {count} figures are not"
 

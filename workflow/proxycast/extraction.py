@@ -111,7 +111,11 @@ def walk(
 
 def _not_in(part: Path, tasks: Mapping[str, str]) -> list[str]:
     """Those of `tasks` (task -> fingerprint) whose rows a file of `walk` does not have."""
-    there = json.loads(table_metadata(part).get(TASKS, "{}"))
+    try:
+        there = json.loads(table_metadata(part).get(TASKS, "{}"))
+    except (ValueError, RecursionError):
+        there = {}
+    there = there if isinstance(there, dict) else {}  # a table of somebody else may hold anything
     return [task for task, wanted in tasks.items() if there.get(task) != wanted]
 
 

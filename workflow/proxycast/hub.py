@@ -8,6 +8,7 @@ import errno
 import fcntl
 import hashlib
 import logging
+import math
 import os
 import random
 import re
@@ -18,17 +19,21 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
 from stat import S_ISREG
-from typing import Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, TextIO, TypeVar
 
 from pydantic import Field, model_validator
 from tqdm import tqdm
 
 from proxycast.conversion import conversion_fingerprint, convert_once, remove_others
-from proxycast.engines.model_folder import TOKENIZER_FILES, adapters_among, is_finished
-from proxycast.options import InputError, Options
-from proxycast.tables import write_json
+from proxycast.engines.model_folder import TOKENIZER_FILES, adapters_among, is_finished, stays_in_folder
+from proxycast.options import LONGEST_CAUSE, InputError, Options, is_inner_name, require_inside
+from proxycast.tables import remove_tree, write_json
+
+if TYPE_CHECKING:
+    from httpx2 import Response
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +41,8 @@ Result = TypeVar("Result")
 
 for library in ("httpx", "httpx2"):  # at INFO they log every request, with the signed addresses of private files
     logging.getLogger(library).setLevel(logging.WARNING)
+for module in ("file_download", "utils._http"):  # their warnings hold whole addresses: signed ones, and passwords
+    logging.getLogger(f"huggingface_hub.{module}").setLevel(logging.ERROR)
 
 MODEL_FILES = {
     *("config.json", "generation_config.json", *TOKENIZER_FILES),
@@ -51,8 +58,16 @@ SOURCE = ".source"  # ends the name of a checkpoint's folder that is still to be
 WORKSPACE = ".download"  # in the folder of a checkpoint or data set, while its files come
 ANSWER_SECONDS = 60  # a server that says nothing for so long is asked again
 LONGEST_WAIT = 60.0  # seconds between two tries, unless the server asks for more
+LONGEST_ASKED = 600.0  # seconds between two tries that a server may ask for; the hub counts requests of five minutes
+LARGEST_FILE = 10**14  # bytes; the hub takes files up to 500 GB
+COMMIT = re.compile("[0-9a-f]{40}")
+DIGEST = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
+# Anything else may be read in two ways, so that a password would be taken for a host or a path, and told.
+HOST = r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?"
+ENDPOINT = re.compile(rf"((?i:https?)://)(?:[^\s/?#@\\]*@)?({HOST}(?:/[A-Za-z0-9._~/+-]*)?)")
 POLL_SECONDS = 10.0  # between two looks for room on the disk
 SAY_SECONDS = 60.0  # between two log lines about waiting for room
+LOCK_SECONDS = 600.0  # to wait for the lock under which downloads look for room
 
 
 class HubOptions(Options):
@@ -170,7 +185,9 @@ def resolve(source: Source, options: HubOptions) -> Snapshot:
     from huggingface_hub import HfApi, get_token, is_offline_mode
 
     if is_offline_mode():
-        return _cached_snapshot(source)
+        return _checked(_cached_snapshot(source), f"the hub cache {_cache_folder()}")
+    _shown_endpoint()  # before a library can print it
+    _bound_waits()
     token = get_token() or ""
     if not (token.isascii() and token.isprintable()):
         # The HTTP library would print the whole header.
@@ -198,7 +215,47 @@ def resolve(source: Source, options: HubOptions) -> Snapshot:
             f"{source}: {_shown_endpoint()} gives no size or hash for {unknown[:5]}, so that they cannot be checked; "
             "set HF_ENDPOINT to a mirror that does"
         )
+    return _checked(snapshot, _shown_endpoint())
+
+
+def _checked(snapshot: Snapshot, origin: str) -> Snapshot:
+    """`snapshot`, whose names may be joined to a folder, each one another file. `InputError` for one of bad faith.
+
+    `origin`: who says what is in it. Nothing that it says has become a path before.
+    """
+    said = f"{snapshot.source}: {origin} says"
+    if not isinstance(snapshot.commit, str) or not COMMIT.fullmatch(snapshot.commit):
+        raise InputError(f"{said} that its commit is {_cut(snapshot.commit)}; a commit is 40 hexadecimal digits")
+    names = Counter(file.name for file in snapshot.files if isinstance(file.name, str))
+    for file in snapshot.files:
+        if not is_inner_name(file.name) or file.name.split("/")[0] == WORKSPACE:
+            raise InputError(
+                f"{said} that it has a file {_cut(file.name)}; a name is relative to the repository, without empty "
+                f"parts, '.', '..', backslashes and control characters, and does not begin with {WORKSPACE!r}"
+            )
+        if names[file.name] > 1:
+            raise InputError(f"{said} {names[file.name]} times that it has a file {_cut(file.name)}; once is right")
+        if folder := next((parent for parent in _parents(file.name) if parent in names), None):
+            raise InputError(f"{said} that {_cut(folder)} is a file and, with {_cut(file.name)}, a folder of files")
+        if type(file.size) is not int or not 0 <= file.size <= LARGEST_FILE:
+            raise InputError(f"{said} that {_cut(file.name)} has {_cut(file.size)} bytes; no file has")
+        if not isinstance(file.digest, str) or not DIGEST.fullmatch(file.digest):
+            raise InputError(
+                f"{said} that {_cut(file.name)} has the hash {_cut(file.digest)}; it has 40 or 64 hexadecimal digits"
+            )
     return snapshot
+
+
+def _parents(name: str) -> Iterator[str]:
+    """The folders that a file lies in: a and a/b of a/b/c."""
+    return (name[:place] for place, letter in enumerate(name) if letter == "/")
+
+
+def _cut(value: object) -> str:
+    """What somebody else said, for a message: a string by its beginning, a number with few digits, else its kind."""
+    if isinstance(value, str):
+        return repr(value if len(value) <= 80 else f"{value[:80]}...")
+    return repr(value) if isinstance(value, float) or (type(value) is int and abs(value) < 10**30) else "no such thing"
 
 
 def choose(snapshot: Snapshot, choice: Callable[[list[str]], Iterable[str]]) -> Snapshot:
@@ -267,11 +324,13 @@ def fetch_run(
         everything = resolve(Source(repo, revision), options)
         snapshots[name] = choose(everything, lambda names: needed_model_files(names, code))
     record = {name: snapshot.record() for name, snapshot in snapshots.items()}
+    if partial.is_symlink():  # nothing here makes one
+        partial.unlink()
     marks = {name: conversion_fingerprint(record[name], tokenizer, conversion_code) for name in to_convert}
     converted = {name for name, mark in marks.items() if is_finished(partial / name, mark)}
     places = {name: partial / f"{name}{SOURCE}" if name in marks else partial / name for name in snapshots}
     with _reserved(partial, folder, _planned_bytes(snapshots, marks), options.disk_gb, patience):
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_tree(folder)
         missing = {places[name]: snapshot for name, snapshot in snapshots.items() if name not in converted}
         remove_others(partial, {PLANNED_BYTES, *snapshots, *(path.name for path in missing)})
         if missing:
@@ -281,7 +340,7 @@ def fetch_run(
         for name in [name for name in marks if name not in converted]:
             with _disk_full_told(partial / name, snapshots[name]):
                 convert_once(places[name], partial / name, tokenizer, marks[name])
-            shutil.rmtree(places[name])
+            remove_tree(places[name])
         if record_file:
             write_json(record, record_file)
         with nullcontext() if options.disk_gb is None else _locked(folder.parent):
@@ -310,7 +369,9 @@ def _own_files(snapshots: Mapping[Path, Snapshot]) -> dict[Path, RemoteFile]:
 def _place(snapshots: Mapping[Path, Snapshot], options: HubOptions) -> None:
     """Bring the files of each snapshot into its folder: as they lie there, linked, or downloaded."""
     for folder in snapshots:
-        shutil.rmtree(folder / WORKSPACE, ignore_errors=True)  # a killed job leaves half of a file there
+        if folder.is_symlink():  # nothing here makes one, and files would be written where it leads
+            folder.unlink()
+        remove_tree(folder / WORKSPACE)  # a killed job leaves half of a file there
     _require_room(snapshots)
     placed: dict[str, Path] = {}
     total = sum(file.size for snapshot in snapshots.values() for file in snapshot.files)
@@ -319,6 +380,7 @@ def _place(snapshots: Mapping[Path, Snapshot], options: HubOptions) -> None:
             with _workspace(folder) as workspace, _disk_full_told(folder, snapshot):
                 for file in snapshot.files:
                     before, target = progress.n, folder / file.name
+                    require_inside(target.parent, folder)
                     if not file.is_at(target) and not _linked(snapshot, file, target, placed):
                         _download_file(snapshot, file, target, workspace, options.retries, progress)
                     placed.setdefault(file.digest, target)
@@ -353,7 +415,7 @@ def _workspace(folder: Path) -> Iterator[Path]:
     try:
         yield folder / WORKSPACE
     finally:
-        shutil.rmtree(folder / WORKSPACE, ignore_errors=True)
+        remove_tree(folder / WORKSPACE)
 
 
 @contextmanager
@@ -408,6 +470,8 @@ def _download_file(
     """Download `file`, check it, and move it to `target`."""
     from huggingface_hub import hf_hub_download
 
+    folder = workspace.parent
+
     def fetch() -> None:
         path = hf_hub_download(
             snapshot.source.repo,
@@ -417,19 +481,21 @@ def _download_file(
             endpoint=_endpoint(),
             local_dir=workspace,
             cache_dir=workspace / "no cache",  # what the user's cache holds was looked at before and is not right
-            tqdm_class=_bar_within(progress),
+            tqdm_class=_bar_within(progress, file.size),
         )
         if not file.is_at(Path(path)):
             differs = file.differs(Path(path))
             os.unlink(path)
             raise WrongBytes(differs)
+        require_inside(target.parent, folder)  # again: a download takes long
         os.replace(path, target)
 
     _with_retries(fetch, snapshot.source, retries, file.name)
 
 
-def _bar_within(progress: tqdm) -> type[tqdm]:
-    """A kind of bar that shows nothing and counts for `progress`."""
+def _bar_within(progress: tqdm, most: float = math.inf) -> type[tqdm]:
+    """A kind of bar that shows nothing and counts for `progress`; it raises `WrongBytes` behind the `most`th byte."""
+    before = progress.n
 
     class Bytes(tqdm):
         def __init__(self, *args, **kwargs):
@@ -437,6 +503,8 @@ def _bar_within(progress: tqdm) -> type[tqdm]:
 
         def update(self, n=1):
             progress.update(n)
+            if progress.n - before > most:  # a server without an end would fill the disk
+                raise WrongBytes(f"found more bytes than the {most} that the hub promises")
 
         # Xet tells of each byte twice: when it comes, here, and when it is written, above.
         def update_transfer(self, n):
@@ -453,16 +521,17 @@ def _with_retries(action: Callable[[], Result], source: Source, retries: int, na
 
     `name`: the file that it is about. A full disk and other faults of this machine are raised as they are.
     """
-    from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError  # the first: of the HTTP library itself
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     about = f"{source}, file {name}" if name else f"{source}"
     for attempt in range(retries + 1):
         try:
             return action()
-        except (HTTPError, OSError, RuntimeError, ValueError) as error:
+        except Exception as error:  # what a server sends may have any form, and each of a library's raises its own
             # hf_hub_download says "not in the cache" whatever happened.
             fault = (error.__cause__ or error) if isinstance(error, LocalEntryNotFoundError) else error
-            if _is_disk_full(fault) or (isinstance(fault, OSError) and fault.errno is not None):
+            is_of_machine = isinstance(fault, OSError) and fault.errno is not None
+            if isinstance(error, InputError) or is_of_machine or _is_disk_full(fault):
                 raise
             if attempt == retries or not _may_pass(fault):
                 raise InputError(f"{about}: {_explained(fault, source)}") from None
@@ -472,28 +541,48 @@ def _with_retries(action: Callable[[], Result], source: Source, retries: int, na
 
 
 def _may_pass(fault: Exception) -> bool:
-    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError  # the second: of the HTTP library itself
 
     if isinstance(fault, HfHubHTTPError):
         # A plain 403 comes from the storage behind the hub when the signed address of a file has expired.
         status = fault.response.status_code
         return status in (408, 429) or status >= 500 or (status == 403 and type(fault) is HfHubHTTPError)
-    return not isinstance(fault, ValueError)
+    return isinstance(fault, HTTPError | OSError | RuntimeError) and not isinstance(fault, ValueError | RecursionError)
 
 
 def _seconds_to_wait(fault: Exception, attempt: int) -> float:
-    """Exponential backoff with jitter, or longer if the server asks for it."""
+    """Exponential backoff with jitter, or longer if the server asks for it, up to `LONGEST_ASKED`."""
     from huggingface_hub.utils import parse_ratelimit_headers
 
     seconds = min(LONGEST_WAIT, 2.0**attempt) * random.uniform(0.5, 1.5)
     headers = fault.response.headers if hasattr(fault, "response") else {}
     asked = headers.get("Retry-After", "")
-    limit = parse_ratelimit_headers(headers)
-    if asked.isdigit():
+    limit = parse_ratelimit_headers(headers)  # `_bound_waits` has made its numbers short
+    if re.fullmatch("[0-9]+", asked):
         seconds = max(seconds, int(asked))
     if limit is not None and limit.remaining == 0:
         seconds = max(seconds, limit.reset_in_seconds)
-    return seconds
+    return min(seconds, LONGEST_ASKED)
+
+
+@cache
+def _bound_waits() -> None:
+    """Let no answer ask huggingface_hub, which tries again by itself, to wait for longer than `LONGEST_ASKED`."""
+    from huggingface_hub import set_client_factory
+    from huggingface_hub.utils._http import default_client_factory
+
+    def client():
+        made = default_client_factory()
+        made.event_hooks["response"].append(_shorten_waits)
+        return made
+
+    set_client_factory(client)
+
+
+def _shorten_waits(response: "Response") -> None:
+    for name in ("Retry-After", "RateLimit"):
+        if name in response.headers:
+            response.headers[name] = re.sub("[0-9]{4,}", f"{LONGEST_ASKED:.0f}", response.headers[name])
 
 
 def _explained(fault: Exception, source: Source) -> str:
@@ -532,25 +621,31 @@ def _explained(fault: Exception, source: Source) -> str:
 
 
 def _words(fault: Exception) -> str:
-    """One line for a log. Never the text of a server, which may repeat what it was sent."""
+    """One line for a log. Never the text of a server, which may repeat what it was sent.
+
+    Nor that of a library where the mirror's address holds a password: it may repeat the address in any spelling.
+    """
     from huggingface_hub import get_token
     from huggingface_hub.errors import HfHubHTTPError
 
     if isinstance(fault, HfHubHTTPError):
         return f"HTTP status {fault.response.status_code}"
+    if isinstance(fault, WrongBytes):
+        return str(fault)
+    if "@" in _endpoint():
+        return type(fault).__name__
     text = str(fault).partition("\n")[0].replace(get_token() or "\n", "<token>")
-    return text if isinstance(fault, WrongBytes) else f"{type(fault).__name__}: {text}"
+    return f"{type(fault).__name__}: {text[:LONGEST_CAUSE]}"
 
 
 def _close_revisions(source: Source) -> str:
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HTTPError
 
     try:
         refs = HfApi(endpoint=_endpoint()).list_repo_refs(source.repo, repo_type=source.repo_type)
-    except (HTTPError, OSError, ValueError):
+    except Exception:  # only a hint
         return ""
-    names = [ref.name for ref in (*refs.branches, *refs.tags)]
+    names = [ref.name[:80] for ref in (*refs.branches, *refs.tags)[:1000] if isinstance(ref.name, str)]
     close = get_close_matches(source.revision, names, n=5)
     return f"; close to it are {close}" if close else f"; there are {len(names)}, such as {names[:5]}"
 
@@ -562,8 +657,14 @@ def _endpoint() -> str:
 
 
 def _shown_endpoint() -> str:
-    """Without the password of a mirror that has one in its address."""
-    return re.sub(r"//[^/]*@", "//", _endpoint())
+    """Without the password of a mirror that has one in its address. `InputError`, untold, for what is no address."""
+    match = ENDPOINT.fullmatch(_endpoint())
+    if not match:
+        raise InputError(
+            "HF_ENDPOINT: no address of a mirror; it is https://host, with :port, /path and, before the host, "
+            "user:password@ where the mirror has them; in a password write what is no letter or digit as %XX"
+        )
+    return match[1] + match[2]
 
 
 def _cache_folder() -> Path:
@@ -578,19 +679,39 @@ def _cached(snapshot: Snapshot, name: str) -> Path | None:
 
     source = snapshot.source
     found = try_to_load_from_cache(source.repo, name, revision=snapshot.commit, repo_type=source.repo_type)
-    return Path(found) if isinstance(found, str) else None
+    return Path(found) if isinstance(found, str) and _stays_in(_storage(source), Path(found)) else None
+
+
+def _storage(source: Source) -> Path:
+    """Where the hub cache keeps what it has of a repository."""
+    return _cache_folder() / "--".join([f"{source.repo_type}s", *source.repo.split("/")])
 
 
 def _cached_snapshot(source: Source) -> Snapshot:
     """What the hub cache holds of `source`, in the layout models--<org>--<name>/{refs,snapshots,blobs}."""
-    storage = _cache_folder() / "--".join([f"{source.repo_type}s", *source.repo.split("/")])
+    storage = _storage(source)
     ref = storage / "refs" / source.revision
-    commit = ref.read_text().strip() if ref.is_file() else source.revision
+    commit = _first_bytes(ref).decode(errors="replace").strip() if ref.is_file() else source.revision
     folder = storage / "snapshots" / commit
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = sorted(path for path in folder.rglob("*") if path.is_file()) if COMMIT.fullmatch(commit) else []
     if not files:
         raise InputError(f"{source}: not in the hub cache{_offline_hint(source)}")
+    if outside := next((path for path in files if not _stays_in(storage, path)), None):
+        raise InputError(
+            f"{source}: {_cut(str(outside.relative_to(storage)))} in the hub cache {_cache_folder()} leads out of the "
+            f"blobs of {storage.name}; remove that folder and fill it again{_offline_hint(source)}"
+        )
     return Snapshot(source, commit, tuple(_cached_file(path, folder) for path in files))
+
+
+def _stays_in(storage: Path, path: Path) -> bool:
+    """Whether a file in the snapshots of `storage` lies there, or is a link to one of its blobs."""
+    return path.parent.resolve().is_relative_to(storage.resolve()) and stays_in_folder(path)
+
+
+def _first_bytes(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(100)
 
 
 def _cached_file(path: Path, snapshot_folder: Path) -> RemoteFile:
@@ -652,7 +773,8 @@ def _reserved(partial: Path, folder: Path, planned: int, disk_gb: float | None, 
             taken = _taken_by_others(partial, folder)
             if partial not in taken and sum(t.size for t in taken.values()) + planned <= disk_gb * 1e9:
                 partial.mkdir(exist_ok=True)
-                reservation = (partial / PLANNED_BYTES).open("w")
+                reservation = _open_lock(partial / PLANNED_BYTES)
+                reservation.truncate()
                 fcntl.flock(reservation, fcntl.LOCK_EX)
                 print(planned, file=reservation, flush=True)
                 break
@@ -692,13 +814,15 @@ def _taken_by_others(partial: Path, folder: Path) -> dict[Path, _Taken]:
 def _living_reservation(folder: Path) -> int | None:
     """Bytes that a living process has reserved for `folder`."""
     try:
-        with (folder / PLANNED_BYTES).open() as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return int(file.read())
-    except FileNotFoundError:
-        pass
+        number = os.open(folder / PLANNED_BYTES, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:  # none, or nobody's of this user: a link, another user's
+        return None
+    with os.fdopen(number) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            found = file.read(20).strip()
+            return int(found) if re.fullmatch("[0-9]+", found) else 0
     return None
 
 
@@ -715,14 +839,43 @@ def _bytes_of_its_own(folder: Path) -> int:
     return sum(file.st_size for key, file in files.items() if S_ISREG(file.st_mode) and links[key] == file.st_nlink)
 
 
+def _open_lock(path: Path) -> TextIO:
+    """A file to lock, which nobody else can hold locked (0600). Never what a link leads to."""
+    if path.is_symlink():
+        path.unlink()
+    try:
+        number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
+        os.fchmod(number, 0o600)
+    except PermissionError:
+        raise InputError(
+            f"{path}: the lock of another user; remove it when no download of that user runs here any more"
+        ) from None
+    return os.fdopen(number, "r+")
+
+
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Alone among the download jobs of this machine or file system."""
-    with (folder / ".lock").open("w") as file:
+    with _open_lock(folder / ".lock") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            _wait_for_lock(file, folder)
         except OSError as error:
             raise InputError(
                 f"{folder}: hub.disk_gb needs file locks, which this file system lacks ({error})"
             ) from None
         yield
+
+
+def _wait_for_lock(file: TextIO, folder: Path) -> None:
+    """Others hold it for as long as it takes to look at a folder. `InputError` after `LOCK_SECONDS`."""
+    until = time.monotonic() + LOCK_SECONDS
+    while True:
+        try:
+            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > until:
+                raise InputError(
+                    f"{folder / '.lock'}: locked by another process for {LOCK_SECONDS:.0f} s; end the download that "
+                    "hangs, then run again"
+                ) from None
+            time.sleep(0.05)

@@ -1,6 +1,8 @@
 """What every configuration model and every input check shares: strict models, safe names, one kind of error."""
 
-from collections.abc import Iterator
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -9,6 +11,11 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints
 
 LONGEST_CAUSE = 300  # characters of a library's own message
 LONGEST_NAME = 255  # bytes of a file's name, on all common file systems
+LONGEST_PATH = 1000  # bytes of a name with its folders that somebody else chose; most systems take 4096 in all
+LONGEST_VALUE = 100  # characters of a value that a message tells
+TOLD_NAMES = 30  # of a file's columns or keys
+TOLD_NAME = re.compile(r"[^\W_][\w ./%()+-]{0,31}|_[\w]{0,31}|")  # what columns and keys are named
+UNSEEN = ("Cc", "Cf", "Cn", "Co", "Cs", "Zl", "Zp")  # categories of characters that no name needs, but attacks
 
 
 class InputError(ValueError):
@@ -61,5 +68,53 @@ def _without_long_names(path: Path) -> Path:
 
 # A name that figures and the report show.
 ShownName = Annotated[str, StringConstraints(max_length=100), AfterValidator(_without_braces)]
+
+
+def told_names(names: Iterable[object], may_stand_alone: bool = False) -> list[str]:
+    """Names of columns or keys that a file has, for a message that lists them.
+
+    A path may lead to another file than a table: its first line, a key or a password, must not be told. So what stands
+    alone, is long or is no name is told by its length. In JSON and parquet no line is taken for a name.
+    """
+    found = [str(name) for name in names]
+    are_names = len(found) > 1 or may_stand_alone
+    shown = [name if are_names and TOLD_NAME.fullmatch(name) else f"{len(name)} characters" for name in found]
+    return shown[:TOLD_NAMES] + ([f"and {len(shown) - TOLD_NAMES} more"] if len(shown) > TOLD_NAMES else [])
+
+
+def told_value(value: object, longest: int = LONGEST_VALUE) -> str:
+    """What a file holds where something else should be, for a message: short, or by its beginning."""
+    text = repr(value)
+    return text if len(text) <= longest else f"{text[:longest]}..."
+
+
+def told_reason(error: BaseException) -> str:
+    """What a library says of a file that it cannot read, without what it quotes of the file: none of that is told."""
+    text = " ".join(re.split("[`'\"\\[]", str(error), maxsplit=1)[0].split())
+    return text[:LONGEST_CAUSE] or type(error).__name__
+
+
+def is_inner_name(name: object) -> bool:
+    """Whether a name (a/b/c) that somebody else chose may be joined to a folder: it is relative and of plain parts.
+
+    An empty part, '.' and '..' are none, and an absolute name begins with an empty one. Neither are backslashes,
+    control characters and their kin, or more bytes than a file system takes.
+    """
+    if not isinstance(name, str) or "\\" in name or any(unicodedata.category(c) in UNSEEN for c in name):
+        return False
+    parts = name.split("/")
+    return (
+        not {"", ".", ".."} & set(parts)
+        and len(name.encode()) <= LONGEST_PATH
+        and all(len(part.encode()) <= LONGEST_NAME for part in parts)
+    )
+
+
+def require_inside(path: Path, folder: Path) -> None:
+    """Raise `InputError` where `path` lies outside `folder` when its links are followed."""
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise InputError(f"{path}: leads out of {folder}, to {path.resolve()}; remove the link that does it")
+
+
 # A file or folder of the user, which may be the input of a rule.
 InputPath = Annotated[Path, AfterValidator(_without_braces), AfterValidator(_without_long_names)]

@@ -18,7 +18,7 @@ from proxycast.config import PUBLISHED_TASK as OLMES
 from proxycast.evaluations import PROBLEMS, spellings
 from proxycast.ladder import Ladder
 from proxycast.metrics import about_share, outside_share
-from proxycast.options import InputError
+from proxycast.options import InputError, told_names, told_value
 from proxycast.ranking import DECISION_ACCURACY_COLUMNS
 from proxycast.tables import read_csv
 from proxycast.targets import KEY, TARGETS_SCHEMA
@@ -182,10 +182,14 @@ def _read(path: Path, schema: Mapping[str, pl.DataType]) -> pl.DataFrame:
     table = read_csv(path)
     for name in schema:
         if name not in table.columns:
-            raise InputError(f"{path}, column {name}: missing; found {table.columns}; there must be {list(schema)}")
+            raise InputError(
+                f"{path}, column {name}: missing; found {told_names(table.columns)}; there must be {list(schema)}"
+            )
     typed = table.select(pl.col(name).cast(kind, strict=False) for name, kind in schema.items())
     for name, kind in schema.items():
         there = pl.col(name).is_finite() if kind.is_numeric() else pl.col(name).is_not_null()
         for row in typed.select((~there.fill_null(False)).arg_true())[:, 0][:1]:
-            raise InputError(f"{path}, row {row + 2}, column {name}: found {table[name][row]!r}; it must be a {kind}")
+            raise InputError(
+                f"{path}, row {row + 2}, column {name}: found {told_value(table[name][row])}; it must be a {kind}"
+            )
     return typed

@@ -24,7 +24,7 @@ import numpy as np
 import polars as pl
 from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints, ValidationError, model_validator
 
-from proxycast.options import InputError, library_errors
+from proxycast.options import InputError, library_errors, told_names, told_reason, told_value
 from proxycast.tables import atomic, is_whole_parquet, require_unchanged, seal
 
 if TYPE_CHECKING:
@@ -211,7 +211,7 @@ def _parquet_rows(path: Path) -> Iterator[tuple[int, object]]:
     try:
         table = pl.read_parquet(path, glob=False)
     except (pl.exceptions.PolarsError, OSError) as error:
-        raise InputError(f"{path}: cannot be read as parquet ({error}); write it again") from None
+        raise InputError(f"{path}: cannot be read as parquet ({told_reason(error)}); write it again") from None
     return enumerate(table.iter_rows(named=True), start=1)
 
 
@@ -230,13 +230,15 @@ def _checked(row: object, kind: Callable[[dict], type[Row]], where: str) -> Row:
     field = ".".join(str(part) for part in problem["loc"])
     match problem["type"]:
         case "missing":
-            raise InputError(f"{where}, field {field}: missing; found only {sorted(row)}")
+            raise InputError(f"{where}, field {field}: missing; found only {told_names(sorted(row))}")
         case "extra_forbidden":
             raise InputError(f"{where}, field {field}: unknown; the fields are {', '.join(model.model_fields)}")
     expected = problem["msg"].removeprefix("Value error, ")
     # A rule over several fields has no place of its own: its message starts with the field and says what was found.
     raise InputError(
-        f"{where}, field {field}: found {problem['input']!r}: {expected}" if field else f"{where}, field {expected}"
+        f"{where}, field {field}: found {told_value(problem['input'])}: {expected}"
+        if field
+        else f"{where}, field {expected}"
     )
 
 

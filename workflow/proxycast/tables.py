@@ -7,6 +7,7 @@ parquet looks. Parquet itself checks nothing: most flipped bits come out as wron
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -25,6 +26,7 @@ SEAL = b"proxycast.sha256"
 DIGEST_BYTES = 32
 SEAL_SUFFIX = ".sha256"
 MANIFEST = "manifest.json"
+NAME = re.compile("[A-Za-z0-9][A-Za-z0-9_.-]{0,249}")  # a checkpoint, or part of one, as `SafeName`s make it
 HASHED_BYTES = 64_000_000  # an input file up to this size counts by its content, a larger one by what stat tells of it
 
 
@@ -55,8 +57,8 @@ def write_json(value: object, path: Path) -> None:
 def read_json(path: Path) -> dict:
     """The object that `write_json` wrote; empty where the file is absent, truncated or holds something else."""
     try:
-        value = json.loads(path.read_text())
-    except (OSError, ValueError):
+        value = json.loads(path.read_text()) if path.is_file() else {}  # of a pipe nobody writes to there is no end
+    except (OSError, ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
 
@@ -92,7 +94,7 @@ def require_unchanged(path: Path) -> None:
 def is_unchanged(path: Path) -> bool:
     """Whether the file is the one that `seal` has sealed, or was never sealed, or is absent."""
     sealed = _seal_of(path)
-    return not (sealed.is_file() and path.is_file()) or sealed.read_text().strip() == digest_of(path)
+    return not (sealed.is_file() and path.is_file()) or sealed.read_text(errors="replace").strip() == digest_of(path)
 
 
 def sealed_by(path: Path) -> Path | None:
@@ -106,15 +108,41 @@ def _seal_of(path: Path) -> Path:
 
 
 def damaged(path: Path) -> InputError:
-    """Give a file or folder of ours that has changed by itself another name; the error that tells so."""
-    aside = path.with_name(f"{path.name}.damaged")
-    if aside.is_dir():
-        shutil.rmtree(aside)
-    os.replace(path, aside)
+    """Give a file or folder of ours that has changed by itself another name; the error that tells so.
+
+    In a process that called `change_nothing` it keeps its name.
+    """
+    said = f"{path}: damaged: its bytes are not those that were written"
+    if _CHANGES_NOTHING:
+        return InputError(f"{said}; a run without -n gives it another name and makes it again. Check the disk")
+    aside = set_aside(path)
     return InputError(
-        f"{path}: damaged: its bytes are not those that were written. It is {aside.name} now; run the same command "
-        "again, which makes it again, and check the disk"
+        f"{said}. It is {aside.name} now; run the same command again, which makes it again, and check the disk"
     )
+
+
+def set_aside(path: Path) -> Path:
+    """Give a file or folder the name `<name>.damaged`, beside it; the new path."""
+    aside = path.with_name(f"{path.name}.damaged")
+    remove_tree(aside)
+    os.replace(path, aside)
+    return aside
+
+
+_CHANGES_NOTHING: list[bool] = []
+
+
+def change_nothing() -> None:
+    """From now on no file that is read in this process gets another name or goes: a dry run changes nothing."""
+    _CHANGES_NOTHING.append(True)
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a file, a folder with all that is in it, or a link, but never what a link leads to. Absent is fine."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def fingerprint(*parts: object) -> str:
@@ -268,7 +296,8 @@ def _digest_of(file: BinaryIO, data: int, footer: bytes) -> bytes:
 def is_whole_parquet(path: Path | str) -> bool:
     """Whether `path` starts and ends as a parquet file does. A file cut anywhere lacks the footer, written last."""
     try:
-        with open(path, "rb", buffering=0) as file:
+        # Of a pipe nobody writes to: not waited for, and then it cannot be sought in.
+        with open(path, "rb", buffering=0, opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
             head = file.read(4)
             end = file.seek(-8, os.SEEK_END) + 8
             footer = file.read(8)
@@ -285,8 +314,21 @@ def is_whole_csv(path: Path) -> bool:
 
 
 def manifest_parts(manifest: Path) -> list[Path]:
-    """The tables that a manifest ({name: fingerprint}) names, in its order: <name>.parquet beside it."""
-    return [manifest.with_name(f"{name}.parquet") for name in read_json(manifest)]
+    """The tables that a manifest ({name: fingerprint}) names, in its order: <name>.parquet beside it.
+
+    Raises `InputError` for one that names anything else: nothing here wrote it.
+    """
+    parts = read_json(manifest)
+    if not names_parts(parts):
+        raise InputError(f"{manifest}: no list of tables beside it; remove it, and run again to make it anew")
+    return [manifest.with_name(f"{name}.parquet") for name in parts]
+
+
+def names_parts(manifest: object) -> bool:
+    """Whether this is what a manifest holds: names of tables beside it, each with its fingerprint."""
+    return isinstance(manifest, dict) and all(
+        NAME.fullmatch(name) and isinstance(mark, str) for name, mark in manifest.items()
+    )
 
 
 def require_parts(manifest: Path) -> list[Path]:

@@ -15,7 +15,8 @@ from proxycast.config import Task, closest
 from proxycast.engines import Engine, ExtractionOptions
 from proxycast.extraction import TokenizedTexts, walk
 from proxycast.metrics import about_share, is_share, is_unbounded, mixed_units, outside_share
-from proxycast.options import InputError
+from proxycast.options import InputError, told_names, told_reason, told_value
+from proxycast.patterns import first_groups
 from proxycast.solutions import Problem, ScoredSequence, once_each, tokenize
 from proxycast.tables import fingerprint, is_whole_parquet
 
@@ -162,10 +163,10 @@ def exact_match(
     """
     pattern = re.compile(answer_pattern)
     texts = engine.generate([solution.prompt for solution in solutions], max_new_tokens)
-    found = [pattern.search(text) for text in texts]
+    found = [first_groups(pattern, text)[:1] for text in texts]
     hits = [
-        match is not None and (match[1] or "").strip() == solution.answer.strip()
-        for match, solution in zip(found, solutions)
+        any((group or "").strip() == solution.answer.strip() for group in groups)
+        for groups, solution in zip(found, solutions)
     ]
     return sum(hits) / len(hits)
 
@@ -210,9 +211,8 @@ def _read_typed(path: Path) -> pl.DataFrame:
         bare = pl.col(name) == pl.col(name).str.strip_chars()
         rule, description = wanted.get(name, ((pl.col(name) != "") & bare, "a name, without white space around it"))
         for row in typed.select((~rule.fill_null(False)).arg_true()).to_series()[:1]:
-            raise InputError(
-                f"{path}, row {typed['row'][row]}, column {name}: found {table[name][row]!r}; it must be {description}"
-            )
+            found = told_value(table[name][row])
+            raise InputError(f"{path}, row {typed['row'][row]}, column {name}: found {found}; it must be {description}")
     return typed
 
 
@@ -327,7 +327,7 @@ def _read_parquet(path: Path) -> pl.DataFrame:
         _require_columns(path, list(schema))
         table = pl.read_parquet(path, glob=False, columns=[name for name in TARGETS_SCHEMA if name in schema])
     except (pl.exceptions.PolarsError, OSError) as error:
-        raise InputError(f"{path}: cannot be read ({' '.join(str(error).split())}); write it again") from None
+        raise InputError(f"{path}: cannot be read ({told_reason(error)}); write it again") from None
     for name, found in table.schema.items():
         is_name = TARGETS_SCHEMA[name] == pl.String
         text = found in TEXT
@@ -353,7 +353,9 @@ def _require_columns(path: Path, found: list[str]) -> None:
         if alike and alike != [name]:
             raise InputError(f"{path}, column {name}: found {alike[0]!r}; it must be spelled {name!r}")
         if not alike and name != "n":
-            raise InputError(f"{path}, column {name}: missing; found {found}; there must be {list(TARGETS_SCHEMA)}")
+            raise InputError(
+                f"{path}, column {name}: missing; found {told_names(found)}; there must be {list(TARGETS_SCHEMA)}"
+            )
 
 
 def log_unknown(table: pl.DataFrame, checkpoints: Collection[str], tasks: Collection[str]) -> None:

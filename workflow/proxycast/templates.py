@@ -25,7 +25,8 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from tqdm import tqdm
 
 from proxycast.files import Files
-from proxycast.options import InputError
+from proxycast.options import InputError, told_names, told_reason
+from proxycast.patterns import substitute
 from proxycast.solutions import Problem, Solution
 from proxycast.tables import is_whole_parquet
 
@@ -122,7 +123,7 @@ def _not_null(value: object) -> object:
 
 
 def _regex_replace(text: str, pattern: str, replacement: str) -> str:
-    return re.sub(pattern, replacement, text)
+    return substitute(pattern, replacement, text)
 
 
 def _compile(key: str, source: str) -> Callable[[dict], object]:
@@ -181,13 +182,15 @@ def _read(paths: Sequence[Path], rows: Rows, where: str) -> pl.DataFrame:
     used = _used_columns(rows)
     for key, names in used.items():
         for name in sorted(names - set(columns)):
-            raise InputError(f"{where}: {key}: found {name!r}, which is no column of {paths[0]}; columns are {columns}")
+            raise InputError(
+                f"{where}: {key}: found {name!r}, which is no column of {paths[0]}; columns are {told_names(columns)}"
+            )
     try:
         if rows.where is not None:
             table = table.filter(pl.sql_expr(rows.where))
         table = table.select(FILE, ROW, NUMBER, *sorted(set().union(*used.values()))).collect()
     except pl.exceptions.PolarsError as error:
-        raise InputError(f"{where}: {', '.join(map(str, paths))}: cannot be read: {error}") from None
+        raise InputError(f"{where}: {', '.join(map(str, paths))}: cannot be read: {told_reason(error)}") from None
     if rows.sample is not None and rows.sample < len(table):
         table = table[sorted(random.Random(rows.seed).sample(range(len(table)), rows.sample))]
     return table
@@ -225,7 +228,7 @@ def _scan(path: Path, where: str) -> pl.LazyFrame:
         frame = readers[suffix](path).with_row_index(ROW, offset=1).with_columns(pl.lit(str(path)).alias(FILE))
         frame.collect_schema()  # what cannot be read is told here, where its file is known
     except (pl.exceptions.PolarsError, OSError) as error:
-        raise InputError(f"{where}: {path}: cannot be read: {error}") from None
+        raise InputError(f"{where}: {path}: cannot be read: {told_reason(error)}") from None
     return frame
 
 

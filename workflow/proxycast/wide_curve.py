@@ -7,7 +7,7 @@ import polars as pl
 from pydantic import Field, model_validator
 
 from proxycast.metrics import about_share, is_share, is_unbounded, mixed_units, outside_share
-from proxycast.options import InputError, InputPath, Options, SafeName
+from proxycast.options import InputError, InputPath, Options, SafeName, told_names, told_value
 from proxycast.tables import read_csv
 
 
@@ -118,12 +118,14 @@ def _read(path: Path, columns: dict[str, str]) -> pl.DataFrame:
     for name in names:
         bad = ~numbers[name].is_finite().fill_null(False)
         for row in (bad & text[name].is_not_null() if name != step else bad).arg_true()[:1]:
-            raise InputError(f"{path}, row {row + 2}, column {name}: found {table[name][row]!r}; it must be a number")
+            raise InputError(
+                f"{path}, row {row + 2}, column {name}: found {told_value(table[name][row])}; it must be a number"
+            )
     steps = numbers[step]
     for row in (~steps.is_between(0, LAST_STEP) | (steps != steps.floor()) | ~steps.is_first_distinct()).arg_true()[:1]:
         raise InputError(
-            f"{path}, row {row + 2}, column {step}: found {table[step][row]!r}; every row must have a step of its own, "
-            "a whole number of at least 0"
+            f"{path}, row {row + 2}, column {step}: found {told_value(table[step][row])}; every row must have a step "
+            "of its own, a whole number of at least 0"
         )
     return numbers.sort(step)
 
@@ -131,4 +133,4 @@ def _read(path: Path, columns: dict[str, str]) -> pl.DataFrame:
 def _some(names: list[str], wanted: str) -> str:
     """The names most like the wanted one, and how many there are."""
     like = get_close_matches(wanted, names, n=3, cutoff=0.0)
-    return f"{len(names)} columns, among them {', '.join(map(repr, like))}"
+    return f"{len(names)} columns, among them {', '.join(map(repr, told_names(like)))}"

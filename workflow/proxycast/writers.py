@@ -25,6 +25,7 @@ from proxycast.engines.model_folder import model_fingerprint
 from proxycast.files import HubId, Revision
 from proxycast.jobs import PROGRESS_SECONDS
 from proxycast.options import InputError, InputPath, SafeName
+from proxycast.patterns import first_groups
 from proxycast.solutions import Problem, ScoredSequence, Solution, once_each, tokenize
 from proxycast.tables import fingerprint, read_table, table_fingerprint, write_table
 
@@ -206,7 +207,7 @@ def is_right(text: str, problem: Problem, pattern: re.Pattern) -> bool:
 
     A text with broken characters is never right: it is not what the writer wrote.
     """
-    found = [match[1] or "" for match in pattern.finditer(text)]
+    found = [group or "" for group in first_groups(pattern, text)]
     return bool(found and BROKEN not in text and found[-1].strip() == problem.right_answer)
 
 

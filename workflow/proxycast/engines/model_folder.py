@@ -13,7 +13,7 @@ from unittest.mock import patch
 
 from tokenizers import Tokenizer
 
-from proxycast.options import InputError, library_errors, one_line
+from proxycast.options import InputError, is_inner_name, library_errors, one_line
 from proxycast.tables import damaged, digest_of, fingerprint
 
 if TYPE_CHECKING:
@@ -43,6 +43,11 @@ OTHER_HEADS = re.compile(r"For(?!CausalLM|ConditionalGeneration|Vision\w*2|Image
 FORMER_NAMES = {"Olmo2RetrofitForCausalLM": "Olmo3ForCausalLM"}
 
 
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf")  # of files from which numbers alone are taken
+CACHED = re.compile("(models|datasets)--")  # begins the name of a folder in a hub cache
+HASH = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")  # the name of a file that one of its blobs is
+
+
 class Shape(NamedTuple):
     """What a model's configuration says of its size; None where it does not.
 
@@ -66,6 +71,9 @@ def check_folder(folder: Path) -> None:
         raise InputError(
             f"{folder}: no such folder; it should hold a model (config.json, tokenizer.json, *.safetensors)"
         )
+    for path in folder.iterdir():
+        if path.is_file() and path.suffix not in WEIGHT_SUFFIXES:
+            require_own_file(path)
     _require_as_written(folder)
     if adapters := adapters_among(path.name for path in folder.iterdir()):
         raise InputError(f"{folder}: {adapters}")
@@ -95,6 +103,44 @@ def _require_floats(folder: Path) -> None:
                     f"{path}: {name} has the type {entry['dtype']}, but config.json has no quantization_config, which "
                     f"would say what the numbers mean; it must be one of {', '.join(FLOATS)}"
                 )
+
+
+def require_own_file(path: Path) -> None:
+    """Raise InputError for a link out of the folder of `path`, but to a file that a hub cache holds.
+
+    Who made the folder may not be able to read what the link leads to; it must not be copied to the results, nor told.
+    """
+    if path.is_symlink() and not stays_in_folder(path):
+        raise InputError(
+            f"{path}: a link out of its folder; only weights that are scored as they are may be links, and what leads "
+            "to the files of a hub cache (HF_HUB_CACHE): put a copy of the file in its place"
+        )
+
+
+def stays_in_folder(path: Path) -> bool:
+    """Whether a file lies in its folder, is a link within it, or one to a file that a hub cache holds."""
+    target, folder = path.resolve(), path.parent.resolve()
+    return target.is_relative_to(folder) or _is_in_a_cache(target, folder)
+
+
+def _is_in_a_cache(target: Path, folder: Path) -> bool:
+    """Whether a file is a blob of the cache that `folder` is a snapshot of, or lies in the user's own hub cache.
+
+    A cache is <cache>/models--<org>--<name>/{blobs/<hash>, snapshots/<commit>/<name>}; blobs that repositories share
+    lie in <cache>/blobs/<two digits>/<hash>. A name that is no hash is of another file, wherever `blobs` leads.
+    """
+    storages = [p.parent for p in folder.parents if p.name == "snapshots" and CACHED.match(p.parent.name)]
+    blobs = [storage / "blobs" for storage in storages], [storage.parent / "blobs" for storage in storages]
+    if HASH.fullmatch(target.name):
+        own, shared = ({path.resolve() for path in paths} for paths in blobs)
+        if target.parent in own or target.parent.parent in shared:
+            return True
+    from huggingface_hub import constants
+
+    cache = Path(constants.HF_HUB_CACHE).resolve()
+    parts = target.relative_to(cache).parts if target.is_relative_to(cache) else ()
+    is_blob = "blobs" in parts[:2] and HASH.fullmatch(target.name) is not None
+    return is_blob or parts[1:2] == ("snapshots",)
 
 
 def adapters_among(names: Iterable[str]) -> str | None:
@@ -139,7 +185,10 @@ def _require_as_written(folder: Path, content: str | None = None) -> None:
 def _small_files(folder: Path) -> dict[str, Path]:
     own = [*QUANTIZATION_FILES, *(path.name for path in sorted(folder.glob("*.py")))]
     small = [folder / "config.json", *tokenizer_files(folder), *(folder / name for name in own)]
-    return {path.name: path for path in small if path.is_file()}
+    found = {path.name: path for path in small if path.is_file()}
+    for path in found.values():
+        require_own_file(path)
+    return found
 
 
 def _small_content(folder: Path) -> str:
@@ -161,7 +210,10 @@ def is_finished(folder: Path, mark: str) -> bool:
 
 def tokenizer_files(folder: Path) -> list[Path]:
     """The files that decide which tokens a text becomes, those that are there."""
-    return [path for name in TOKENIZER_FILES if (path := folder / name).is_file()]
+    found = [path for name in TOKENIZER_FILES if (path := folder / name).is_file()]
+    for path in found:
+        require_own_file(path)
+    return found
 
 
 def tokenizer_json(folder: Path) -> Path:
@@ -172,6 +224,7 @@ def tokenizer_json(folder: Path) -> Path:
         raise InputError(
             f"{folder}: tokenizer.json missing; found {found}; the save_pretrained of a fast tokenizer writes it"
         )
+    require_own_file(path)
     return path
 
 
@@ -337,11 +390,18 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def shards(index: Path) -> list[Path]:
-    """The files that an index lists. Raises InputError where it lists none or one is missing."""
-    names = sorted(set(json_object(index).get("weight_map", {}).values()))
+    """The files that an index lists. Raises InputError where it lists none, one is missing or one lies elsewhere."""
+    listed = json_object(index).get("weight_map", {})
+    suffix = Path(index.name.removesuffix(".index.json")).suffix
+    for name in listed.values() if isinstance(listed, dict) else [None]:
+        # Whatever reads the weights joins the name to the folder.
+        if not is_inner_name(name) or "/" in name or not name.endswith(suffix):
+            shown = repr(name[:80]) if isinstance(name, str) else f"a {type(name).__name__}"
+            raise InputError(f"{index}, key weight_map: found {shown}; it names *{suffix} files that lie beside it")
+    names = sorted(set(listed.values()))
     missing = [name for name in names if not (index.parent / name).is_file()]
     if missing or not names:
-        raise InputError(f"{index.parent}: {index.name} lists {len(names)} files; missing of them: {missing}")
+        raise InputError(f"{index}: lists {len(names)} files; missing of them: {missing}")
     return [index.parent / name for name in names]
 
 
@@ -372,6 +432,7 @@ def _header(path: Path) -> dict[str, dict]:
 
 def json_object(path: Path) -> dict:
     """The object in a JSON file. Raises InputError for one that is missing, broken or holds something else."""
+    require_own_file(path)
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -19,11 +19,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from proxycast.engines.model_folder import is_finished, mark_as_trained
+from proxycast.engines.model_folder import is_finished, mark_as_trained, tokenizer_files
 from proxycast.jobs import PROGRESS_SECONDS
 from proxycast.miniature import gpt, llama
 from proxycast.miniature.suite import Size, Suite, Training
-from proxycast.tables import atomic, fingerprint, require_unchanged
+from proxycast.tables import atomic, fingerprint, remove_tree, require_unchanged
 
 if TYPE_CHECKING:
     from torch._dynamo.aot_compile import AOTCompiledFunction
@@ -249,9 +249,12 @@ def _loss(size: Size, vocabulary: int, training: Training) -> Callable[[dict[str
 
 
 def _write_checkpoint(parameters: dict[str, Tensor], size: Size, tokenizer: Path, folder: Path, mark: str) -> None:
-    temporary = folder.with_name(f".{folder.name}.partial")  # one that a kill left behind is written over
-    shutil.copytree(tokenizer, temporary, ignore=shutil.ignore_patterns(".*"), dirs_exist_ok=True)
+    temporary = folder.with_name(f".{folder.name}.partial")
+    remove_tree(temporary)  # a kill left it behind, or a link in results of somebody else leads elsewhere
+    temporary.mkdir(parents=True)
+    for path in tokenizer_files(tokenizer):
+        shutil.copyfile(path, temporary / path.name)
     ARCHITECTURES[size.architecture].save_folder(parameters, size, temporary)
     mark_as_trained(temporary, mark)
-    shutil.rmtree(folder, ignore_errors=True)
+    remove_tree(folder)
     temporary.rename(folder)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from proxycast.options import InputError
+from proxycast.options import InputError, library_errors
 from proxycast.tables import fingerprint
 from proxycast.text.documents import documents, documents_fingerprint
 from proxycast.text.mixture import Text
@@ -46,14 +46,21 @@ def tokenize_text(
 
 def tokens_fingerprint(manifest: Path) -> str:
     """Changes with the tokens of a corpus, whatever files they were made from. `manifest`: of `tokenize_text`."""
-    return fingerprint([source["content"] for source in json.loads(manifest.read_text())])
+    with library_errors(f"{manifest}: no list of sources as it is written here; remove it and run again"):
+        return fingerprint([source["content"] for source in json.loads(manifest.read_text())])
 
 
 def lost_parts(manifest: Path) -> list[Path]:
-    """What the manifest of `tokenize_text` promises and is not there whole: shards, and the manifests of sources."""
-    sources = json.loads(manifest.read_text())
-    folders = [manifest.parent / f"source{number}" for number in range(len(sources))]
-    lost = [shard for folder, source in zip(folders, sources) for shard in torn_shards(folder, source)]
+    """What the manifest of `tokenize_text` promises and is not there whole: shards, and the manifests of sources.
+
+    The manifest itself, where it is none.
+    """
+    try:
+        sources = json.loads(manifest.read_text())
+        folders = [manifest.parent / f"source{number}" for number in range(len(sources))]
+        lost = [shard for folder, source in zip(folders, sources) for shard in torn_shards(folder, source)]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return [manifest]
     return lost + [folder / MANIFEST for folder in folders if not (folder / MANIFEST).is_file()]
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import polars as pl
 from backports import zstd
 
-from proxycast.options import InputError
+from proxycast.options import InputError, told_names, told_reason
 from proxycast.tables import fingerprint, input_states
 from proxycast.text.mixture import Source
 
@@ -132,7 +132,8 @@ def _require_columns(path: Path, source: Source, found: Collection[str]) -> None
     for name in _columns(source):
         if name not in found:
             key = "column" if name == source.column else "where"
-            raise InputError(f"{path}: no column {name!r}, which {key} names; found {', '.join(sorted(found))}")
+            there = ", ".join(told_names(sorted(found), may_stand_alone=True))
+            raise InputError(f"{path}: no column {name!r}, which {key} names; found {there}")
 
 
 def _parquet_frames(path: Path, source: Source) -> Iterator[pl.DataFrame]:
@@ -153,8 +154,9 @@ def _parquet_frames(path: Path, source: Source) -> Iterator[pl.DataFrame]:
             fitting = int(count * SLICE_BYTES / (frame.estimated_size() + 1))
             count = max(1, min(4 * count, fitting))
     except (pl.exceptions.PolarsError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"{path}: cannot be read ({reason}); truncated, or of another kind: copy it again") from None
+        raise InputError(
+            f"{path}: cannot be read ({told_reason(error)}); truncated, or of another kind: copy it again"
+        ) from None
 
 
 def _json_frames(path: Path, source: Source) -> Iterator[pl.DataFrame]:
@@ -170,7 +172,7 @@ def _json_column(path: Path, name: str, rows: list[dict], types: dict[str, pl.Da
     try:
         column = pl.Series(name, [row.get(name) for row in rows], strict=False)
     except (pl.exceptions.PolarsError, TypeError, ValueError, OverflowError) as error:
-        raise InputError(f"{path}, column {name}: its values cannot be one column ({error})") from None
+        raise InputError(f"{path}, column {name}: its values cannot be one column ({told_reason(error)})") from None
     if column.dtype == pl.Null:
         return column.cast(types.get(name, pl.Null))
     types[name] = column.dtype
@@ -202,7 +204,7 @@ def _json_row(where: str, line: bytes, text: str) -> dict:
         raise InputError(f"{where}: found a {type(row).__name__}; each line must be one JSON object")
     value = row.get(text)
     if value is not None and not isinstance(value, str):
-        found = f"the {type(value).__name__} {str(value)[:60]}"
+        found = f"the {type(value).__name__}" + (f" {str(value)[:60]}" if isinstance(value, int | float) else "")
         raise InputError(f"{where}, key {text}: found {found}; it must be a string")
     if value and b"\\ud" in line.lower():
         # Half of a surrogate pair is valid in JSON, but no character: it becomes U+FFFD, as in decoders of UTF-8.

@@ -28,7 +28,7 @@ from proxycast.engines.tokenizer import load_tokenizer
 from proxycast.jobs import PROGRESS_SECONDS
 from proxycast.ladder import Ladder, LadderSize
 from proxycast.options import InputError
-from proxycast.tables import atomic, fingerprint
+from proxycast.tables import atomic, fingerprint, remove_tree
 
 log = logging.getLogger(__name__)
 
@@ -368,7 +368,7 @@ def _resume(run: _Run, first_missing: int) -> None:
     except Exception as error:  # the zip reader and the unpickler have many kinds
         log.warning("%s: starts with step 1, because %s cannot be read: %s", run.name, path, error)
         return
-    if state["fingerprint"] != run.files.mark:
+    if not isinstance(state, dict) or state.get("fingerprint") != run.files.mark:
         log.warning("%s: starts with step 1, because %s is of another training", run.name, path)
     elif len(state["losses"]) > first_missing:
         log.warning("%s: starts with step 1, because %s is past the missing step%d", run.name, path, first_missing)
@@ -384,17 +384,18 @@ def _write_checkpoint(run: _Run, folder: Path) -> None:
     temporary = folder.with_name(f".{folder.name}.partial")
     try:
         with _needs_room(folder):
-            run.model.config.save_pretrained(temporary)  # over what a kill left behind
+            remove_tree(temporary)  # a kill left it behind, or a link in results of somebody else leads elsewhere
+            run.model.config.save_pretrained(temporary)
             parameters = {name: parameter.contiguous() for name, parameter in run.model.state_dict().items()}
             save_file(parameters, temporary / "model.safetensors", {"format": "pt"})
             for path in tokenizer_files(run.files.tokenizer):
                 shutil.copy(path, temporary)
             _losses(run).write_csv(temporary / LOSS_FILE)
             mark_as_trained(temporary, run.files.mark)
-            shutil.rmtree(folder, ignore_errors=True)
+            remove_tree(folder)
             temporary.rename(folder)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        remove_tree(temporary)
 
 
 def _losses(run: _Run) -> pl.DataFrame:

@@ -6,7 +6,6 @@ follows from the seed and the step alone, so a run that was stopped goes on with
 """
 
 import itertools
-import json
 import logging
 import math
 from collections.abc import Iterator, Sequence
@@ -19,12 +18,13 @@ from tqdm import tqdm
 
 from proxycast.engines.tokenizer import read_tokenizer
 from proxycast.options import InputError, library_errors
-from proxycast.tables import atomic, fingerprint, write_json
+from proxycast.tables import atomic, fingerprint, read_json, write_json
 
 log = logging.getLogger(__name__)
 
 SHARD_TOKENS = 2**27  # 256 MiB of two bytes each
 MANIFEST = "manifest.json"
+DTYPES = ("<u2", "<u4")
 
 
 @dataclass
@@ -121,8 +121,11 @@ def _finished_shards(folder: Path, dtype: np.dtype, made_from: str) -> list[Shar
     """The leading shards in `folder` that are whole and `made_from` the same; everything else of ours is deleted."""
     shards: list[Shard] = []
     for record in sorted(folder.glob("[0-9]*.json")):
-        shard = Shard(**json.loads(record.read_text()))
-        if record.stem != f"{len(shards):05d}" or shard.made_from != made_from:
+        found = read_json(record)
+        if set(found) != set(Shard.__dataclass_fields__) or not _is_shard(found, len(shards)):
+            break
+        shard = Shard(**found)
+        if record.stem != f"{len(shards):05d}" or shard.made_from != made_from or type(shard.documents) is not int:
             break
         if not _is_whole(folder / shard.name, shard.tokens, dtype):
             break
@@ -136,8 +139,14 @@ def _finished_shards(folder: Path, dtype: np.dtype, made_from: str) -> list[Shar
     return shards
 
 
+def _is_shard(found: object, number: int) -> bool:
+    """Whether this is what is written of the shard with this number: its name becomes a path, its tokens a place."""
+    tokens = found.get("tokens") if isinstance(found, dict) else None
+    return type(tokens) is int and tokens >= 0 and found.get("name") == f"{number:05d}.bin"
+
+
 def _is_whole(path: Path, tokens: int, dtype: np.dtype) -> bool:
-    return path.is_file() and path.stat().st_size == tokens * dtype.itemsize
+    return path.is_file() and not path.is_symlink() and path.stat().st_size == tokens * dtype.itemsize
 
 
 def _from_document(batches: Iterator[list[str]], first: int) -> Iterator[list[str]]:
@@ -157,7 +166,7 @@ class Tokens:
     def __init__(self, folder: Path):
         self.folder = folder
         manifest = _read_manifest(folder)
-        self.tokens: int = manifest["tokens"]
+        self.tokens: int = sum(shard["tokens"] for shard in manifest["shards"])
         self.tokenizer: str = manifest["tokenizer"]
         dtype = np.dtype(manifest["dtype"])
         self.ends = np.cumsum([shard["tokens"] for shard in manifest["shards"]])
@@ -184,7 +193,12 @@ class Tokens:
 
 
 def torn_shards(folder: Path, manifest: dict) -> dict[Path, int]:
-    """The shards of a source's manifest that are not whole in `folder` -> the bytes that each should have."""
+    """The shards of a source's manifest that are not whole in `folder` -> the bytes that each should have.
+
+    Raises ValueError for a manifest that names anything else.
+    """
+    if not all(_is_shard(shard, number) for number, shard in enumerate(manifest["shards"])):
+        raise ValueError("no list of shards as it is written here")
     dtype = np.dtype(manifest["dtype"])
     shards = {folder / shard["name"]: shard["tokens"] for shard in manifest["shards"]}
     return {p: tokens * dtype.itemsize for p, tokens in shards.items() if not _is_whole(p, tokens, dtype)}
@@ -194,7 +208,12 @@ def _read_manifest(folder: Path) -> dict:
     path = folder / MANIFEST
     if not path.is_file():
         raise InputError(f"{path}: no such file; it is written when the text has been tokenised: let that job finish")
-    return json.loads(path.read_text())
+    manifest = read_json(path)
+    shards = manifest.get("shards")
+    is_ours = isinstance(shards, list) and all(_is_shard(shard, number) for number, shard in enumerate(shards))
+    if not is_ours or manifest.get("dtype") not in DTYPES or not isinstance(manifest.get("tokenizer"), str):
+        raise InputError(f"{path}: no list of shards as it is written here; delete {folder} and tokenise again")
+    return manifest
 
 
 def shares(weights: Sequence[float], total: int) -> list[int]:
