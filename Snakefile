@@ -3,6 +3,7 @@ import gc
 import sys
 from pathlib import Path
 
+from proxycast import report_page, slurm_plugin
 from proxycast.checkpoints import (
     broken_results,
     checkpoints_fingerprint,
@@ -24,7 +25,6 @@ from proxycast.config import FROZEN, frozen, load_plan
 from proxycast.disk import disk_plan
 from proxycast.options import InputError
 from proxycast.resources import ModelJobs, grown, read_site, require_site_kept, visible_gpus
-from proxycast.slurm_plugin import repair
 from proxycast.solutions import GENERIC_TEXT
 from proxycast.tables import fingerprint, input_states, read_json, stat_of, write_json
 from snakemake.exceptions import WorkflowError
@@ -52,7 +52,8 @@ try:
         SITE = read_site(config.pop("site", None))
         PLAN = load_plan(config, where)
         RUNS_JOBS = runs_jobs(sys.argv[1:])
-        repair()
+        slurm_plugin.repair()
+        report_page.repair()
         RECORD = Path(f".snakemake/proxycast/{PLAN.study.study}.json")
         require_same_disk(PLAN.results, RECORD, write=RUNS_JOBS)
         CHECKPOINTS = plan_checkpoints(PLAN)

@@ -168,7 +168,7 @@ class LadderChoice(Options):
 class Proxy(Options):
     """One of the 80 proxies; or, with the weighting none, a baseline."""
 
-    statistic: str = Field(description="core statistic")
+    statistic: ShownName = Field(description="core statistic")
     weighting: str = Field("uniform", description="weighting of the tokens")
 
     @model_validator(mode="after")

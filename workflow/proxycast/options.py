@@ -8,6 +8,7 @@ from typing import Annotated
 from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints
 
 LONGEST_CAUSE = 300  # characters of a library's own message
+MARKUP = "<>&"  # begins a tag or an entity of HTML
 LONGEST_NAME = 255  # bytes of a file's name, on all common file systems
 
 
@@ -16,8 +17,12 @@ class InputError(ValueError):
 
     def __str__(self) -> str:
         """What was found may hold control characters, which a terminal would obey: they are told, not sent."""
-        text = super().__str__()
-        return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+        return "\n".join(map(printable, super().__str__().split("\n")))
+
+
+def printable(text: str) -> str:
+    """One line for a terminal or a log: what a terminal would obey, or would hide, stands as its escape."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def one_line(error: BaseException) -> str:
@@ -53,6 +58,17 @@ def _without_braces(value: str | Path) -> str | Path:
     return value
 
 
+def _without_markup(value: str) -> str:
+    """The report is a page of HTML; a name in it is text, and what is seen of it is all that it says."""
+    wrong = [c for c in value if c in MARKUP or not c.isprintable()]
+    if wrong:
+        raise ValueError(
+            f"{value!r} has {wrong[0]!r}; a name that figures and the report show has printable characters without "
+            f"{' '.join(MARKUP)}"
+        )
+    return value
+
+
 def _without_long_names(path: Path) -> Path:
     if any(len(part.encode()) > LONGEST_NAME for part in path.parts):
         raise ValueError(f"{str(path)[:40]!r}... has a name of more than {LONGEST_NAME} bytes, which no file can have")
@@ -60,6 +76,8 @@ def _without_long_names(path: Path) -> Path:
 
 
 # A name that figures and the report show.
-ShownName = Annotated[str, StringConstraints(max_length=100), AfterValidator(_without_braces)]
+ShownName = Annotated[
+    str, StringConstraints(max_length=100), AfterValidator(_without_braces), AfterValidator(_without_markup)
+]
 # A file or folder of the user, which may be the input of a rule.
 InputPath = Annotated[Path, AfterValidator(_without_braces), AfterValidator(_without_long_names)]
