@@ -1,4 +1,4 @@
-"""Cures of Snakemake's report (9.27.1, which is pinned): what a name, a parameter or a file says stays text on the page.
+"""Cures of Snakemake's report (9.27.1, which is pinned): what names, parameters and files say stays text on the page.
 
 The report is one page of HTML with scripts that hold its data as JSON. JSON leaves `</script>` as it is, which ends the
 script wherever it stands: what follows is markup of whoever wrote the name. And the report reads an environment from
