@@ -23,7 +23,7 @@ from proxycast.checks import check_inputs, require_same_disk
 from proxycast.code_fingerprint import code_fingerprint
 from proxycast.config import FROZEN, frozen, load_plan
 from proxycast.disk import disk_plan
-from proxycast.options import InputError
+from proxycast.options import InputError, printable
 from proxycast.resources import ModelJobs, grown, read_site, require_site_kept, visible_gpus
 from proxycast.solutions import GENERIC_TEXT
 from proxycast.tables import fingerprint, input_states, read_json, stat_of, write_json
@@ -59,7 +59,7 @@ try:
         CHECKPOINTS = plan_checkpoints(PLAN)
         broken, to_make = broken_results(PLAN.results)
         for path in broken:
-            logger.warning(f"{path} was truncated, damaged or lacked a part, and is made again.")
+            logger.warning(f"{printable(str(path))} was truncated, damaged or lacked a part, and is made again.")
         if RUNS_JOBS:
             remove(to_make)
         check_inputs(PLAN, CHECKPOINTS, record=RUNS_JOBS)

@@ -24,6 +24,9 @@ PARQUET_MAGIC = b"PAR1"
 SEAL = b"proxycast.sha256"
 DIGEST_BYTES = 32
 SEAL_SUFFIX = ".sha256"
+# What makes a spreadsheet compute a text: how the cell begins, or what stands behind what some take for its end.
+BEGINS_FORMULA = r"^([\s=+\-@＝＋－＠])"
+BEGINS_FORMULA_WITHIN = r"([;\t\r\n])([=+\-@＝＋－＠])"
 MANIFEST = "manifest.json"
 HASHED_BYTES = 64_000_000  # an input file up to this size counts by its content, a larger one by what stat tells of it
 
@@ -159,7 +162,7 @@ def write_table(
 ) -> None:
     """Write `table` as sealed parquet (zstd), the fingerprint `made_from` and further `metadata` in its footer.
 
-    With `csv` a .csv stands beside it.
+    With `csv` a .csv stands beside it, for spreadsheets too: see `as_cells`.
     """
     metadata = {FINGERPRINT: made_from, **(metadata or {})}
     with atomic(path) as temporary:
@@ -170,7 +173,18 @@ def write_table(
         _seal(temporary)
     if csv:
         with atomic(path.with_suffix(".csv")) as temporary:
-            table.lazy().collect().write_csv(temporary)
+            as_cells(table.lazy().collect()).write_csv(temporary)
+
+
+def as_cells(table: pl.DataFrame) -> pl.DataFrame:
+    """The table as spreadsheets may read it: a text that one would take for a formula gets an apostrophe in front.
+
+    Numbers stay as they are. A name of somebody else, such as `=HYPERLINK(...)`, is then shown and not computed.
+    """
+    texts = pl.col(pl.String, pl.Categorical, pl.Enum).cast(pl.String)
+    return table.with_columns(
+        texts.str.replace(BEGINS_FORMULA, "'$1").str.replace_all(BEGINS_FORMULA_WITHIN, "$1'$2"),
+    )
 
 
 def read_table(path: Path | str) -> pl.DataFrame:
