@@ -1,12 +1,15 @@
 """What every configuration model and every input check shares: strict models, safe names, one kind of error."""
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints
 
+LARGEST_CONFIGURATION = 1_000_000  # values
+DEEPEST = 50  # mappings and lists within each other
 LONGEST_CAUSE = 300  # characters of a library's own message
 MARKUP = "<>&"  # begins a tag or an entity of HTML
 LONGEST_NAME = 255  # bytes of a file's name, on all common file systems
@@ -40,6 +43,37 @@ def library_errors(said: str) -> Iterator[None]:
         raise
     except BaseException as error:
         raise InputError(f"{said}: {one_line(error)}") from error
+
+
+def json_value(text: str | bytes) -> object:
+    """What JSON of somebody else holds. `ValueError` for all that cannot be read, depth and long numbers included."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def unfolded(value: object, most: int = LARGEST_CONFIGURATION) -> int:
+    """How many values a configuration has where each alias of YAML stands for all that it names.
+
+    Raises `ValueError` for more than `most`, for one that holds itself and for one that is nested too deeply: nine
+    aliases on each of nine lines are a billion values, in whatever goes through them.
+    """
+    sizes: dict[int, int] = {}  # of what was gone through; in YAML an alias is the same object again
+
+    def size(value: object, depth: int) -> int:
+        children = [*value.keys(), *value.values()] if isinstance(value, Mapping) else value
+        if not isinstance(children, list | tuple):
+            return 1
+        if depth > DEEPEST:
+            raise ValueError(f"nested more than {DEEPEST} deep, or within itself")
+        if id(value) not in sizes:
+            sizes[id(value)] = 1 + sum(size(child, depth + 1) for child in children)
+        if sizes[id(value)] > most:
+            raise ValueError(f"its aliases unfold to more than {most:,} values")
+        return sizes[id(value)]
+
+    return size(value, 0)
 
 
 class Options(BaseModel):

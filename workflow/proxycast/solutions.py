@@ -19,12 +19,14 @@ from datetime import date
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, Self, TypeVar
+from unittest.mock import patch
 
 import numpy as np
 import polars as pl
 from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints, ValidationError, model_validator
 
-from proxycast.options import InputError, library_errors
+from proxycast.options import LONGEST_CAUSE, InputError, json_value, library_errors
+from proxycast.sandbox import bounded_environment, limited
 from proxycast.tables import atomic, is_whole_parquet, require_unchanged, seal
 
 if TYPE_CHECKING:
@@ -195,10 +197,10 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[int, object]]:
         if not line.strip():
             continue
         try:
-            yield number, json.loads(line.decode())
+            yield number, json_value(line.decode())
         except UnicodeDecodeError as error:
             raise InputError(f"{path}, row {number}: not UTF-8 ({error}); save the file as UTF-8") from None
-        except json.JSONDecodeError as error:
+        except ValueError as error:
             raise InputError(
                 f"{path}, row {number}: broken JSON ({error}); each line must be one JSON object"
             ) from None
@@ -399,8 +401,6 @@ def _name(tokenizer: "PreTrainedTokenizerFast") -> str:
 
 def _chat_prompts(prompts: list[str], tokenizer: "PreTrainedTokenizerFast") -> list[str]:
     """Each prompt as a user's message in the tokenizer's chat template, up to where the answer starts."""
-    from jinja2 import TemplateError
-
     if not tokenizer.chat_template:
         raise InputError(
             f"{_name(tokenizer)}: this tokenizer has no chat template; give chat_template: false, or a checkpoint "
@@ -411,29 +411,33 @@ def _chat_prompts(prompts: list[str], tokenizer: "PreTrainedTokenizerFast") -> l
         if prompt in written:
             continue
         try:
-            written[prompt] = tokenizer.apply_chat_template(
-                [{"role": "user", "content": prompt}],
-                tokenize=False,
-                add_generation_prompt=True,
-                strftime_now=TEMPLATE_DATE.strftime,
-            )
-        except (TemplateError, ValueError, TypeError) as error:
+            written[prompt] = _chat([{"role": "user", "content": prompt}], tokenizer, add_generation_prompt=True)
+        except Exception as error:  # the template is a program of somebody else
+            said = str(error)[:LONGEST_CAUSE] or type(error).__name__
             raise InputError(
-                f"{_name(tokenizer)}: its chat template refuses a single user message ({error}); give "
+                f"{_name(tokenizer)}: its chat template refuses a single user message ({said}); give "
                 "chat_template: false, or another checkpoint"
             ) from None
     return [written[prompt] for prompt in prompts]
 
 
+def _chat(messages: list[dict], tokenizer: "PreTrainedTokenizerFast", **options: bool) -> str:
+    """The messages in the tokenizer's chat template, within limits of time and memory."""
+    from transformers.utils import chat_template_utils
+
+    with patch.object(chat_template_utils, "ImmutableSandboxedEnvironment", bounded_environment()), limited():
+        chat = tokenizer.apply_chat_template(messages, tokenize=False, strftime_now=TEMPLATE_DATE.strftime, **options)
+    chat.encode()
+    return chat
+
+
 def _writes_space_before_answer(tokenizer: "PreTrainedTokenizerFast") -> bool:
     """Whether the chat template has a space between a prompt and an answer, as Llama 2's: "[INST] Q [/INST] A"."""
-    from jinja2 import TemplateError
-
     (prompt,) = _chat_prompts(["Q"], tokenizer)
     messages = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]
     try:
-        chat = tokenizer.apply_chat_template(messages, tokenize=False, strftime_now=TEMPLATE_DATE.strftime)
-    except (TemplateError, ValueError, TypeError):
+        chat = _chat(messages, tokenizer)
+    except Exception:
         return False  # a template that knows no answers
     return chat.startswith(prompt + " A")
 

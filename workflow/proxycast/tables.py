@@ -17,7 +17,7 @@ from typing import BinaryIO
 import polars as pl
 from pydantic import BaseModel
 
-from proxycast.options import InputError
+from proxycast.options import InputError, json_value
 
 FINGERPRINT = "proxycast.fingerprint"
 PARQUET_MAGIC = b"PAR1"
@@ -58,7 +58,7 @@ def write_json(value: object, path: Path) -> None:
 def read_json(path: Path) -> dict:
     """The object that `write_json` wrote; empty where the file is absent, truncated or holds something else."""
     try:
-        value = json.loads(path.read_text())
+        value = json_value(path.read_text())
     except (OSError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}

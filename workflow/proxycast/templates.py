@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from proxycast.files import Files
 from proxycast.options import InputError
+from proxycast.sandbox import bounded_environment, limited
 from proxycast.solutions import Problem, Solution
 from proxycast.tables import is_whole_parquet
 
@@ -37,6 +38,7 @@ log = logging.getLogger(__name__)
 TEMPLATES = ("prompt", "choice", "solution", "answer")
 EXPRESSIONS = ("choices", "gold", "id")
 FILE, ROW, NUMBER = "proxycast file", "proxycast row", "proxycast number"  # columns of our own; no name in Jinja
+LONGEST_SHOWN = 200  # characters of a template
 LABELS = "rows without a label cannot be used; take a split that has labels, or leave such rows out with `where`"
 
 
@@ -73,9 +75,10 @@ class Rows(Files):
         try:
             if source is not None:
                 _compile(info.field_name, source)
-        except TemplateSyntaxError as error:
+        except (TemplateSyntaxError, RecursionError, MemoryError, SyntaxError, ValueError) as error:
             kind = "template" if info.field_name in TEMPLATES else "expression"
-            raise ValueError(f"{source!r} is no Jinja {kind}: {error.message}") from None
+            shown = source if len(source) <= LONGEST_SHOWN else source[:LONGEST_SHOWN] + "..."
+            raise ValueError(f"{shown!r} is no Jinja {kind}: {getattr(error, 'message', error)}") from None
         return source
 
     @field_validator("where")
@@ -104,11 +107,8 @@ class Rows(Files):
 @cache
 def _environment() -> "Environment":
     from jinja2 import StrictUndefined
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-    environment = ImmutableSandboxedEnvironment(
-        undefined=StrictUndefined, keep_trailing_newline=True, finalize=_not_null
-    )
+    environment = bounded_environment()(undefined=StrictUndefined, keep_trailing_newline=True, finalize=_not_null)
     environment.globals.clear()  # else a missing column named `range` or `dict` would be a function
     environment.filters["regex_replace"] = _regex_replace
     return environment
@@ -273,7 +273,8 @@ def _evaluate(key: str, templates: dict, row: dict) -> object:
     from jinja2 import Undefined
 
     try:
-        value = templates[key](row)
+        with limited():
+            value = templates[key](row)
         if isinstance(value, Undefined):
             str(value)  # raises, in Jinja's words; an expression alone would return it
     except Exception as error:

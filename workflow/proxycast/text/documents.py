@@ -6,7 +6,6 @@ polars frames with the columns that the source names, so that one condition (`wh
 
 import gzip
 import io
-import json
 import logging
 import random
 import zlib
@@ -18,7 +17,7 @@ from pathlib import Path
 import polars as pl
 from backports import zstd
 
-from proxycast.options import InputError
+from proxycast.options import InputError, json_value
 from proxycast.tables import fingerprint, input_states
 from proxycast.text.mixture import Source
 
@@ -27,6 +26,7 @@ log = logging.getLogger(__name__)
 BATCH_BYTES = 4 << 20  # tokenising takes some 100 times as much memory for a moment
 PIECE_BYTES = 1 << 20
 SLICE_BYTES = 32 << 20
+LINE_BYTES = 64 << 20  # JSON of one document: many times the longest book
 
 
 @dataclass
@@ -181,7 +181,7 @@ def _json_rows(path: Path, text: str) -> Iterator[list[dict]]:
     """The objects of the lines, about 4 MiB at a time; the value of key `text` is a string or null in each."""
     rows, size = [], 0
     with _opened(path) as file:
-        for number, line in enumerate(file, 1):
+        for number, line in enumerate(_lines(file, path), 1):
             if line.isspace():
                 continue
             rows.append(_json_row(f"{path}, line {number}", line, text))
@@ -193,9 +193,21 @@ def _json_rows(path: Path, text: str) -> Iterator[list[dict]]:
         yield rows
 
 
+def _lines(file: io.BufferedReader, path: Path) -> Iterator[bytes]:
+    """The lines of a file; a compressed one may hold any number of bytes without an end of a line."""
+    number = 0
+    while line := file.readline(LINE_BYTES + 1):
+        number += 1
+        if len(line) > LINE_BYTES:
+            raise InputError(
+                f"{path}, line {number}: found more than {LINE_BYTES >> 20} MiB; a line is one document, as a JSON object"
+            )
+        yield line
+
+
 def _json_row(where: str, line: bytes, text: str) -> dict:
     try:
-        row = json.loads(line)
+        row = json_value(line)
     except ValueError as error:
         raise InputError(f"{where}: no valid JSON ({error}); each line must be one object") from None
     if not isinstance(row, dict):
