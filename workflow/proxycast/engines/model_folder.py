@@ -358,8 +358,8 @@ def safetensors_header(path: Path) -> dict[str, list[int]]:
         header_bytes = file.read(header_length) if header_length <= min(size, LONGEST_HEADER) else b""
     if header_length > LONGEST_HEADER:
         raise InputError(
-            f"{path}: its safetensors header claims {header_length:,} bytes, of at most {LONGEST_HEADER:,}; the file is "
-            "of another kind"
+            f"{path}: its safetensors header claims {header_length:,} bytes, of at most {LONGEST_HEADER:,}; "
+            "the file is of another kind"
         )
     try:
         header = json_value(header_bytes)

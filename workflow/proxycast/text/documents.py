@@ -200,7 +200,7 @@ def _lines(file: io.BufferedReader, path: Path) -> Iterator[bytes]:
         number += 1
         if len(line) > LINE_BYTES:
             raise InputError(
-                f"{path}, line {number}: found more than {LINE_BYTES >> 20} MiB; a line is one document, as a JSON object"
+                f"{path}, line {number}: found more than {LINE_BYTES >> 20} MiB; each line must be one document"
             )
         yield line
 
