@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints
 
 LARGEST_CONFIGURATION = 1_000_000  # values
 DEEPEST = 50  # mappings and lists within each other
+LONGEST_LINE = 3000  # characters of a message
 LONGEST_CAUSE = 300  # characters of a library's own message
 MARKUP = "<>&"  # begins a tag or an entity of HTML
 LONGEST_NAME = 255  # bytes of a file's name, on all common file systems
@@ -19,8 +20,13 @@ class InputError(ValueError):
     """Bad input of a user: one message that names the file, the key or row, what was found and what would be right."""
 
     def __str__(self) -> str:
-        """What was found may hold control characters, which a terminal would obey: they are told, not sent."""
-        return "\n".join(map(printable, super().__str__().split("\n")))
+        """What was found may be very long, or hold control characters, which a terminal would obey: cut and escaped."""
+        return "\n".join(printable(_cut(line)) for line in super().__str__().split("\n"))
+
+
+def _cut(line: str) -> str:
+    """A line with its middle left out where it is too long to be read."""
+    return line if len(line) <= LONGEST_LINE else f"{line[: LONGEST_LINE - 500]} [...] {line[-500:]}"
 
 
 def printable(text: str) -> str:

@@ -31,6 +31,7 @@ from proxycast.config import Plan, load_plan, read_yaml
 from proxycast.jobs import HANGING, Attempt, attempts, attempts_file
 from proxycast.options import InputError, printable
 from proxycast.slurm_states import AT_WORK, QUEUED, SlurmError, slurm_states, waiting_jobs
+from proxycast.tables import UNREADABLE
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -318,7 +319,7 @@ class Watch:
         if (path, written) not in self._rows:
             try:
                 self._rows[path, written] = pl.scan_parquet(path).select(pl.len()).collect().item()
-            except (OSError, pl.exceptions.PolarsError):  # removed at this moment
+            except UNREADABLE:  # removed at this moment
                 return 0
         return self._rows[path, written]
 

@@ -18,8 +18,9 @@ from proxycast.config import PUBLISHED_TASK as OLMES
 from proxycast.evaluations import PROBLEMS, spellings
 from proxycast.ladder import Ladder
 from proxycast.metrics import about_share, outside_share
-from proxycast.options import InputError
+from proxycast.options import InputError, one_line
 from proxycast.ranking import DECISION_ACCURACY_COLUMNS
+from proxycast.tables import UNREADABLE
 from proxycast.targets import KEY, TARGETS_SCHEMA
 
 FILES = (
@@ -178,7 +179,10 @@ def _read(path: Path, schema: Mapping[str, pl.DataType]) -> pl.DataFrame:
     """Columns of a .csv, each value there and finite: `InputError` names the row as an editor counts it, from 2."""
     if not path.is_file():
         raise InputError(f"{path}: no such file; it should have the columns {list(schema)}")
-    table = pl.read_csv(path, infer_schema=False, glob=False)
+    try:
+        table = pl.read_csv(path, infer_schema=False, glob=False)
+    except UNREADABLE as error:
+        raise InputError(f"{path}: cannot be read: {one_line(error)}; copy it again") from None
     for name in schema:
         if name not in table.columns:
             raise InputError(f"{path}, column {name}: missing; found {table.columns}; there must be {list(schema)}")

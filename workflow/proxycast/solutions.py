@@ -27,7 +27,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints, V
 
 from proxycast.options import LONGEST_CAUSE, InputError, json_value, library_errors
 from proxycast.sandbox import bounded_environment, limited
-from proxycast.tables import atomic, is_whole_parquet, require_unchanged, seal
+from proxycast.tables import UNREADABLE, atomic, is_whole_parquet, require_unchanged, seal
 
 if TYPE_CHECKING:
     from tokenizers.normalizers import Normalizer
@@ -211,7 +211,7 @@ def _parquet_rows(path: Path) -> Iterator[tuple[int, object]]:
         raise InputError(f"{path}: found a truncated file or no parquet at all; copy or write it again")
     try:
         table = pl.read_parquet(path, glob=False)
-    except (pl.exceptions.PolarsError, OSError) as error:
+    except UNREADABLE as error:
         raise InputError(f"{path}: cannot be read as parquet ({error}); write it again") from None
     return enumerate(table.iter_rows(named=True), start=1)
 

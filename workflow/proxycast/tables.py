@@ -20,6 +20,8 @@ from pydantic import BaseModel
 from proxycast.options import InputError, json_value
 
 FINGERPRINT = "proxycast.fingerprint"
+# What polars raises for a file that it cannot read; a panic of its Rust is no Exception.
+UNREADABLE = (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError)
 PARQUET_MAGIC = b"PAR1"
 SEAL = b"proxycast.sha256"
 DIGEST_BYTES = 32

@@ -17,7 +17,7 @@ from proxycast.extraction import TokenizedTexts, walk
 from proxycast.metrics import about_share, is_loss, is_share, mixed_units, outside_share
 from proxycast.options import InputError
 from proxycast.solutions import Problem, ScoredSequence, once_each, tokenize
-from proxycast.tables import fingerprint, is_whole_parquet
+from proxycast.tables import UNREADABLE, fingerprint, is_whole_parquet
 
 log = logging.getLogger(__name__)
 
@@ -318,7 +318,7 @@ def _read_parquet(path: Path) -> pl.DataFrame:
         schema = pl.read_parquet_schema(path)
         _require_columns(path, list(schema))
         table = pl.read_parquet(path, glob=False, columns=[name for name in TARGETS_SCHEMA if name in schema])
-    except (pl.exceptions.PolarsError, OSError) as error:
+    except UNREADABLE as error:
         raise InputError(f"{path}: cannot be read ({' '.join(str(error).split())}); write it again") from None
     for name, found in table.schema.items():
         is_name = TARGETS_SCHEMA[name] == pl.String

@@ -28,7 +28,7 @@ from proxycast.files import Files
 from proxycast.options import InputError
 from proxycast.sandbox import bounded_environment, limited
 from proxycast.solutions import Problem, Solution
-from proxycast.tables import is_whole_parquet
+from proxycast.tables import UNREADABLE, is_whole_parquet
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -86,7 +86,7 @@ class Rows(Files):
     def _is_sql(cls, where: str | None) -> str | None:
         try:
             pl.sql_expr(where or "true")
-        except pl.exceptions.PolarsError as error:
+        except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
             raise ValueError(f"{where!r} is no condition in SQL: {error}") from None
         return where
 
@@ -186,7 +186,7 @@ def _read(paths: Sequence[Path], rows: Rows, where: str) -> pl.DataFrame:
         if rows.where is not None:
             table = table.filter(pl.sql_expr(rows.where))
         table = table.select(FILE, ROW, NUMBER, *sorted(set().union(*used.values()))).collect()
-    except pl.exceptions.PolarsError as error:
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
         raise InputError(f"{where}: {', '.join(map(str, paths))}: cannot be read: {error}") from None
     if rows.sample is not None and rows.sample < len(table):
         table = table[sorted(random.Random(rows.seed).sample(range(len(table)), rows.sample))]
@@ -224,7 +224,7 @@ def _scan(path: Path, where: str) -> pl.LazyFrame:
     try:
         frame = readers[suffix](path).with_row_index(ROW, offset=1).with_columns(pl.lit(str(path)).alias(FILE))
         frame.collect_schema()  # what cannot be read is told here, where its file is known
-    except (pl.exceptions.PolarsError, OSError) as error:
+    except UNREADABLE as error:
         raise InputError(f"{where}: {path}: cannot be read: {error}") from None
     return frame
 

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from proxycast.metrics import about_share, is_share, outside_share
 from proxycast.options import InputError, InputPath, Options, SafeName
+from proxycast.tables import UNREADABLE
 
 
 class WideTask(Options):
@@ -100,7 +101,7 @@ def _read(path: Path, columns: dict[str, str]) -> pl.DataFrame:
         raise InputError(f"{path}: no such file; forecasting.curve.path names a .csv with a row for each step")
     try:
         table = pl.read_csv(path, infer_schema=False, glob=False)
-    except (pl.exceptions.PolarsError, OSError) as error:
+    except UNREADABLE as error:
         raise InputError(f"{path}: cannot be read ({error}); write it again") from None
     for key, name in columns.items():
         if name not in table.columns:

@@ -13,7 +13,7 @@ from unittest.mock import patch
 
 from tokenizers import Tokenizer
 
-from proxycast.options import InputError, json_value, library_errors, one_line
+from proxycast.options import LONGEST_NAME, InputError, json_value, library_errors, one_line
 from proxycast.tables import damaged, digest_of, fingerprint
 
 if TYPE_CHECKING:
@@ -343,7 +343,11 @@ def weight_files(folder: Path) -> list[Path]:
 
 def shards(index: Path) -> list[Path]:
     """The files that an index lists. Raises InputError where it lists none or one is missing."""
-    names = sorted(set(json_object(index).get("weight_map", {}).values()))
+    weight_map = json_object(index).get("weight_map")
+    values = list(weight_map.values()) if isinstance(weight_map, dict) else [None]
+    if not all(isinstance(name, str) and name.isprintable() and len(name.encode()) <= LONGEST_NAME for name in values):
+        raise InputError(f"{index}, key weight_map: must be an object of tensors and the names of their files")
+    names = sorted(set(values))
     missing = [name for name in names if not (index.parent / name).is_file()]
     if missing or not names:
         raise InputError(f"{index.parent}: {index.name} lists {len(names)} files; missing of them: {missing}")

@@ -18,7 +18,7 @@ import polars as pl
 from backports import zstd
 
 from proxycast.options import InputError, json_value
-from proxycast.tables import fingerprint, input_states
+from proxycast.tables import UNREADABLE, fingerprint, input_states
 from proxycast.text.mixture import Source
 
 log = logging.getLogger(__name__)
@@ -110,7 +110,7 @@ def _kept(frame: pl.DataFrame, path: Path, source: Source, counts: Counts) -> pl
 def _condition(frame: pl.DataFrame, path: Path, where: str) -> pl.Series:
     try:
         keep = frame.select(pl.sql_expr(where).alias("keep"))["keep"]
-    except pl.exceptions.PolarsError as error:
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
         types = ", ".join(f"{name} ({dtype})" for name, dtype in frame.schema.items())
         reason = str(error).split("\n")[0]
         raise InputError(f"{path}, where: {where!r} cannot be told for its rows ({reason}); columns: {types}") from None
@@ -152,7 +152,7 @@ def _parquet_frames(path: Path, source: Source) -> Iterator[pl.DataFrame]:
             start += count
             fitting = int(count * SLICE_BYTES / (frame.estimated_size() + 1))
             count = max(1, min(4 * count, fitting))
-    except (pl.exceptions.PolarsError, OSError) as error:
+    except UNREADABLE as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"{path}: cannot be read ({reason}); truncated, or of another kind: copy it again") from None
 
@@ -169,7 +169,7 @@ def _json_frames(path: Path, source: Source) -> Iterator[pl.DataFrame]:
 def _json_column(path: Path, name: str, rows: list[dict], types: dict[str, pl.DataType]) -> pl.Series:
     try:
         column = pl.Series(name, [row.get(name) for row in rows], strict=False)
-    except (pl.exceptions.PolarsError, TypeError, ValueError, OverflowError) as error:
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, TypeError, ValueError, OverflowError) as error:
         raise InputError(f"{path}, column {name}: its values cannot be one column ({error})") from None
     if column.dtype == pl.Null:
         return column.cast(types.get(name, pl.Null))
