@@ -390,3 +390,16 @@ def test_deep_and_long_json_is_one_error_everywhere(text, tmp_path):
         with pytest.raises(InputError, match=f"{name}.*(JSON|nested too deeply)"):
             read(tmp_path / name)
     assert read_json(tmp_path / "config.json") == {}
+
+
+@pytest.mark.parametrize("number", ["1e30", "2e16", "-1", "nan", "9" * 400])
+def test_counts_too_large_for_a_whole_number_name_row_and_column(number, tmp_path):
+    """As a float they are finite and whole, and no integer holds them."""
+    path = tmp_path / "curve.csv"
+    path.write_text(f"step,loss,truth\n1,2.5,0.3\n{number},2.4,0.4\n")
+    with pytest.raises(InputError, match="curve.csv, row 3, column step: found "):
+        read_wide_curve(WideCurve(**CURVE_KEYS, path=path), "score")
+    if number != "nan":
+        path.write_text(f"checkpoint,task,metric,value,n\na-s-seed0-step1,t,m,0.3,{number}\n")
+        with pytest.raises(InputError, match="curve.csv, row 2, column n: found .*; it must be a count of at least 1"):
+            read_target_table(path)

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from proxycast.ladder import Ladder
 from proxycast.metrics import about_share, is_share, outside_share
 from proxycast.options import InputError, one_line
-from proxycast.tables import UNREADABLE, is_whole_parquet
+from proxycast.tables import LARGEST_WHOLE, UNREADABLE, is_whole_parquet
 from proxycast.targets import TARGETS_SCHEMA
 
 log = logging.getLogger(__name__)
@@ -181,7 +181,7 @@ def _read(path: Path, runs: pl.DataFrame, tasks: Sequence[str], metrics: Sequenc
     scan = scan.join(runs.lazy(), on=["params", "data", "spelled_seed"])
     with pl.Config(streaming_chunk_size=ROWS_AT_ONCE):
         rows = scan.select(*CHECKPOINT, "task", *figures).collect(engine="streaming")
-    whole = pl.col("step").is_finite() & (pl.col("step") >= 0) & (pl.col("step") == pl.col("step").floor())
+    whole = pl.col("step").is_between(0, LARGEST_WHOLE) & (pl.col("step") == pl.col("step").floor())
     for step in rows.filter(~whole.fill_null(False))["step"][:1]:
         raise InputError(f"{path}, column step: found {step!r}; it must be a whole number of at least 0")
     for row in rows.filter(~pl.all_horizontal(_finite(metrics))).iter_rows(named=True):

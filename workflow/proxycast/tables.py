@@ -20,6 +20,7 @@ from pydantic import BaseModel
 from proxycast.options import InputError, json_value
 
 FINGERPRINT = "proxycast.fingerprint"
+LARGEST_WHOLE = 2**53  # up to which a float is a whole number: larger ones of somebody else's table are none
 # What polars raises for a file that it cannot read; a panic of its Rust is no Exception.
 UNREADABLE = (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError)
 PARQUET_MAGIC = b"PAR1"

@@ -17,7 +17,7 @@ from proxycast.extraction import TokenizedTexts, walk
 from proxycast.metrics import about_share, is_loss, is_share, mixed_units, outside_share
 from proxycast.options import InputError
 from proxycast.solutions import Problem, ScoredSequence, once_each, tokenize
-from proxycast.tables import UNREADABLE, fingerprint, is_whole_parquet
+from proxycast.tables import LARGEST_WHOLE, UNREADABLE, fingerprint, is_whole_parquet
 
 log = logging.getLogger(__name__)
 
@@ -201,7 +201,7 @@ def _read_typed(path: Path) -> pl.DataFrame:
     wanted = {
         "value": (pl.col("value").is_finite(), "a finite number such as 0.431, without a percent sign"),
         "n": (
-            (pl.col("n").is_finite() & (pl.col("n") >= 1) & (pl.col("n") == pl.col("n").floor())) | found_n,
+            (pl.col("n").is_between(1, LARGEST_WHOLE) & (pl.col("n") == pl.col("n").floor())) | found_n,
             "a count of at least 1, or empty where it is unknown",
         ),
     }

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from proxycast.metrics import about_share, is_share, outside_share
 from proxycast.options import InputError, InputPath, Options, SafeName
-from proxycast.tables import UNREADABLE
+from proxycast.tables import LARGEST_WHOLE, UNREADABLE
 
 
 class WideTask(Options):
@@ -61,6 +61,10 @@ def read_wide_curve(curve: WideCurve, metric: str) -> dict[str, pl.DataFrame]:
                 f"found {row[columns.truth]!r}; {about_share(metric, row[columns.truth])}"
             )
     steps = table[curve.step].cast(pl.Int64)
+    if len(steps) and steps.max() * curve.tokens_per_step > LARGEST_WHOLE:
+        raise InputError(
+            f"{curve.path}: step {steps.max()} times tokens_per_step {curve.tokens_per_step:g} is too large"
+        )
     checkpoint = pl.Series("checkpoint", [f"{curve.run}-step{step}" for step in steps])
 
     def measured(column: str, **key: str) -> pl.DataFrame:
@@ -115,7 +119,9 @@ def _read(path: Path, columns: dict[str, str]) -> pl.DataFrame:
         for row in (bad & text[name].is_not_null() if name != step else bad).arg_true()[:1]:
             raise InputError(f"{path}, row {row + 2}, column {name}: found {table[name][row]!r}; it must be a number")
     steps = numbers[step]
-    for row in ((steps < 0) | (steps != steps.floor()) | ~steps.is_first_distinct()).arg_true()[:1]:
+    for row in (
+        (steps < 0) | (steps > LARGEST_WHOLE) | (steps != steps.floor()) | ~steps.is_first_distinct()
+    ).arg_true()[:1]:
         raise InputError(
             f"{path}, row {row + 2}, column {step}: found {table[step][row]!r}; every row must have a step of its own, "
             "a whole number of at least 0"
