@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 SECONDS = 5.0  # of a processor, for one text
 CHARACTERS = 10_000_000  # of one value, and of what is written
 MEMORY = 2 << 30  # bytes by which the process may grow meanwhile
+SOON = 0.001  # seconds before which values are not measured
 LOOKS = 0.05  # seconds between two looks at the memory
 COUNT = 1_000_000  # of anything that a filter or method is asked for, such as a width
 BITS = 10_000  # of a whole number
@@ -51,7 +52,9 @@ def limited() -> Iterator[None]:
                 raise TooMuch(f"the template takes more than {MEMORY >> 30} GiB of memory")
         if event == "return" and isinstance(value, str):
             written += len(value)
-        longest = max((len(text) for text in frame.f_locals.values() if type(text) is str), default=0)
+        longest = 0
+        if now > ends - SECONDS + SOON:  # nothing grows large sooner, and most templates have ended
+            longest = max((len(text) for text in frame.f_locals.values() if type(text) is str), default=0)
         if max(written, longest) > CHARACTERS:
             raise TooMuch(f"the template writes more than {CHARACTERS:,} characters")
         return at_line
