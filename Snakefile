@@ -3,6 +3,7 @@ import gc
 import sys
 from pathlib import Path
 
+from proxycast import report_page, slurm_plugin
 from proxycast.checkpoints import (
     broken_results,
     checkpoints_fingerprint,
@@ -23,9 +24,8 @@ from proxycast.code_fingerprint import code_fingerprint
 from proxycast.config import FROZEN, frozen, load_plan, require_keys_once
 from proxycast.disk import disk_plan
 from proxycast.files import own_files
-from proxycast.options import InputError
+from proxycast.options import InputError, printable
 from proxycast.resources import ModelJobs, grown, read_site, require_site_kept, site_of_profile, visible_gpus
-from proxycast.slurm_plugin import repair
 from proxycast.solutions import GENERIC_TEXT
 from proxycast.tables import change_nothing, edited, fingerprint, input_states, stat_of, write_json
 from snakemake.exceptions import WorkflowError
@@ -57,13 +57,14 @@ try:
         RUNS_JOBS = runs_jobs(sys.argv[1:])
         if not RUNS_JOBS:
             change_nothing()
-        repair()
+        slurm_plugin.repair()
+        report_page.repair()
         RECORD = Path(f".snakemake/proxycast/{PLAN.study.study}.json")
         require_same_disk(PLAN.results, RECORD, write=RUNS_JOBS)
         CHECKPOINTS = plan_checkpoints(PLAN)
         broken, to_make = broken_results(PLAN.results)
         for path in broken:
-            logger.warning(f"{path} was truncated, damaged or lacked a part, and is made again.")
+            logger.warning(f"{printable(str(path))} was truncated, damaged or lacked a part, and is made again.")
         if RUNS_JOBS:
             remove(to_make)
         check_inputs(PLAN, CHECKPOINTS, record=RUNS_JOBS)

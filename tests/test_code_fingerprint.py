@@ -20,6 +20,7 @@ NO_RESULTS = PLANNING | {
     "models",
     "plan",
     "progress",
+    "report_page",
     "slurm_plugin",
     "slurm_states",
     "summary",

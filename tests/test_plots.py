@@ -5,6 +5,7 @@ data still draw.
 import itertools
 import pathlib
 from functools import partial
+from xml.etree import ElementTree
 
 import docutils.core
 import jinja2
@@ -424,3 +425,27 @@ def test_segments_hit_the_boxes_that_their_points_enter(seed):
         assert (hit | ~inside).all()  # a sampled point inside is always a hit; a hit may graze between two samples
         shrunk = boxes + np.array([0.02, 0.02, -0.02, -0.02])
         assert (inside | ~segments_hit_boxes(segments[i : i + 1], shrunk)[0]).all()
+
+
+NAMES = ["$x$", r"$\frac{1}{2}$", r"$\notacommand{", "a_b^c", r"\alpha", "$", "$$", r"\$x\$"]
+
+
+def test_names_are_written_as_they_are_and_never_as_mathematics(tmp_path):
+    """As mathematics `$x$` is an italic x, and a mistake in it ends the job."""
+    study = Study(corpora=NAMES)
+    for name, figure in study.figures().items():
+        style.save(figure, tmp_path / name)
+        assert not any(text.get_parse_math() or text.get_usetex() for text in texts(figure)[0]), name
+    ranked = ElementTree.parse(tmp_path / "ranking_with_intervals.svg")
+    shown = {node.text for node in ranked.iter("{http://www.w3.org/2000/svg}text")}
+    assert shown >= set(NAMES)
+
+
+def test_a_logarithmic_axis_has_powers_in_unicode():
+    powers = style.Powers()
+    powers.create_dummy_axis()
+    powers.axis.set_view_interval(1e-6, 1e3)
+    assert [powers(value) for value in (1e-5, 0.01, 1, 100)] == ["10⁻⁵", "10⁻²", "10⁰", "10²"]
+    powers.axis.set_view_interval(0.01, 0.09)
+    powers.set_locs([0.01, 0.02, 0.05])
+    assert powers(0.02) == "2×10⁻²"

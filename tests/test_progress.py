@@ -617,3 +617,36 @@ def test_the_report_that_this_run_makes_is_not_advised(plan, capfd, arguments, l
     Path("with_report/config.yaml").write_text("report: p.html\nreport-after-run: true\n")
     assert report_line(plan, arguments) == line
     assert capfd.readouterr() == ("", "")
+
+
+HOSTILE_LINES = [
+    "\x1b[2J\x1b[1;1Herror: all is well",
+    "\x1b]0;title\x07\x1b]52;c;cm0gLXJm\x07",  # the title, the clipboard
+    "[bold red]error[/bold red] [link=file:///etc]x[/link] [/]",
+    "\x9b31m\x90q\x9c",  # controls of eight bits
+    "a\u202eb\u2066c\u200bd",  # reads otherwise than it is
+    "\x1b[31mred\x1b[0m",
+]
+
+
+@pytest.mark.parametrize("line", HOSTILE_LINES)
+def test_nothing_that_a_log_says_moves_a_terminal(plan, line):
+    """Nor is it markup of the screen; nor what Slurm's own logs say, nor the names of files in somebody's results."""
+    started = NOW - timedelta(minutes=1)
+    failed = log_of("score", "base", f"error: {line}\nerror: {line}", started, f"=== failed {NOW.isoformat()}")
+    odd = log_of("score", line.replace("/", "_"), line, started, f"=== failed {NOW.isoformat()}")
+    runs = log_of("score", "core", line, started)
+    with locked(runs):
+        state = look(Watch(plan))
+        lines = text_of(screen("smoke", state, NOW), width=300).split("\n")
+        Follower(lines.append).see(state, NOW.timestamp())
+        lines.append(progress.running_line(state.running, NOW, 3))
+    own = slurm_log("rule_score/base", "7", line, age=0)
+    logged = [Logged("score", "corpus=base", failed, 0, None), Logged("score", f"corpus={line}", odd, 0, None)]
+    missing = Logged("score", "corpus=web", RESULTS / "logs/score/web.log", 0, None, "rule_score/base/*.log")
+    lines += "\n".join(told([*logged, missing], started - timedelta(hours=1), RESULTS)).split("\n")
+    assert own.is_file() and len(lines) > 10
+    for said in lines:
+        assert said.isprintable(), repr(said)
+    if "[bold" in line:
+        assert sum(line in said for said in lines) > 5

@@ -1,6 +1,7 @@
 """Sealed tables, and what tells that an input file has changed."""
 
 import os
+import re
 import shutil
 
 import polars as pl
@@ -168,3 +169,40 @@ def test_a_dry_run_gives_no_file_another_name(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="It is solutions.jsonl.damaged now"):
         require_unchanged(path)
     assert not path.exists()
+
+
+FORMULAS = [
+    "=1+1",
+    "+1",
+    "-2+3",
+    "@SUM(A1)",
+    "\t=1",
+    "\r=1",
+    " =1",
+    "\n=1",
+    "＝1",
+    "x;=1+1",
+    "x\t=1",
+    'x"\n=cmd|calc!A0',
+    ";=1",
+]
+
+
+def test_no_cell_of_a_csv_is_a_formula(tmp_path):
+    """Whatever a spreadsheet takes for the end of a cell; numbers stay numbers."""
+    table = pl.DataFrame({"text": FORMULAS, "number": [-1.5] * len(FORMULAS), "count": [-3] * len(FORMULAS)})
+    kinds = [pl.String, pl.Categorical, pl.Enum(FORMULAS)]
+    table = table.with_columns(pl.col("text").cast(kind).alias(f"text{n}") for n, kind in enumerate(kinds))
+    write_table(table, tmp_path / "t.parquet", "x", csv=True)
+    found = pl.read_csv(tmp_path / "t.csv")
+    for name in ("text", "text0", "text1", "text2"):
+        for cell in found[name]:
+            assert not any(re.match(r"[\s=+\-@＝]", part) for part in re.split("[;\t\r\n]", cell) if part), repr(cell)
+    assert found["number"].unique().to_list() == [-1.5] and found["count"].unique().to_list() == [-3]
+    assert read_table(tmp_path / "t.parquet")["text"].to_list() == FORMULAS  # the parquet holds what was said
+
+
+def test_ordinary_texts_of_a_csv_are_as_they_are(tmp_path):
+    texts = ["a-b", "a = b", "1+1", "it's", "too few corpora; - none", "", None, "10 % (QC 7%, FW3)"]
+    write_table(pl.DataFrame({"text": texts}), tmp_path / "t.parquet", "x", csv=True)
+    assert pl.read_csv(tmp_path / "t.csv")["text"].to_list()[:5] == texts[:5]

@@ -27,7 +27,17 @@ from proxycast.metrics import is_error
 from proxycast.miniature.suite import FAMILY_NAMES, Suite
 from proxycast.model_selection import FEWEST_TASKS, ModelSelectionOptions
 from proxycast.models import ReleasedModel
-from proxycast.options import InputError, InputPath, Options, SafeName, ShownName, told_reason, told_value
+from proxycast.options import (
+    DEEPEST,
+    InputError,
+    InputPath,
+    Options,
+    SafeName,
+    ShownName,
+    told_reason,
+    told_value,
+    unfolded,
+)
 from proxycast.proxies import STATISTICS, WEIGHTINGS, ProxyOptions
 from proxycast.ranking import SelectionOptions
 from proxycast.solutions import GENERIC_TEXT
@@ -36,6 +46,7 @@ from proxycast.wide_curve import WideCurve
 from proxycast.writers import Writer
 
 CONFIG = Path("config")
+LONGEST_YAML = 10_000_000  # characters
 FROZEN = "frozen"  # key of a study that holds the files it names as they were when Snakemake started
 YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same, and ten times as fast where it is compiled
 PUBLISHED_TASK = "olmes_10"  # the mean over the ten OLMES tasks: all that is published of small models
@@ -169,7 +180,7 @@ class LadderChoice(Options):
 class Proxy(Options):
     """One of the 80 proxies; or, with the weighting none, a baseline."""
 
-    statistic: str = Field(description="core statistic")
+    statistic: ShownName = Field(description="core statistic")
     weighting: str = Field("uniform", description="weighting of the tokens")
 
     @model_validator(mode="after")
@@ -370,6 +381,10 @@ def load_plan(study: dict, where: str, config: Path = CONFIG) -> Plan:
 
     A study that was `frozen` is what it was then, whatever has become of the files.
     """
+    try:
+        unfolded(study)
+    except ValueError as error:  # Snakemake has read it
+        raise InputError(f"{where}: {error}") from None
     frozen = study.get(FROZEN)
     if frozen:
         study, where = {key: value for key, value in study.items() if key != FROZEN}, frozen["where"]
@@ -483,16 +498,30 @@ def _once(pairs: list[tuple[str, object]], path: Path) -> dict[str, object]:
 def read_yaml(path: Path) -> dict:
     """The mapping in a YAML file; an error that names the file if it is absent, broken or no mapping."""
     try:
-        value = yaml.load(path.read_text(encoding="utf8"), Loader=_Loader)
+        text = path.read_text(encoding="utf8")
+        _require_bounded(text)
+        value = yaml.load(text, Loader=_Loader)
+        unfolded(value)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except yaml.YAMLError as error:
         raise InputError(f"{path}: not valid YAML: {_of_yaml(error)}") from None
-    except (OSError, ValueError) as error:  # the second: no UTF-8, or a date that is none
-        raise InputError(f"{path}: cannot be read ({told_reason(error)})") from None
+    except (OSError, ValueError, RecursionError, OverflowError, TypeError) as error:  # no UTF-8, a 13th month, too deep
+        raise InputError(f"{path}: cannot be read ({told_reason(error)}); give a file of YAML") from None
     if not isinstance(value, dict):
         raise InputError(f"{path}: found a {type(value).__name__}, expected a mapping of keys to values")
     return value
+
+
+def _require_bounded(text: str) -> None:
+    """Raise `ValueError` for YAML that is too large, or nested so deeply that reading it fails."""
+    if len(text) > LONGEST_YAML:
+        raise ValueError(f"found {len(text):,} characters; a file of the configuration has at most {LONGEST_YAML:,}")
+    depth = 0
+    for event in yaml.parse(text, Loader=YAML_LOADER):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > DEEPEST:
+            raise ValueError(f"nested more than {DEEPEST} deep")
 
 
 def _read_suites(

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Literal
 from proxycast.checkpoints import Checkpoint
 from proxycast.config import Plan
 from proxycast.jobs import Presence
-from proxycast.progress import SNAKEMAKE, State, Watch, phases_line, running_line
+from proxycast.progress import SNAKEMAKE, State, Watch, phases_line, running_line, shown
 from proxycast.slurm_states import SlurmError, require_accounting, waiting_jobs
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ class Progress:
         """(What is waited for, the line that tells it)."""
         for job in state.running:
             if job.stalls:
-                yield f"{job.label} {job.last.started}", f"{job.label} {job.stalls}; log: {job.log}"
+                yield f"{job.label} {job.last.started}", f"{job.label} {job.stalls}; log: {shown(job.log)}"
         is_still = now - self._moved >= QUEUE_SECONDS
         still = f"nothing new for {(now - self._moved) / 60:.0f} min: " if is_still else ""
         try:
@@ -174,7 +174,9 @@ class Progress:
 
         with self._telling:
             if not self._ended.is_set():
-                self.logger.log(level, line, extra={"quietness": Quietness.PROGRESS} if level < logging.WARNING else {})
+                self.logger.log(
+                    level, shown(line), extra={"quietness": Quietness.PROGRESS} if level < logging.WARNING else {}
+                )
 
 
 def _names(names: Iterator[str]) -> str:

@@ -16,7 +16,7 @@ from proxycast.engines import ModelOptions
 from proxycast.files import HUB_ID, REVISION, RULES
 from proxycast.ladder import Ladder
 from proxycast.miniature.suite import Recipe
-from proxycast.options import Options, SafeName
+from proxycast.options import Options, SafeName, ShownName
 from proxycast.text.mixture import Text
 
 Names = SafeName | list[SafeName] | None
@@ -224,10 +224,10 @@ class Corpus(Options):
     """A candidate corpus: a recipe of the miniature suite, checkpoints of models trained on it, or its text."""
 
     name: SafeName = Field(description="name of the corpus; it becomes part of file names")
-    display_name: str | None = Field(None, description="name in tables of others, such as published evaluations")
+    display_name: ShownName | None = Field(None, description="name in tables of others, such as published evaluations")
     description: str = Field("", description="what the corpus is, in a sentence")
-    mirrors: str | None = Field(None, description="the DataDecide corpus whose recipe this one mirrors")
-    family: str | None = Field(
+    mirrors: ShownName | None = Field(None, description="the DataDecide corpus whose recipe this one mirrors")
+    family: ShownName | None = Field(
         None, description="model family of the checkpoints; without it the architecture of the suite's size, or llama"
     )
     recipe: Recipe | None = Field(None, description="miniature suite: sources, filters and weights")

@@ -10,7 +10,7 @@ import difflib
 import logging
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import polars as pl
@@ -18,8 +18,8 @@ from tqdm import tqdm
 
 from proxycast.ladder import Ladder
 from proxycast.metrics import about_share, is_share, outside_share
-from proxycast.options import InputError, told_names
-from proxycast.tables import is_whole_parquet
+from proxycast.options import InputError, one_line, told_names
+from proxycast.tables import LARGEST_WHOLE, UNREADABLE, is_whole_parquet
 from proxycast.targets import TARGETS_SCHEMA
 
 log = logging.getLogger(__name__)
@@ -61,13 +61,13 @@ def read_evaluations(
     share beyond 0 to 1 (`metrics.is_share`), for two rows of one key that differ and for a checkpoint without all
     subjects. A seed of the ladder that no corpus has at a size is left out with a warning.
     """
-    labels = {path: _labels(path) for path in paths}
+    labels = {path: _read_whole(path, _labels) for path in paths}
     found = pl.concat(labels.values()).unique()
     where = f"{paths[0]}" + f" and {len(paths) - 1} more" * (len(paths) > 1)
     runs = _runs(found, corpora, ladder, sizes, where)
     spelled = _task_spellings(found["task"].unique().drop_nulls().to_list(), tasks, where)
     bar = tqdm(paths, desc="evaluations", unit="file", mininterval=5)
-    rows = pl.concat([_read(path, runs, spelled, metrics) for path in bar])
+    rows = pl.concat([_read_whole(path, _read, runs, spelled, metrics) for path in bar])
     # Sorted, so that a mean over subjects adds them in the same order whatever the order of the rows.
     rows = _without_repeats(rows, where).sort(*CHECKPOINT, "task")
     rows = _with_subjects_averaged(rows, tasks, where).sort(*CHECKPOINT, "task")
@@ -79,6 +79,14 @@ def read_evaluations(
         .unpivot(on=metrics, index=["checkpoint", "task", "n"], variable_name="metric", value_name="value")
         .select(list(TARGETS_SCHEMA))
     )
+
+
+def _read_whole(path: Path, read: Callable[..., pl.DataFrame], *arguments: object) -> pl.DataFrame:
+    """What `read` reads of a file. `InputError` for one that polars cannot read."""
+    try:
+        return read(path, *arguments)
+    except UNREADABLE as error:
+        raise InputError(f"{path}: cannot be read: {one_line(error)}; download it again") from None
 
 
 def _labels(path: Path) -> pl.DataFrame:
@@ -175,7 +183,7 @@ def _read(path: Path, runs: pl.DataFrame, tasks: Sequence[str], metrics: Sequenc
     scan = scan.join(runs.lazy(), on=["params", "data", "spelled_seed"])
     with pl.Config(streaming_chunk_size=ROWS_AT_ONCE):
         rows = scan.select(*CHECKPOINT, "task", *figures).collect(engine="streaming")
-    whole = pl.col("step").is_finite() & (pl.col("step") >= 0) & (pl.col("step") == pl.col("step").floor())
+    whole = pl.col("step").is_between(0, LARGEST_WHOLE) & (pl.col("step") == pl.col("step").floor())
     for step in rows.filter(~whole.fill_null(False))["step"][:1]:
         raise InputError(f"{path}, column step: found {step!r}; it must be a whole number of at least 0")
     for row in rows.filter(~pl.all_horizontal(_finite(metrics))).iter_rows(named=True):

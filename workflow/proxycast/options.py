@@ -1,15 +1,20 @@
 """What every configuration model and every input check shares: strict models, safe names, one kind of error."""
 
+import json
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints
 
+LARGEST_CONFIGURATION = 1_000_000  # values
+DEEPEST = 50  # mappings and lists within each other
+LONGEST_LINE = 3000  # characters of a message
 LONGEST_CAUSE = 300  # characters of a library's own message
+MARKUP = "<>&"  # begins a tag or an entity of HTML
 LONGEST_NAME = 255  # bytes of a file's name, on all common file systems
 LONGEST_PATH = 1000  # bytes of a name with its folders that somebody else chose; most systems take 4096 in all
 LONGEST_VALUE = 100  # characters of a value that a message tells
@@ -22,9 +27,18 @@ class InputError(ValueError):
     """Bad input of a user: one message that names the file, the key or row, what was found and what would be right."""
 
     def __str__(self) -> str:
-        """What was found may hold control characters, which a terminal would obey: they are told, not sent."""
-        text = super().__str__()
-        return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+        """What was found may be very long, or hold control characters, which a terminal would obey: cut and escaped."""
+        return "\n".join(printable(_cut(line)) for line in super().__str__().split("\n"))
+
+
+def _cut(line: str) -> str:
+    """A line with its middle left out where it is too long to be read."""
+    return line if len(line) <= LONGEST_LINE else f"{line[: LONGEST_LINE - 500]} [...] {line[-500:]}"
+
+
+def printable(text: str) -> str:
+    """One line for a terminal or a log: what a terminal would obey, or would hide, stands as its escape."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def one_line(error: BaseException) -> str:
@@ -44,6 +58,37 @@ def library_errors(said: str) -> Iterator[None]:
         raise InputError(f"{said}: {one_line(error)}") from error
 
 
+def json_value(text: str | bytes) -> object:
+    """What JSON of somebody else holds. `ValueError` for all that cannot be read, depth and long numbers included."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def unfolded(value: object, most: int = LARGEST_CONFIGURATION) -> int:
+    """How many values a configuration has where each alias of YAML stands for all that it names.
+
+    Raises `ValueError` for more than `most`, for one that holds itself and for one that is nested too deeply: nine
+    aliases on each of nine lines are a billion values, in whatever goes through them.
+    """
+    sizes: dict[int, int] = {}  # of what was gone through; in YAML an alias is the same object again
+
+    def size(value: object, depth: int) -> int:
+        children = [*value.keys(), *value.values()] if isinstance(value, Mapping) else value
+        if not isinstance(children, list | tuple):
+            return 1
+        if depth > DEEPEST:
+            raise ValueError(f"nested more than {DEEPEST} deep, or within itself")
+        if id(value) not in sizes:
+            sizes[id(value)] = 1 + sum(size(child, depth + 1) for child in children)
+        if sizes[id(value)] > most:
+            raise ValueError(f"its aliases unfold to more than {most:,} values")
+        return sizes[id(value)]
+
+    return size(value, 0)
+
+
 class Options(BaseModel):
     """A group of configuration keys. Unknown keys are errors, and a group never changes once it is read."""
 
@@ -60,6 +105,17 @@ def _without_braces(value: str | Path) -> str | Path:
     return value
 
 
+def _without_markup(value: str) -> str:
+    """The report is a page of HTML; a name in it is text, and what is seen of it is all that it says."""
+    wrong = [c for c in value if c in MARKUP or not c.isprintable()]
+    if wrong:
+        raise ValueError(
+            f"{value!r} has {wrong[0]!r}; a name that figures and the report show has printable characters without "
+            f"{' '.join(MARKUP)}"
+        )
+    return value
+
+
 def _without_long_names(path: Path) -> Path:
     if any(len(part.encode()) > LONGEST_NAME for part in path.parts):
         raise ValueError(f"{str(path)[:40]!r}... has a name of more than {LONGEST_NAME} bytes, which no file can have")
@@ -67,7 +123,9 @@ def _without_long_names(path: Path) -> Path:
 
 
 # A name that figures and the report show.
-ShownName = Annotated[str, StringConstraints(max_length=100), AfterValidator(_without_braces)]
+ShownName = Annotated[
+    str, StringConstraints(max_length=100), AfterValidator(_without_braces), AfterValidator(_without_markup)
+]
 
 
 def told_names(names: Iterable[object], may_stand_alone: bool = False) -> list[str]:

@@ -30,8 +30,9 @@ import polars as pl
 from proxycast.checkpoints import Checkpoint, plan_checkpoints, scored_checkpoints, scoring_jobs
 from proxycast.config import Plan, load_plan, read_yaml
 from proxycast.jobs import HANGING, Attempt, attempts, attempts_file
-from proxycast.options import InputError
+from proxycast.options import InputError, printable
 from proxycast.slurm_states import AT_WORK, QUEUED, SlurmError, slurm_states, waiting_jobs
+from proxycast.tables import UNREADABLE
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -64,7 +65,13 @@ RULES = {  # phase -> rules whose jobs work on it
     "experiments": tuple(f"{name}{part}" for name in EXPERIMENTS for part in ("", "_figures")),
 }
 BAR = re.compile(r"\|[█▏▎▍▌▋▊▉# ]*\|")  # of tqdm; the numbers beside it tell the same
+# What many programs put into logs, such as colours, and tells nothing.
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def shown(text: object) -> str:
+    """One line of a log, or a name, for a terminal: with nothing in it that a terminal obeys."""
+    return printable(ESCAPES.sub("", str(text)).expandtabs(4))
 
 
 @dataclass(frozen=True)
@@ -81,7 +88,7 @@ class Job:
 
     @property
     def label(self) -> str:
-        return f"{self.rule} {self.name}".rstrip()
+        return shown(f"{self.rule} {self.name}".rstrip())
 
     @property
     def is_running(self) -> bool:
@@ -118,7 +125,7 @@ class Job:
         return f"killed ({self.slurm_state or 'no reason known'})"
 
     def last_lines(self, count: int = LAST_LINES) -> list[str]:
-        return [ESCAPES.sub("", line) for line in self.last.lines[-count:]]
+        return [shown(line) for line in self.last.lines[-count:]]
 
 
 @dataclass(frozen=True)
@@ -313,7 +320,7 @@ class Watch:
         if (path, written) not in self._rows:
             try:
                 self._rows[path, written] = pl.scan_parquet(path).select(pl.len()).collect().item()
-            except (OSError, pl.exceptions.PolarsError):  # removed at this moment
+            except UNREADABLE:  # removed at this moment
                 return 0
         return self._rows[path, written]
 
@@ -406,7 +413,7 @@ def _running(jobs: list[Job], now: datetime) -> "RenderableType":
         since = _duration((now - job.last.started).total_seconds())
         said = Text(job.stalls, style="bold yellow") if job.stalls else Text(" ".join(job.last_lines(1)))
         said.overflow = "ellipsis"
-        table.add_row(Text(job.label), f"for {since}", where, said)
+        table.add_row(Text(job.label), f"for {since}", Text(shown(where)), said)
     table.columns[-1].no_wrap = True
     hidden = len(jobs) - SHOWN_JOBS
     table.title, table.title_justify = f"{len(jobs)} jobs run" + (f", {hidden} not shown" if hidden > 0 else ""), "left"
@@ -423,9 +430,9 @@ def _failures(jobs: list[Job], room: float) -> Iterator["RenderableType"]:
         lines = [f"    {line}" for line in job.last_lines()]
         room -= 2 + len(lines)
         if number and room < 0:
-            yield Text(f"and {len(jobs) - number} more, such as {job.label}: {job.log}", style="red")
+            yield Text(f"and {len(jobs) - number} more, such as {job.label}: {shown(job.log)}", style="red")
             return
-        yield Text(f"{job.label}: {ESCAPES.sub('', job.why)}\n  {job.log}", style="red")
+        yield Text(f"{job.label}: {shown(job.why)}\n  {shown(job.log)}", style="red")
         yield Text("\n".join(lines), style="dim")
 
 
@@ -475,10 +482,10 @@ class Follower:
         then = datetime.fromtimestamp(now)
         for job in state.failed:
             if self._is_new(job.label, job.last.started):
-                self.tell(f"{then:%Y-%m-%d %H:%M:%S} {job.label}: {ESCAPES.sub('', job.why)}; log: {job.log}")
+                self.tell(f"{then:%Y-%m-%d %H:%M:%S} {job.label}: {shown(job.why)}; log: {shown(job.log)}")
         for job in state.running:
             if job.stalls and self._is_new(f"stalls: {job.label}", job.last.started):
-                self.tell(f"{then:%Y-%m-%d %H:%M:%S} {job.label} {job.stalls}; log: {job.log}")
+                self.tell(f"{then:%Y-%m-%d %H:%M:%S} {job.label} {job.stalls}; log: {shown(job.log)}")
         counts = [(phase.done, phase.total) for phase in state.phases]
         since = now - self._told_at
         if since >= AT_LEAST_SECONDS or (counts != self._counts and since >= LINE_SECONDS):

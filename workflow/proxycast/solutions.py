@@ -19,13 +19,15 @@ from datetime import date
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, Self, TypeVar
+from unittest.mock import patch
 
 import numpy as np
 import polars as pl
 from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints, ValidationError, model_validator
 
-from proxycast.options import InputError, library_errors, told_names, told_reason, told_value
-from proxycast.tables import atomic, is_whole_parquet, require_unchanged, seal
+from proxycast.options import InputError, json_value, library_errors, told_names, told_reason, told_value
+from proxycast.sandbox import bounded_environment, limited
+from proxycast.tables import UNREADABLE, atomic, is_whole_parquet, require_unchanged, seal
 
 if TYPE_CHECKING:
     from tokenizers.normalizers import Normalizer
@@ -196,10 +198,10 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[int, object]]:
         if not line.strip():
             continue
         try:
-            yield number, json.loads(line.decode())
+            yield number, json_value(line.decode())
         except UnicodeDecodeError as error:
             raise InputError(f"{path}, row {number}: not UTF-8 ({error}); save the file as UTF-8") from None
-        except json.JSONDecodeError as error:
+        except ValueError as error:
             raise InputError(
                 f"{path}, row {number}: broken JSON ({error}); each line must be one JSON object"
             ) from None
@@ -210,7 +212,7 @@ def _parquet_rows(path: Path) -> Iterator[tuple[int, object]]:
         raise InputError(f"{path}: found a truncated file or no parquet at all; copy or write it again")
     try:
         table = pl.read_parquet(path, glob=False)
-    except (pl.exceptions.PolarsError, OSError) as error:
+    except UNREADABLE as error:
         raise InputError(f"{path}: cannot be read as parquet ({told_reason(error)}); write it again") from None
     return enumerate(table.iter_rows(named=True), start=1)
 
@@ -432,12 +434,17 @@ def _in_template(message: str, tokenizer: "PreTrainedTokenizerFast") -> str:
     with library_errors(
         f"{name}: its chat template refuses a single user message; give chat_template: false, or another checkpoint"
     ):
-        return tokenizer.apply_chat_template(
-            [{"role": "user", "content": message}],
-            tokenize=False,
-            add_generation_prompt=True,
-            strftime_now=TEMPLATE_DATE.strftime,
-        )
+        return _chat([{"role": "user", "content": message}], tokenizer, add_generation_prompt=True)
+
+
+def _chat(messages: list[dict], tokenizer: "PreTrainedTokenizerFast", **options: bool) -> str:
+    """The messages in the tokenizer's chat template, within limits of time and memory."""
+    from transformers.utils import chat_template_utils
+
+    with patch.object(chat_template_utils, "ImmutableSandboxedEnvironment", bounded_environment()), limited():
+        chat = tokenizer.apply_chat_template(messages, tokenize=False, strftime_now=TEMPLATE_DATE.strftime, **options)
+    chat.encode()
+    return chat
 
 
 def _writes_space_before_answer(tokenizer: "PreTrainedTokenizerFast") -> bool:
@@ -445,7 +452,7 @@ def _writes_space_before_answer(tokenizer: "PreTrainedTokenizerFast") -> bool:
     (prompt,) = _chat_prompts(["Q"], tokenizer)
     messages = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]
     try:
-        chat = tokenizer.apply_chat_template(messages, tokenize=False, strftime_now=TEMPLATE_DATE.strftime)
+        chat = _chat(messages, tokenizer)
     except Exception:
         return False  # a template that knows no answers
     return chat.startswith(prompt + " A")

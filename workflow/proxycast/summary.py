@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from proxycast.config import Plan, read_yaml
 from proxycast.jobs import Attempt, attempts
-from proxycast.progress import ESCAPES, LAST_LINES, job_of
+from proxycast.progress import LAST_LINES, job_of, shown
 from proxycast.resources import asked_gpus, read_benchmark
 from proxycast.slurm_states import slurm_states
 
@@ -156,18 +156,18 @@ def told(failed: list[Logged], since: datetime, results: Path, slurm_logs: Path 
     states = slurm_states({a.slurm_job for a in begun.values() if a.slurm_job and a.state != "failed"})
     lines = []
     for job in failed:
-        title = f"{job.rule} {job.name}".rstrip()
+        title = shown(f"{job.rule} {job.name}".rstrip())
         slurm_log = newest_log(slurm_logs, job.slurm_logs, since) if job.slurm_logs else None
         is_later = slurm_log and job.log in begun and slurm_log.stem != begun[job.log].slurm_job
         if slurm_log and (job.log not in begun or (is_later and not job.shares_slurm_logs)):
-            lines.append(f"{title}: ended before its script began\n  Slurm's log: {slurm_log}")
+            lines.append(f"{title}: ended before its script began\n  Slurm's log: {shown(slurm_log)}")
             lines += [f"    {line}" for line in last_lines(slurm_log)]
             continue
         if job.log not in begun:
             lines.append(f"{title}: ended before its script began; what Snakemake said of it stands above")
             continue
         found = job_of(job.log, begun[job.log], states, results)
-        lines.append(f"{title}: {found.why}\n  log: {job.log}")
+        lines.append(f"{title}: {shown(found.why)}\n  log: {shown(job.log)}")
         lines += [f"    {line}" for line in found.last_lines()]
     return lines
 
@@ -180,5 +180,5 @@ def newest_log(folder: Path, pattern: str, since: datetime) -> Path | None:
 
 
 def last_lines(log: Path) -> list[str]:
-    lines = ESCAPES.sub("", log.read_text(encoding="utf8", errors="replace")).splitlines()
-    return [line for line in lines if line.strip()][-LAST_LINES:] or ["(empty)"]
+    lines = log.read_text(encoding="utf8", errors="replace").splitlines()
+    return [shown(line) for line in lines if line.strip()][-LAST_LINES:] or ["(empty)"]

@@ -18,13 +18,19 @@ from typing import BinaryIO
 import polars as pl
 from pydantic import BaseModel
 
-from proxycast.options import InputError
+from proxycast.options import InputError, json_value, told_reason
 
 FINGERPRINT = "proxycast.fingerprint"
+LARGEST_WHOLE = 2**53  # up to which a float is a whole number: larger ones of somebody else's table are none
+# What polars raises for a file that it cannot read; a panic of its Rust is no Exception.
+UNREADABLE = (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError)
 PARQUET_MAGIC = b"PAR1"
 SEAL = b"proxycast.sha256"
 DIGEST_BYTES = 32
 SEAL_SUFFIX = ".sha256"
+# What makes a spreadsheet compute a text: how the cell begins, or what stands behind what some take for its end.
+BEGINS_FORMULA = r"^([\s=+\-@＝＋－＠])"
+BEGINS_FORMULA_WITHIN = r"([;\t\r\n])([=+\-@＝＋－＠])"
 MANIFEST = "manifest.json"
 NAME = re.compile("[A-Za-z0-9][A-Za-z0-9_.-]{0,249}")  # a checkpoint, or part of one, as `SafeName`s make it
 HASHED_BYTES = 64_000_000  # an input file up to this size counts by its content, a larger one by what stat tells of it
@@ -57,8 +63,8 @@ def write_json(value: object, path: Path) -> None:
 def read_json(path: Path) -> dict:
     """The object that `write_json` wrote; empty where the file is absent, truncated or holds something else."""
     try:
-        value = json.loads(path.read_text()) if path.is_file() else {}  # of a pipe nobody writes to there is no end
-    except (OSError, ValueError, RecursionError):
+        value = json_value(path.read_text()) if path.is_file() else {}  # of a pipe nobody writes to there is no end
+    except (OSError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}
 
@@ -68,10 +74,10 @@ def read_csv(path: Path) -> pl.DataFrame:
     try:
         header = pl.read_csv(path, has_header=False, n_rows=1, infer_schema=False, glob=False).row(0)
         table = pl.read_csv(path, infer_schema=False, glob=False)
-    except (pl.exceptions.PolarsError, OSError) as error:
-        why = str(error).partition("\n")[0]
+    except UNREADABLE as error:
         raise InputError(
-            f"{path}: cannot be read ({why}); it must be a .csv with commas and as many fields in each row"
+            f"{path}: cannot be read ({told_reason(error)}); it must be a .csv with commas, and as many fields in each row "
+            "as in the first"
         ) from None
     for name in header:
         if header.count(name) > 1:
@@ -208,7 +214,7 @@ def write_table(
 ) -> None:
     """Write `table` as sealed parquet (zstd), the fingerprint `made_from` and further `metadata` in its footer.
 
-    With `csv` a .csv stands beside it.
+    With `csv` a .csv stands beside it, for spreadsheets too: see `as_cells`.
     """
     metadata = {FINGERPRINT: made_from, **(metadata or {})}
     with atomic(path) as temporary:
@@ -219,7 +225,18 @@ def write_table(
         _seal(temporary)
     if csv:
         with atomic(path.with_suffix(".csv")) as temporary:
-            table.lazy().collect().write_csv(temporary)
+            as_cells(table.lazy().collect()).write_csv(temporary)
+
+
+def as_cells(table: pl.DataFrame) -> pl.DataFrame:
+    """The table as spreadsheets may read it: a text that one would take for a formula gets an apostrophe in front.
+
+    Numbers stay as they are. A name of somebody else, such as `=HYPERLINK(...)`, is then shown and not computed.
+    """
+    texts = pl.col(pl.String, pl.Categorical, pl.Enum).cast(pl.String)
+    return table.with_columns(
+        texts.str.replace(BEGINS_FORMULA, "'$1").str.replace_all(BEGINS_FORMULA_WITHIN, "$1'$2"),
+    )
 
 
 def read_table(path: Path | str) -> pl.DataFrame:

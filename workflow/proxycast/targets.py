@@ -18,7 +18,7 @@ from proxycast.metrics import about_share, is_share, is_unbounded, mixed_units, 
 from proxycast.options import InputError, told_names, told_reason, told_value
 from proxycast.patterns import first_groups
 from proxycast.solutions import Problem, ScoredSequence, once_each, tokenize
-from proxycast.tables import fingerprint, is_whole_parquet
+from proxycast.tables import LARGEST_WHOLE, UNREADABLE, fingerprint, is_whole_parquet
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,6 @@ EXACT_MATCH = "exact_match"  # share of problems, 0 to 1
 TARGETS_SCHEMA = {"checkpoint": pl.String, "task": pl.String, "metric": pl.String, "value": pl.Float64, "n": pl.Int64}
 KEY = ["checkpoint", "task", "metric"]
 NUMBERS = ("value", "n")
-MOST_PROBLEMS = 2**53  # behind one value: what a float counts exactly
 TEXT = (pl.String, pl.Categorical, pl.Enum, pl.Binary, pl.Null)  # types of a parquet file that may hold text
 
 
@@ -203,7 +202,7 @@ def _read_typed(path: Path) -> pl.DataFrame:
     wanted = {
         "value": (pl.col("value").is_finite(), "a finite number such as 0.431, without a percent sign"),
         "n": (
-            (pl.col("n").is_between(1, MOST_PROBLEMS) & (pl.col("n") == pl.col("n").floor())) | found_n,
+            (pl.col("n").is_between(1, LARGEST_WHOLE) & (pl.col("n") == pl.col("n").floor())) | found_n,
             "a count of at least 1, or empty where it is unknown",
         ),
     }
@@ -326,7 +325,7 @@ def _read_parquet(path: Path) -> pl.DataFrame:
         schema = pl.read_parquet_schema(path)
         _require_columns(path, list(schema))
         table = pl.read_parquet(path, glob=False, columns=[name for name in TARGETS_SCHEMA if name in schema])
-    except (pl.exceptions.PolarsError, OSError) as error:
+    except UNREADABLE as error:
         raise InputError(f"{path}: cannot be read ({told_reason(error)}); write it again") from None
     for name, found in table.schema.items():
         is_name = TARGETS_SCHEMA[name] == pl.String

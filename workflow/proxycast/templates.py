@@ -27,8 +27,9 @@ from tqdm import tqdm
 from proxycast.files import Files
 from proxycast.options import InputError, told_names, told_reason
 from proxycast.patterns import substitute
+from proxycast.sandbox import bounded_environment, limited
 from proxycast.solutions import Problem, Solution
-from proxycast.tables import is_whole_parquet
+from proxycast.tables import UNREADABLE, is_whole_parquet
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -38,6 +39,7 @@ log = logging.getLogger(__name__)
 TEMPLATES = ("prompt", "choice", "solution", "answer")
 EXPRESSIONS = ("choices", "gold", "id")
 FILE, ROW, NUMBER = "proxycast file", "proxycast row", "proxycast number"  # columns of our own; no name in Jinja
+LONGEST_SHOWN = 200  # characters of a template
 LABELS = "rows without a label cannot be used; take a split that has labels, or leave such rows out with `where`"
 
 
@@ -74,9 +76,10 @@ class Rows(Files):
         try:
             if source is not None:
                 _compile(info.field_name, source)
-        except TemplateSyntaxError as error:
+        except (TemplateSyntaxError, RecursionError, MemoryError, SyntaxError, ValueError) as error:
             kind = "template" if info.field_name in TEMPLATES else "expression"
-            raise ValueError(f"{source!r} is no Jinja {kind}: {error.message}") from None
+            shown = source if len(source) <= LONGEST_SHOWN else source[:LONGEST_SHOWN] + "..."
+            raise ValueError(f"{shown!r} is no Jinja {kind}: {getattr(error, 'message', error)}") from None
         return source
 
     @field_validator("where")
@@ -84,7 +87,7 @@ class Rows(Files):
     def _is_sql(cls, where: str | None) -> str | None:
         try:
             pl.sql_expr(where or "true")
-        except pl.exceptions.PolarsError as error:
+        except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
             raise ValueError(f"{where!r} is no condition in SQL: {error}") from None
         return where
 
@@ -105,11 +108,8 @@ class Rows(Files):
 @cache
 def _environment() -> "Environment":
     from jinja2 import StrictUndefined
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-    environment = ImmutableSandboxedEnvironment(
-        undefined=StrictUndefined, keep_trailing_newline=True, finalize=_not_null
-    )
+    environment = bounded_environment()(undefined=StrictUndefined, keep_trailing_newline=True, finalize=_not_null)
     environment.globals.clear()  # else a missing column named `range` or `dict` would be a function
     environment.filters["regex_replace"] = _regex_replace
     return environment
@@ -189,7 +189,7 @@ def _read(paths: Sequence[Path], rows: Rows, where: str) -> pl.DataFrame:
         if rows.where is not None:
             table = table.filter(pl.sql_expr(rows.where))
         table = table.select(FILE, ROW, NUMBER, *sorted(set().union(*used.values()))).collect()
-    except pl.exceptions.PolarsError as error:
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
         raise InputError(f"{where}: {', '.join(map(str, paths))}: cannot be read: {told_reason(error)}") from None
     if rows.sample is not None and rows.sample < len(table):
         table = table[sorted(random.Random(rows.seed).sample(range(len(table)), rows.sample))]
@@ -227,7 +227,7 @@ def _scan(path: Path, where: str) -> pl.LazyFrame:
     try:
         frame = readers[suffix](path).with_row_index(ROW, offset=1).with_columns(pl.lit(str(path)).alias(FILE))
         frame.collect_schema()  # what cannot be read is told here, where its file is known
-    except (pl.exceptions.PolarsError, OSError) as error:
+    except UNREADABLE as error:
         raise InputError(f"{where}: {path}: cannot be read: {told_reason(error)}") from None
     return frame
 
@@ -276,7 +276,8 @@ def _evaluate(key: str, templates: dict, row: dict) -> object:
     from jinja2 import Undefined
 
     try:
-        value = templates[key](row)
+        with limited():
+            value = templates[key](row)
         if isinstance(value, Undefined):
             str(value)  # raises, in Jinja's words; an expression alone would return it
     except Exception as error:

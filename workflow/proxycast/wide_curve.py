@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from proxycast.metrics import about_share, is_share, is_unbounded, mixed_units, outside_share
 from proxycast.options import InputError, InputPath, Options, SafeName, told_names, told_value
-from proxycast.tables import read_csv
+from proxycast.tables import LARGEST_WHOLE, read_csv
 
 
 class WideTask(Options):
@@ -68,6 +68,10 @@ def read_wide_curve(curve: WideCurve, metric: str) -> dict[str, pl.DataFrame]:
                 "percent beside fractions; give every value in the same unit, 0 to 1"
             )
     steps = table[curve.step].cast(pl.Int64)
+    if len(steps) and steps.max() * curve.tokens_per_step > LARGEST_WHOLE:
+        raise InputError(
+            f"{curve.path}: step {steps.max()} times tokens_per_step {curve.tokens_per_step:g} is too large"
+        )
     checkpoint = pl.Series("checkpoint", [f"{curve.run}-step{step}" for step in steps])
 
     def measured(column: str, **key: str) -> pl.DataFrame:
@@ -96,7 +100,6 @@ def read_wide_curve(curve: WideCurve, metric: str) -> dict[str, pl.DataFrame]:
     return {"checkpoints": checkpoints, "targets": pl.concat(targets), "proxies": pl.concat(proxies or [NO_PROXIES])}
 
 
-LAST_STEP = 2**53  # what a float counts exactly
 NO_PROXIES = pl.DataFrame(
     schema=dict.fromkeys(("checkpoint", "task", "tail", "statistic", "weighting"), pl.String)
     | {"value": pl.Float64, "standard_error": pl.Float64}
@@ -122,7 +125,9 @@ def _read(path: Path, columns: dict[str, str]) -> pl.DataFrame:
                 f"{path}, row {row + 2}, column {name}: found {told_value(table[name][row])}; it must be a number"
             )
     steps = numbers[step]
-    for row in (~steps.is_between(0, LAST_STEP) | (steps != steps.floor()) | ~steps.is_first_distinct()).arg_true()[:1]:
+    for row in (~steps.is_between(0, LARGEST_WHOLE) | (steps != steps.floor()) | ~steps.is_first_distinct()).arg_true()[
+        :1
+    ]:
         raise InputError(
             f"{path}, row {row + 2}, column {step}: found {told_value(table[step][row])}; every row must have a step "
             "of its own, a whole number of at least 0"

@@ -13,7 +13,7 @@ from unittest.mock import patch
 
 from tokenizers import Tokenizer
 
-from proxycast.options import InputError, is_inner_name, library_errors, one_line
+from proxycast.options import InputError, is_inner_name, json_value, library_errors, one_line
 from proxycast.tables import damaged, digest_of, fingerprint
 
 if TYPE_CHECKING:
@@ -39,6 +39,13 @@ PADDED_POSITIONS = {
 }
 # Names of classes whose head predicts no next token: a classifier's, a reward model's, a masked language model's.
 OTHER_HEADS = re.compile(r"For(?!CausalLM|ConditionalGeneration|Vision\w*2|ImageTextToText)[A-Z]|DoubleHeads")
+LONGEST_HEADER = 100_000_000  # bytes of a header of safetensors, as the library has it
+# Keys of config.json that count parts of which something is built, with the most there may be of each.
+COUNTED = {
+    re.compile(r"layers?$|^depth$|blocks?$|stages$"): 1_000,
+    re.compile(r"heads?(_kv|_q)?$|experts?$|codebooks?$|labels$|groups$"): 100_000,
+    re.compile(r"vocab_size|hidden_size|^n_embd$|^d_model$|intermediate_size"): 100_000_000,
+}
 # Names in checkpoints that were written before their architecture was released -> what it has been called since.
 FORMER_NAMES = {"Olmo2RetrofitForCausalLM": "Olmo3ForCausalLM"}
 
@@ -252,6 +259,7 @@ def shape_of(folder: Path, trust_remote_code: bool = False, architecture: str | 
     import_transformers()
     from transformers import CONFIG_MAPPING
 
+    _require_buildable(folder)
     config = renamed_config(folder, architecture) or json_object(folder / "config.json")
     if config.get("model_type") in CONFIG_MAPPING or (trust_remote_code and "auto_map" in config):
         return _shape(_config(folder, trust_remote_code, architecture).get_text_config())
@@ -260,8 +268,23 @@ def shape_of(folder: Path, trust_remote_code: bool = False, architecture: str | 
 
 def shape_in_file(folder: Path) -> Shape:
     """What config.json itself says, without any import."""
+    _require_buildable(folder)
     raw = json_object(folder / "config.json")
     return _shape(SimpleNamespace(**{"vocab_size": raw.get("vocab_size")} | (raw.get("text_config") or raw)))
+
+
+def _require_buildable(folder: Path) -> None:
+    """Raise InputError for a config.json with so many layers, or labels, that to read it or to build it never ends."""
+    path = folder / "config.json"
+    places = [json_object(path)]
+    while places:
+        place = places.pop()
+        places += [value for value in place.values() if isinstance(value, dict)]
+        for key, value in place.items():
+            most = next((most for pattern, most in COUNTED.items() if pattern.search(key)), None)
+            if most and isinstance(value, int | float) and abs(value) > most:
+                found = f"{value:.3g}" if abs(value) < 2**1000 else "a number of many digits"
+                raise InputError(f"{path}, key {key}: found {found}; there may be at most {most:,}")
 
 
 def import_transformers() -> None:
@@ -317,6 +340,7 @@ def _config(folder: Path, trust_remote_code: bool, architecture: str | None) -> 
     from transformers import CONFIG_MAPPING, AutoConfig
 
     where, raw = folder / "config.json", json_object(folder / "config.json")
+    _require_buildable(folder)
     code = folder if trust_remote_code else None
     key = json.dumps(raw), architecture, code
     if key in _CONFIGS:
@@ -415,12 +439,17 @@ def _header(path: Path) -> dict[str, dict]:
     size = path.stat().st_size
     with path.open("rb") as file:
         header_length = int.from_bytes(file.read(8), "little")
-        header_bytes = file.read(header_length) if header_length <= size else b""
+        header_bytes = file.read(header_length) if header_length <= min(size, LONGEST_HEADER) else b""
+    if header_length > LONGEST_HEADER:
+        raise InputError(
+            f"{path}: its safetensors header claims {header_length:,} bytes, of at most {LONGEST_HEADER:,}; "
+            "the file is of another kind"
+        )
     try:
-        header = json.loads(header_bytes)
+        header = json_value(header_bytes)
         tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
         expected = 8 + header_length + max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
-        [(entry["shape"], entry["dtype"]) for entry in tensors.values()]
+        [(_dimensions(entry["shape"]), entry["dtype"]) for entry in tensors.values()]
     except (ValueError, AttributeError, KeyError, TypeError, IndexError):
         raise InputError(
             f"{path}: no readable safetensors header in {size} bytes; the file is truncated or of another kind"
@@ -430,11 +459,18 @@ def _header(path: Path) -> dict[str, dict]:
     return tensors
 
 
+def _dimensions(shape: object) -> list[int]:
+    """`ValueError` for what is no shape of a tensor."""
+    if not isinstance(shape, list) or not all(type(length) is int and 0 <= length < 2**48 for length in shape):
+        raise ValueError("no shape")
+    return shape
+
+
 def json_object(path: Path) -> dict:
     """The object in a JSON file. Raises InputError for one that is missing, broken or holds something else."""
     require_own_file(path)
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json_value(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(
             f"{path.parent}: {path.name} missing; found {sorted(p.name for p in path.parent.iterdir())}"

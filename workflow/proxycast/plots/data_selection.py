@@ -16,6 +16,7 @@ from proxycast.plots.style import (
     SMALL,
     STYLE,
     WEIGHTINGS,
+    Powers,
     about_missing_intervals,
     about_weights,
     add_note,
@@ -66,6 +67,8 @@ def pareto_frontier(
     figure = canvas(7.2, 4.4)
     axes = figure.subplots()
     axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(Powers())
+    axes.xaxis.set_minor_formatter(Powers())
     # As an image also in the SVG: a full study has tens of thousands of points.
     for kind, style in (("proxy", {"marker": ".", "color": "0.75"}), ("baseline", {"marker": "x", "color": "0.5"})):
         cloud = pareto.filter(pl.col("kind") == kind).select("compute_fraction", "decision_accuracy")

@@ -3,6 +3,7 @@
 No figure touches pyplot or leaves other global state behind, so figures can be made in any order.
 """
 
+import re
 import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.text import Annotation, Text
+from matplotlib.ticker import LogFormatterSciNotation
 from matplotlib.transforms import ScaledTranslation
 
 from proxycast.labels import spread
@@ -42,11 +44,15 @@ STYLE = {
     "xtick.minor.width": 0.4,
     "lines.linewidth": 1.4,
     "lines.markersize": 4,
+    "text.parse_math": False,  # names of a study are text, whatever `$` and `\\` they hold
+    "text.usetex": False,
     "svg.fonttype": "none",
     "svg.hashsalt": "proxycast",  # the same tables give the same bytes
     "figure.dpi": 200,
     "savefig.dpi": 200,
 }
+SUPERSCRIPTS = str.maketrans("-\N{MINUS SIGN}0123456789", "⁻⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+POWER = re.compile(r"\$\\mathdefault\{(?P<number>[^{}]*?)(\^\{(?P<exponent>[^{}]*)\})?\}\$")
 SMALL = 7  # points: labels inside the axes
 GREY = "0.45"
 
@@ -182,6 +188,16 @@ def grow(figure: Figure, lines: int) -> None:
 
 def add_note(figure: Figure, text: str) -> None:
     figure.supxlabel(text, x=0.005, ha="left", fontsize=SMALL, color="0.35")
+
+
+class Powers(LogFormatterSciNotation):
+    """Numbers of a logarithmic axis as matplotlib has them, 10⁻², in Unicode: no text of a figure is mathematics."""
+
+    def __call__(self, value: float, position: int | None = None) -> str:
+        found = POWER.fullmatch(text := super().__call__(value, position))
+        if found is None:
+            return text
+        return found["number"].replace(r"\times", "×") + (found["exponent"] or "").translate(SUPERSCRIPTS)
 
 
 def log_room(low: float, high: float, share: float) -> float:

@@ -6,7 +6,6 @@ polars frames with the columns that the source names, so that one condition (`wh
 
 import gzip
 import io
-import json
 import logging
 import random
 import zlib
@@ -18,8 +17,8 @@ from pathlib import Path
 import polars as pl
 from backports import zstd
 
-from proxycast.options import InputError, told_names, told_reason
-from proxycast.tables import fingerprint, input_states
+from proxycast.options import InputError, json_value, told_names, told_reason
+from proxycast.tables import UNREADABLE, fingerprint, input_states
 from proxycast.text.mixture import Source
 
 log = logging.getLogger(__name__)
@@ -27,6 +26,7 @@ log = logging.getLogger(__name__)
 BATCH_BYTES = 4 << 20  # tokenising takes some 100 times as much memory for a moment
 PIECE_BYTES = 1 << 20
 SLICE_BYTES = 32 << 20
+LINE_BYTES = 64 << 20  # JSON of one document: many times the longest book
 
 
 @dataclass
@@ -110,7 +110,7 @@ def _kept(frame: pl.DataFrame, path: Path, source: Source, counts: Counts) -> pl
 def _condition(frame: pl.DataFrame, path: Path, where: str) -> pl.Series:
     try:
         keep = frame.select(pl.sql_expr(where).alias("keep"))["keep"]
-    except pl.exceptions.PolarsError as error:
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
         types = ", ".join(f"{name} ({dtype})" for name, dtype in frame.schema.items())
         reason = str(error).split("\n")[0]
         raise InputError(f"{path}, where: {where!r} cannot be told for its rows ({reason}); columns: {types}") from None
@@ -153,7 +153,7 @@ def _parquet_frames(path: Path, source: Source) -> Iterator[pl.DataFrame]:
             start += count
             fitting = int(count * SLICE_BYTES / (frame.estimated_size() + 1))
             count = max(1, min(4 * count, fitting))
-    except (pl.exceptions.PolarsError, OSError) as error:
+    except UNREADABLE as error:
         raise InputError(
             f"{path}: cannot be read ({told_reason(error)}); truncated, or of another kind: copy it again"
         ) from None
@@ -171,7 +171,7 @@ def _json_frames(path: Path, source: Source) -> Iterator[pl.DataFrame]:
 def _json_column(path: Path, name: str, rows: list[dict], types: dict[str, pl.DataType]) -> pl.Series:
     try:
         column = pl.Series(name, [row.get(name) for row in rows], strict=False)
-    except (pl.exceptions.PolarsError, TypeError, ValueError, OverflowError) as error:
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, TypeError, ValueError, OverflowError) as error:
         raise InputError(f"{path}, column {name}: its values cannot be one column ({told_reason(error)})") from None
     if column.dtype == pl.Null:
         return column.cast(types.get(name, pl.Null))
@@ -183,7 +183,7 @@ def _json_rows(path: Path, text: str) -> Iterator[list[dict]]:
     """The objects of the lines, about 4 MiB at a time; the value of key `text` is a string or null in each."""
     rows, size = [], 0
     with _opened(path) as file:
-        for number, line in enumerate(file, 1):
+        for number, line in enumerate(_lines(file, path), 1):
             if line.isspace():
                 continue
             rows.append(_json_row(f"{path}, line {number}", line, text))
@@ -195,9 +195,21 @@ def _json_rows(path: Path, text: str) -> Iterator[list[dict]]:
         yield rows
 
 
+def _lines(file: io.BufferedReader, path: Path) -> Iterator[bytes]:
+    """The lines of a file; a compressed one may hold any number of bytes without an end of a line."""
+    number = 0
+    while line := file.readline(LINE_BYTES + 1):
+        number += 1
+        if len(line) > LINE_BYTES:
+            raise InputError(
+                f"{path}, line {number}: found more than {LINE_BYTES >> 20} MiB; each line must be one document"
+            )
+        yield line
+
+
 def _json_row(where: str, line: bytes, text: str) -> dict:
     try:
-        row = json.loads(line)
+        row = json_value(line)
     except ValueError as error:
         raise InputError(f"{where}: no valid JSON ({error}); each line must be one object") from None
     if not isinstance(row, dict):

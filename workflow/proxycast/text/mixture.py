@@ -26,7 +26,7 @@ class Source(Files):
             return None
         try:
             condition = pl.sql_expr(where)
-        except pl.exceptions.PolarsError as error:
+        except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
             raise ValueError(f"{where!r} is no SQL condition ({error})") from None
         if condition.meta.has_multiple_outputs():
             raise ValueError(f"{where!r} gives several columns; it must be one condition")

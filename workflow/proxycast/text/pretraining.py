@@ -339,7 +339,7 @@ def _needs_room(path: Path) -> Iterator[None]:
     """Say what to do when `path` cannot be written."""
     try:
         yield
-    except (OSError, RuntimeError, SafetensorError, pl.exceptions.PolarsError) as error:
+    except (OSError, RuntimeError, SafetensorError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
         raise InputError(
             f"{path}: cannot be written ({error}); make room on the disk and start again: "
             "whole checkpoints are kept and training goes on from its last saved state"

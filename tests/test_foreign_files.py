@@ -1,0 +1,414 @@
+"""Every reader of a foreign file is fed damaged bytes of a valid one: it reads them or raises InputError, nothing else.
+
+The examples are the same at each run. What is outside the folder of the files stays as it is.
+"""
+
+import gzip
+import json
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import polars as pl
+import psutil
+import pytest
+from conftest import byte_level_tokenizer, tiny_model
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from proxycast.checkpoints import plan_checkpoints
+from proxycast.config import load_plan, read_yaml
+from proxycast.engines.model_folder import check_folder, read_config, safetensors_header, shape_of, weight_files
+from proxycast.engines.tokenizer import end_tokens, load_tokenizer
+from proxycast.evaluations import read_evaluations
+from proxycast.experts import inactive_parameters
+from proxycast.options import InputError
+from proxycast.published import _read as read_published
+from proxycast.solutions import read_problems, read_solutions
+from proxycast.tables import read_json
+from proxycast.targets import read_target_table
+from proxycast.templates import Rows, render_solutions
+from proxycast.text.documents import documents
+from proxycast.text.mixture import Source
+from proxycast.wide_curve import WideCurve, read_wide_curve
+from test_evaluations import CORPORA, LADDER, all_rows
+from test_evaluations import TASKS as EVALUATED
+from test_names import OF_DATA
+
+EXAMPLES = 40  # of each reader
+BYTES = [
+    *(
+        b"\0",
+        b"\xff\xfe",
+        b"\xef\xbb\xbf",
+        b"\xed\xa0\x80",
+        b"\n",
+        b"\r",
+        b",",
+        b'"',
+        b"'",
+        b"{",
+        b"}",
+        b"[",
+        b"]",
+        b":",
+    ),
+    *(b"null", b"true", b"NaN", b"Infinity", b"1e999", b"-1", b"9" * 5000, b"9" * 30, b"0.1", b"[[" * 20_000),
+    *(
+        b'{"a":' * 20_000,
+        b"../../outside",
+        b"/nonexistent/passwd",
+        b"\x1b[2J",
+        b"</script>",
+        b"$x$",
+        b"=1+1",
+        b"{{ 1/0 }}",
+    ),
+    *(
+        b"!!python/object/apply:os.system [id]",
+        b"&a [*a]",
+        b"*x",
+        b"<<: 1",
+        b"2026-13-45",
+        b"\\ud800",
+        b"PAR1",
+        b"\x1f\x8b",
+    ),
+    *(b'"a"', b"{}", b"[]", b"\xff" * 8),
+]
+SOLUTIONS = [{"id": f"s{n}", "prompt": f"What is {n}?", "solution": f" It is {n}."} for n in range(4)]
+TARGETS = [
+    {"checkpoint": f"a-small-seed0-step{n}", "task": "sums", "metric": "score", "value": 0.1 * n, "n": 100}
+    for n in (1, 2)
+]
+CURVE_KEYS = {
+    "run": "r",
+    "tokens_per_step": 10,
+    "shared": {"generic_cross_entropy": "loss"},
+    "tasks": {"sums": {"truth": "truth"}},
+}
+PUBLISHED = {"step": pl.Int64, "loss": pl.Float64}
+CURVE = [{"step": n, "loss": 3.0 - n / 10, "truth": 0.2 + n / 50} for n in range(1, 9)]
+DOCUMENTS = [{"text": f"the cat number {n}", "kind": "x"} for n in range(4)]
+LADDER_FILES = {name: json.dumps(document).encode() for name, document in OF_DATA.items()}
+
+
+def jsonl(rows: list[dict]) -> bytes:
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+def parquet(rows: list[dict]) -> Callable[[Path], None]:
+    return pl.DataFrame(rows).write_parquet
+
+
+def csv(rows: list[dict]) -> bytes:
+    return pl.DataFrame(rows).write_csv().encode()
+
+
+def plan(folder: Path) -> None:
+    plan_checkpoints(load_plan(read_yaml(folder / "study.yaml"), "study.yaml", folder))
+
+
+def rows(name: str) -> Callable[[Path], None]:
+    def read(folder: Path) -> None:
+        made_from = Rows(files=str(folder / name), prompt="{{ text }}", solution="{{ kind }}", where="kind <> 'y'")
+        render_solutions(made_from.paths(), made_from, "task")
+
+    return read
+
+
+def texts(name: str) -> Callable[[Path], None]:
+    def read(folder: Path) -> None:
+        column = {} if name.startswith("text.txt") else {"where": "kind <> 'y'"}
+        list(documents([folder / name], Source(files=name, **column)))
+
+    return read
+
+
+def evaluations(path: Path) -> None:
+    read_evaluations([path], CORPORA, LADDER, ("4M", "1B"), EVALUATED)
+
+
+def parquet_of_evaluations(path: Path) -> None:
+    table = pl.DataFrame([row | {"metrics": json.dumps(row["metrics"])} for row in all_rows()])
+    table.write_parquet(path, row_group_size=50)
+
+
+def model(folder: Path) -> None:
+    check_folder(folder)
+    shape_of(folder)
+    read_config(folder)
+    inactive_parameters(folder)
+    end_tokens(folder, load_tokenizer(folder))
+
+
+def header(folder: Path) -> None:
+    for path in weight_files(folder):
+        safetensors_header(path)
+    inactive_parameters(folder)
+
+
+def save_model(folder: Path) -> None:
+    tiny_model().save_pretrained(folder)
+    byte_level_tokenizer().save_pretrained(folder)
+
+
+def save_shards(folder: Path) -> None:
+    tiny_model().save_pretrained(folder, max_shard_size="100KB")
+    byte_level_tokenizer().save_pretrained(folder)
+
+
+@dataclass
+class Reader:
+    damaged: str  # the file whose bytes change
+    read: Callable[[Path], object]
+    files: dict[str, bytes | Callable[[Path], None]] = field(default_factory=dict)
+    save: Callable[[Path], None] | None = None
+
+
+def one_file(name: str, read: Callable[[Path], object], content: bytes | Callable[[Path], None]) -> Reader:
+    return Reader(name, lambda folder: read(folder / name), {name: content})
+
+
+READERS = {
+    **{f"yaml {name}": Reader(name, plan, LADDER_FILES) for name in LADDER_FILES},
+    "solutions.jsonl": one_file("solutions.jsonl", read_solutions, jsonl(SOLUTIONS)),
+    "problems.jsonl": one_file("problems.jsonl", read_problems, jsonl(SOLUTIONS)),
+    "solutions.parquet": one_file("solutions.parquet", read_solutions, parquet(SOLUTIONS)),
+    "targets.csv": one_file("targets.csv", read_target_table, csv(TARGETS)),
+    "targets.parquet": one_file("targets.parquet", read_target_table, parquet(TARGETS)),
+    "evaluations.parquet": one_file("evaluations.parquet", evaluations, parquet_of_evaluations),
+    "published.csv": one_file("published.csv", lambda path: read_published(path, PUBLISHED), csv(CURVE)),
+    "curve.csv": one_file(
+        "curve.csv",
+        lambda path: read_wide_curve(WideCurve(**CURVE_KEYS, path=path), "score"),
+        csv(CURVE),
+    ),
+    **{
+        f"rows {name}": Reader(name, rows(name), {name: content})
+        for name, content in {
+            "rows.jsonl": jsonl(DOCUMENTS),
+            "rows.csv": csv(DOCUMENTS),
+            "rows.parquet": parquet(DOCUMENTS),
+            "rows.jsonl.gz": gzip.compress(jsonl(DOCUMENTS)),
+        }.items()
+    },
+    **{
+        f"text {name}": Reader(name, texts(name), {name: content})
+        for name, content in {
+            "text.jsonl": jsonl(DOCUMENTS),
+            "text.jsonl.gz": gzip.compress(jsonl(DOCUMENTS)),
+            "text.parquet": parquet(DOCUMENTS),
+            "text.txt": b"the cat\nsat\n",
+            "text.txt.gz": gzip.compress(b"the cat\nsat\n"),
+        }.items()
+    },
+    **{
+        f"model {name}": Reader(name, model, save=save_model)
+        for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors")
+    },
+    "model index": Reader("model.safetensors.index.json", header, save=save_shards),
+    "manifest.json": one_file("manifest.json", read_json, b'{"a": {"b": ["step5"]}}'),
+}
+
+
+def mutated(content: bytes, seed: int) -> bytes:
+    """One to three changes: bits flipped, a piece deleted, doubled or replaced by a nasty one, the end cut off."""
+    chance, found = random.Random(seed), bytearray(content)
+    for _ in range(chance.choice([1, 1, 2, 3])):
+        start = chance.randrange(len(found) + 1)
+        end = min(len(found), start + chance.choice([0, 1, 1, 3, 10, 100]))
+        match chance.choice(["flip", "delete", "double", "insert", "replace", "value", "cut"]):
+            case "flip" if start < len(found):
+                found[start] ^= 1 << chance.randrange(8)
+            case "delete":
+                del found[start:end]
+            case "double":
+                found[start:start] = found[start:end]
+            case "insert":
+                found[start:start] = chance.choice(BYTES)
+            case "replace":
+                found[start:end] = chance.choice(BYTES)
+            case "value":  # of a key of JSON or a cell of csv: what stands between two separators
+                marks = [at for at, byte in enumerate(found[:20_000]) if byte in b":,[]{}\n"]
+                if len(marks) > 1:
+                    first = chance.randrange(len(marks) - 1)
+                    found[marks[first] + 1 : marks[first + 1]] = chance.choice(BYTES)
+            case "cut":
+                del found[start:]
+    return bytes(found)
+
+
+def listing(folder: Path) -> dict[str, tuple[int, int]]:
+    return {str(p): (p.stat().st_size, p.stat().st_mtime_ns) for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def valid(tmp_path_factory) -> dict[str, Path]:
+    """A folder with the valid files of each reader, written once."""
+    folders: dict[str, Path] = {}
+    for name, reader in READERS.items():
+        folder = tmp_path_factory.mktemp("foreign") / "inside"
+        folder.mkdir()
+        (folder.parent / "outside").write_text("as it is")
+        if reader.save:
+            reader.save(folder)
+        for file, content in reader.files.items():
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            content(folder / file) if callable(content) else (folder / file).write_bytes(content)
+        for step in (5, 10):
+            (folder / f"own/b{step}").mkdir(parents=True, exist_ok=True)
+        (folder / "own.jsonl").write_bytes(jsonl(SOLUTIONS))
+        folders[name] = folder
+    return folders
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_valid_files_are_read(name, valid, monkeypatch):
+    monkeypatch.chdir(valid[name])
+    READERS[name].read(valid[name])
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", READERS)
+def test_damaged_files_are_read_or_refused(name, valid, monkeypatch):
+    reader, folder = READERS[name], valid[name]
+    monkeypatch.chdir(folder)
+    path = folder / reader.damaged
+    content, outside = path.read_bytes(), listing(folder.parent)
+    memory = psutil.Process().memory_info().rss
+
+    @settings(max_examples=EXAMPLES, derandomize=True, deadline=None, database=None, suppress_health_check=HealthCheck)
+    @given(st.integers(0, 2**32))
+    def read_damaged(seed):
+        path.write_bytes(mutated(content, seed))
+        began = time.monotonic()
+        try:
+            reader.read(folder)
+        except InputError as error:
+            assert len(str(error)) < 20_000
+        assert time.monotonic() - began < 20
+
+    try:
+        read_damaged()
+    finally:
+        path.write_bytes(content)
+    assert psutil.Process().memory_info().rss - memory < 1 << 30
+    changed = {file for file, state in listing(folder.parent).items() if outside.get(file) != state}
+    assert changed <= {str(path)}
+
+
+LAUGHS = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 10)
+)
+
+
+@pytest.mark.parametrize(
+    "text, told",
+    [
+        (LAUGHS, "its aliases unfold to more than 1,000,000 values"),
+        (LAUGHS.replace("[", "{k: [").replace("]", "]}"), "its aliases unfold"),
+        ("a: &a [*a]", "nested more than 50 deep, or within itself"),
+        ("a: &a {b: *a}", "nested more than 50 deep, or within itself"),
+        ("a: " + "[" * 100_000, "nest"),
+        ("a: " + "{b: " * 100_000, "nest"),
+        ("\n".join(" " * n + "a:" for n in range(3000)), "nested more than 50 deep"),
+        (f"a: {'9' * 5000}", "not valid YAML: ValueError: Exceeds the limit"),
+        ("a: 2026-13-45", "not valid YAML: ValueError: month must be in 1..12"),
+        ("a: x" + "x" * 10_000_001, "at most 10,000,000"),
+    ],
+    ids=range(10),
+)
+def test_yaml_that_unfolds_is_one_short_error(text, told, tmp_path):
+    (tmp_path / "study.yaml").write_text(text)
+    began = time.monotonic()
+    with pytest.raises(InputError, match="study.yaml: ") as refused:
+        read_yaml(tmp_path / "study.yaml")
+    assert told in str(refused.value) and len(str(refused.value)) < 600
+    assert time.monotonic() - began < 5
+
+
+def test_a_study_that_snakemake_has_read_unfolds_no_further():
+    values = ["x"] * 9
+    for _ in range(9):
+        values = [values] * 9
+    with pytest.raises(InputError, match="study.yaml: its aliases unfold"):
+        load_plan({"study": "a", "highlighted": values}, "study.yaml")
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"num_hidden_layers": 10**9},
+        {"num_hidden_layers": 1e12},
+        {"num_labels": 10**9},
+        {"num_attention_heads": 10**9},
+        {"num_hidden_layers": 10**400},
+        {"text_config": {"num_hidden_layers": 10**9}},
+        {"model_type": "gpt2", "n_layer": 10**9},
+        {"model_type": "of no library", "n_layers": 10**9},
+    ],
+    ids=lambda keys: "-".join(keys),
+)
+def test_a_billion_layers_are_refused_before_anything_is_built(keys, tmp_path):
+    save_model(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | keys))
+    began = time.monotonic()
+    for read in (shape_of, read_config, check_folder):
+        with pytest.raises(InputError, match=r"config.json, key \w+: found .*; there may be at most 1"):
+            read(tmp_path)
+    assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize("length", [10 * 2**30, 2**63, 2**64 - 1])
+def test_a_header_that_claims_gigabytes_is_not_read(length, tmp_path):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(length.to_bytes(8, "little"))
+    with path.open("r+b") as file:
+        file.truncate(20 * 2**30)  # sparse
+    with pytest.raises(InputError, match=f"its safetensors header claims {length:,} bytes, of at most 100,000,000"):
+        safetensors_header(path)
+
+
+@pytest.mark.parametrize("shape", [[-1], ["2"], [2**60], "ab", [True], {"a": 1}, [1e3]])
+def test_a_header_has_shapes_of_whole_numbers(shape, tmp_path):
+    header = json.dumps({"a": {"dtype": "F32", "shape": shape, "data_offsets": [0, 0]}}).encode()
+    (tmp_path / "a.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(InputError, match="no readable safetensors header"):
+        safetensors_header(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz"])
+def test_a_line_without_an_end_is_not_read_whole(suffix, tmp_path, monkeypatch):
+    monkeypatch.setattr("proxycast.text.documents.LINE_BYTES", 1 << 20)
+    write = gzip.open if suffix.endswith("gz") else open
+    with write(tmp_path / f"a{suffix}", "wb") as file:
+        file.write(b'{"text": "short"}\n{"text": "')
+        for _ in range(64):
+            file.write(b"x" * (1 << 20))
+    with pytest.raises(InputError, match=r"a.jsonl.*, line 2: found more than 1 MiB; each line must be one document"):
+        texts(f"a{suffix}")(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, "9" * 5000])
+def test_deep_and_long_json_is_one_error_everywhere(text, tmp_path):
+    for name, read in {"a.jsonl": read_solutions, "config.json": lambda path: shape_of(path.parent)}.items():
+        (tmp_path / name).write_text(text)
+        with pytest.raises(InputError, match=f"{name}.*(JSON|nested too deeply)"):
+            read(tmp_path / name)
+    assert read_json(tmp_path / "config.json") == {}
+
+
+@pytest.mark.parametrize("number", ["1e30", "2e16", "-1", "nan", "9" * 400])
+def test_counts_too_large_for_a_whole_number_name_row_and_column(number, tmp_path):
+    """As a float they are finite and whole, and no integer holds them."""
+    path = tmp_path / "curve.csv"
+    path.write_text(f"step,loss,truth\n1,2.5,0.3\n{number},2.4,0.4\n")
+    with pytest.raises(InputError, match="curve.csv, row 3, column step: found "):
+        read_wide_curve(WideCurve(**CURVE_KEYS, path=path), "score")
+    if number != "nan":
+        path.write_text(f"checkpoint,task,metric,value,n\na-s-seed0-step1,t,m,0.3,{number}\n")
+        with pytest.raises(InputError, match="curve.csv, row 2, column n: found .*; it must be a count of at least 1"):
+            read_target_table(path)
