@@ -76,8 +76,8 @@ def read_csv(path: Path) -> pl.DataFrame:
         table = pl.read_csv(path, infer_schema=False, glob=False)
     except UNREADABLE as error:
         raise InputError(
-            f"{path}: cannot be read ({told_reason(error)}); it must be a .csv with commas, and as many fields in each row "
-            "as in the first"
+            f"{path}: cannot be read ({told_reason(error)}); it must be a .csv with commas, and as many fields in each "
+            "row as in the first"
         ) from None
     for name in header:
         if header.count(name) > 1:
