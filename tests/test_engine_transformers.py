@@ -294,6 +294,24 @@ def test_a_checkpoint_that_does_not_fill_the_module_is_built_anew(model_folder):
     assert type(engine._model).__name__ == "GPT2LMHeadModel"
 
 
+def test_a_head_of_its_own_in_a_tied_model_is_refused(model_folder):
+    engine = TransformersEngine(OPTIONS)
+    for seed in range(3):  # the third would be loaded in place
+        folder = model_folder(f"step{seed}", tied=True, seed=seed)
+        weights = load_file(folder / "model.safetensors")
+        weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
+        if seed == 2:
+            weights["lm_head.weight"][3, 4] += 1
+            save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+            with pytest.raises(
+                InputError, match="step2: config.json has tie_word_embeddings: true, but the weights hold"
+            ):
+                engine.load(folder)
+        else:
+            save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+            engine.load(folder)
+
+
 def test_a_model_is_gone_before_the_next_one_is_built(model_folder, monkeypatch):
     engine, built, gone = TransformersEngine(OPTIONS), [], []
     original = transformers_engine._build
