@@ -267,7 +267,7 @@ def test_a_model_that_keeps_something_of_the_weights_before_is_built_anew(tmp_pa
     assert caplog.text.count("keeps something of the weights before; each checkpoint is built anew") == 1
 
 
-def test_without_the_first_checkpoint_nothing_is_loaded_in_place(model_folder):
+def test_without_the_first_checkpoint_nothing_is_loaded_in_place(model_folder, caplog):
     engine = TransformersEngine(OPTIONS)
     first, *others = (model_folder(f"step{seed}", seed=seed) for seed in range(4))
     engine.load(first)
@@ -276,6 +276,7 @@ def test_without_the_first_checkpoint_nothing_is_loaded_in_place(model_folder):
         engine.load(folder)
         sequences = sequences_for(engine)[:2]
         check(engine.token_stats(sequences), reference(folder, sequences))
+    assert caplog.text.count("step0 is not as it was to prove it; each checkpoint is built anew") == 1
 
 
 def test_a_checkpoint_that_does_not_fill_the_module_is_built_anew(model_folder):

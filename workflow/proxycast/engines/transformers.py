@@ -144,10 +144,11 @@ class TransformersEngine:
             self._keeps_nothing = there and bool(
                 (self._probe() - first.logits).abs().max() <= self._reader().bound(first.logits)
             )
-            if there and not self._keeps_nothing:
-                log.warning(
-                    "%s: keeps something of the weights before; each checkpoint is built anew: slow", self._folder
+            if not self._keeps_nothing:
+                why = (
+                    "keeps something of the weights before" if there else f"{first.folder} is not as it was to prove it"
                 )
+                log.warning("%s: not loaded in place: %s; each checkpoint is built anew: slow", self._folder, why)
         return bool(self._keeps_nothing)
 
     def _probe(self) -> torch.Tensor:
