@@ -267,7 +267,7 @@ def test_a_model_that_keeps_something_of_the_weights_before_is_built_anew(tmp_pa
     assert caplog.text.count("keeps something of the weights before; each checkpoint is built anew") == 1
 
 
-def test_without_the_first_checkpoint_nothing_is_loaded_in_place(model_folder):
+def test_without_the_first_checkpoint_nothing_is_loaded_in_place(model_folder, caplog):
     engine = TransformersEngine(OPTIONS)
     first, *others = (model_folder(f"step{seed}", seed=seed) for seed in range(4))
     engine.load(first)
@@ -276,6 +276,7 @@ def test_without_the_first_checkpoint_nothing_is_loaded_in_place(model_folder):
         engine.load(folder)
         sequences = sequences_for(engine)[:2]
         check(engine.token_stats(sequences), reference(folder, sequences))
+    assert caplog.text.count("step0 is not as it was to prove it; each checkpoint is built anew") == 1
 
 
 def test_a_checkpoint_that_does_not_fill_the_module_is_built_anew(model_folder):
@@ -292,6 +293,24 @@ def test_a_checkpoint_that_does_not_fill_the_module_is_built_anew(model_folder):
     check(engine.token_stats(sequences), reference(folder, sequences))
     engine.load(model_folder("c", architecture="gpt2"))
     assert type(engine._model).__name__ == "GPT2LMHeadModel"
+
+
+def test_a_head_of_its_own_in_a_tied_model_is_refused(model_folder):
+    engine = TransformersEngine(OPTIONS)
+    for seed in range(3):  # the third would be loaded in place
+        folder = model_folder(f"step{seed}", tied=True, seed=seed)
+        weights = load_file(folder / "model.safetensors")
+        weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
+        if seed == 2:
+            weights["lm_head.weight"][3, 4] += 1
+            save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+            with pytest.raises(
+                InputError, match="step2: config.json has tie_word_embeddings: true, but the weights hold"
+            ):
+                engine.load(folder)
+        else:
+            save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+            engine.load(folder)
 
 
 def test_a_model_is_gone_before_the_next_one_is_built(model_folder, monkeypatch):

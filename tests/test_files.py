@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from proxycast.files import RULES, Files, HubId, Revision
+from proxycast.files import RULES, Files, HubId, Revision, own_files
 from proxycast.options import InputError
 from pydantic import TypeAdapter, ValidationError
 
@@ -169,3 +169,11 @@ def test_what_is_allowed_is_a_path_that_leads_down(text, kind):
 def test_every_rule_has_words():
     assert all("letters, digits" in words for words in RULES.values())
     assert len(RULES) == 2
+
+
+def test_all_files_of_a_folder_count_whatever_their_names(tmp_path):
+    for name in ("a.yaml", "_common", "sub/utils.py", "sub/__pycache__/utils.cpython-311.pyc"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert own_files(tmp_path) == sorted(tmp_path / name for name in ("a.yaml", "_common", "sub/utils.py"))
+    assert own_files(None) == []

@@ -897,7 +897,27 @@ def test_a_wide_table_becomes_long_ones(tmp_path):
 
 
 def test_a_wide_table_of_what_is_no_share(tmp_path):
-    assert 30.0 in read_wide_curve(wide(tmp_path, GOOD.replace("0.3", "30")), "score")["targets"]["value"]
+    assert 3.5 in read_wide_curve(wide(tmp_path, GOOD.replace("0.3", "3.5")), "score")["targets"]["value"]
+    curve = wide(tmp_path, GOOD.replace("0.3", "30"))
+    assert 30.0 in read_wide_curve(curve, "perplexity")["targets"]["value"]
+    with pytest.raises(
+        InputError, match="found 30.0, but at most 0.* elsewhere in the truths of score: percent beside"
+    ):
+        read_wide_curve(curve, "score")
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        (GOOD.replace("acc,", "acc,acc,", 1), "acc: stands there 2 times|as many fields"),
+        (GOOD.replace(",", ";"), "no column|cannot be read"),
+        (GOOD + "1,2,3,4,5,6,7,8,9\n", "cannot be read .*as many fields in each row"),
+    ],
+)
+def test_a_wide_table_that_is_no_csv_is_one_line(tmp_path, text, words):
+    with pytest.raises(InputError, match=words) as caught:
+        read_wide_curve(wide(tmp_path, text), "score")
+    assert "\n" not in str(caught.value)
 
 
 def test_mistakes_in_a_wide_table(tmp_path):

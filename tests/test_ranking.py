@@ -185,7 +185,13 @@ def test_the_interval_of_reliability_covers_it():
 
 
 def test_verdicts():
-    words = {(None, None): "unknown", (-0.34, None): "noise", (0.0, None): "noise", (0.6, -0.1): "noise"}
+    words = {
+        (None, None): "unknown",
+        (np.nan, np.nan): "unknown",
+        (-0.34, None): "noise",
+        (0.0, None): "noise",
+        (0.6, -0.1): "noise",
+    }
     words |= {
         (0.3, 0.1): "poor",
         (0.5, 0.1): "moderate",

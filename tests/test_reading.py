@@ -18,6 +18,7 @@ from proxycast.engines.reading import (
     Sharing,
     longest_mixed,
     prove,
+    reads_alike_in_full_batch,
     reads_alike_when_padded,
     rope_reset,
     text_tokens,
@@ -105,6 +106,21 @@ def triangle(ids, ahead=0):
     return torch.ones(ids.shape[1], ids.shape[1]).tril(ahead)
 
 
+def blocks(length, first=0):
+    """Attention within blocks of `length` tokens in both directions, and to all earlier ones; the first is shorter."""
+
+    def sees(ids):
+        block = (torch.arange(ids.shape[1]) + length - first) // length
+        return (block[None] <= block[:, None]).float()
+
+    return sees
+
+
+def prefix(length):
+    """Attention within the first `length` tokens in both directions."""
+    return lambda ids: triangle(ids).index_fill(1, torch.arange(min(length, ids.shape[1])), 1)
+
+
 READ_RIGHT = {
     "causal": Toy(),
     "a window of attention": Toy(lambda ids: triangle(ids) - triangle(ids, -4)),
@@ -118,6 +134,9 @@ LOOKS_AHEAD = {
     "a prefix in both directions": Toy(lambda ids: triangle(ids).index_fill(1, torch.arange(ids.shape[1] * 3 // 4), 1)),
     "normal over the text": Toy(change=lambda logits, ids: logits / logits.std(1, keepdim=True)),
     "less than the mean of the text": Toy(change=lambda logits, ids: logits - logits.mean(1, keepdim=True)),
+    **{f"blocks of {length}": Toy(blocks(length)) for length in (2, 3, 4, 8, 16)},
+    **{f"blocks of {length} behind one token": Toy(blocks(length, 1)) for length in (2, 4, 8)},
+    **{f"a prefix of {length} tokens": Toy(prefix(length)) for length in (2, 4, 8, 9)},
     "padding is masked, the rest is seen": Toy(lambda ids: (ids != 0)[:, None].float().expand(-1, ids.shape[1], -1)),
 }
 DEPENDS_ON_THE_BATCH = {
@@ -182,6 +201,23 @@ def test_unknown_code_is_padded_to_the_widest_batch():
     remembers.longest = 16
     with pytest.raises(NotReadable, match="how long a text"):
         reads_alike_when_padded(reader_of(Toy(change=remembers)), 50)
+
+
+@pytest.mark.parametrize("capacity", [64, 1000])
+def test_a_capacity_shows_in_a_full_batch_only(capacity):
+    """An expert for each token id modulo 4 that takes so many tokens, the first ones."""
+
+    def drops(logits, ids):
+        expert = ids.flatten() % 4
+        place = torch.zeros_like(expert)
+        for number in range(4):
+            place[expert == number] = torch.arange((expert == number).sum())
+        return torch.where((place < capacity).reshape(*ids.shape, 1), logits, 0)
+
+    reader = reader_of(Toy(change=drops))
+    assert prove(reader) == (ANY_LENGTHS, True)
+    assert not reads_alike_in_full_batch(reader, 255)
+    assert reads_alike_in_full_batch(reader_of(Toy()), 255)
 
 
 def test_special_tokens_are_no_text():
@@ -464,6 +500,8 @@ UNFIT = {
     "awq": dict(quantization_config=dict(quant_method="awq", bits=4, group_size=128)),
     "bitsandbytes": dict(quantization_config=dict(quant_method="bitsandbytes", load_in_4bit=True)),
     "unknown quantization": dict(quantization_config=dict(quant_method="nobody's")),
+    "quantization without its method": dict(quantization_config=dict(bits=4)),
+    "quantization by nothing": dict(quantization_config=dict(quant_method=None)),
     "5 heads of 64": dict(num_attention_heads=5),
     "3 heads of keys for 2": dict(num_key_value_heads=3),
     "0 heads": dict(num_attention_heads=0),
@@ -483,6 +521,25 @@ def test_what_the_library_cannot_run_is_one_line_that_names_the_folder(model_fol
     with pytest.raises(InputError, match=f"^{folder}") as caught:
         load(folder)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 900
+
+
+def test_weights_of_another_shape_are_named(model_folder):
+    with pytest.raises(
+        InputError, match=r"6 weights have other shapes .*mlp.down_proj.weight has \[64, 128\], expected \[64, 80\]"
+    ):
+        load(without(model_folder(), intermediate_size=80))
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int64, torch.bool, torch.float8_e4m3fn])
+def test_weights_that_are_no_plain_numbers_are_refused(model_folder, dtype):
+    folder = model_folder()
+    weights = load_file(folder / "model.safetensors")
+    name = "model.layers.1.mlp.up_proj.weight"
+    weights[name] = weights[name].to(dtype)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    for step in (check_folder, load):
+        with pytest.raises(InputError, match=f"model.safetensors: {name} has the type .*no quantization_config"):
+            step(folder)
 
 
 def test_more_layers_in_the_files_than_in_the_configuration(model_folder):

@@ -681,7 +681,7 @@ def broken_results(results: Path) -> tuple[list[Path], list[Path]]:
         to_make += truncated + changed
     for manifest in results.glob("text/*/manifest.json"):
         if manifest not in to_make and _is_below(manifest, root) and (lost := lost_parts(manifest)):
-            broken += lost
+            broken += [path for path in lost if path not in broken]
             to_make.append(manifest)
     records = [path for path in results.glob("revisions/**/*.json") if not _is_record(read_json(path))]
     records = [path for path in records if _is_below(path, root)]

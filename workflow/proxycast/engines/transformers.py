@@ -109,6 +109,7 @@ class TransformersEngine:
         config = (folder / "config.json").read_bytes()
         if not (config == self._config and self._loads_in_place() and _load_in_place(self._model, folder)):
             self._build_anew(folder, config)
+        _require_tied(self._model, folder)
         if not self._is_proven:
             self._prove()
         elif self._head is not None:
@@ -143,10 +144,11 @@ class TransformersEngine:
             self._keeps_nothing = there and bool(
                 (self._probe() - first.logits).abs().max() <= self._reader().bound(first.logits)
             )
-            if there and not self._keeps_nothing:
-                log.warning(
-                    "%s: keeps something of the weights before; each checkpoint is built anew: slow", self._folder
+            if not self._keeps_nothing:
+                why = (
+                    "keeps something of the weights before" if there else f"{first.folder} is not as it was to prove it"
                 )
+                log.warning("%s: not loaded in place: %s; each checkpoint is built anew: slow", self._folder, why)
         return bool(self._keeps_nothing)
 
     def _probe(self) -> torch.Tensor:
@@ -574,6 +576,20 @@ def _build(folder: Path, options: ExtractionOptions, device: torch.device) -> to
             f"{folder}: {size:.1f} GiB of weights do not fit into the memory of {device} ({_free_memory(device)}); "
             f"give dtype bfloat16 (found {options.dtype}), or engine vllm with tensor_parallel_size"
         ) from error
+
+
+def _require_tied(model: torch.nn.Module, folder: Path) -> None:
+    """Raise InputError where config.json ties the head to the input embeddings and the file has another head."""
+    inner, outer = model.get_input_embeddings(), model.get_output_embeddings()
+    ties = getattr(model.config.get_text_config(), "tie_word_embeddings", False)
+    if not ties or not isinstance(outer, torch.nn.Linear) or not hasattr(inner, "weight"):
+        return
+    one, other = inner.weight, outer.weight
+    if one.data_ptr() != other.data_ptr() and one.shape == other.shape and not torch.equal(one, other):
+        raise InputError(
+            f"{folder}: config.json has tie_word_embeddings: true, but the weights hold a head that is not the input "
+            "embeddings: which of the two is meant nobody can tell; correct config.json, or take that head away"
+        )
 
 
 def _free_memory(device: torch.device) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from proxycast.options import InputError, library_errors
-from proxycast.tables import fingerprint
+from proxycast.tables import fingerprint, read_json
 from proxycast.text.documents import documents, documents_fingerprint
 from proxycast.text.mixture import Text
 from proxycast.text.shards import MANIFEST, TokenStream, tokenize_source, torn_shards
@@ -61,7 +61,7 @@ def lost_parts(manifest: Path) -> list[Path]:
         lost = [shard for folder, source in zip(folders, sources) for shard in torn_shards(folder, source)]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return [manifest]
-    return lost + [folder / MANIFEST for folder in folders if not (folder / MANIFEST).is_file()]
+    return lost + [folder / MANIFEST for folder in folders if not read_json(folder / MANIFEST)]
 
 
 def text_stream(folder: Path, text: Text, tokens: int, sequence_length: int, seed: int) -> np.ndarray:
