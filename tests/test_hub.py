@@ -818,7 +818,7 @@ def test_runs_at_the_same_time_never_take_more(tmp_path, monkeypatch):
             with lock:
                 at_a_time[0] += 1
                 most[0] = max(most[0], at_a_time[0])
-            time.sleep(0.03)
+            time.sleep(0.3)  # so long that another one has looked
             with lock:
                 at_a_time[0] -= 1
         shutil.rmtree(tmp_path / f".{i}.partial")
