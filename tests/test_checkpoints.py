@@ -1103,10 +1103,12 @@ def test_pipes_and_deep_json_stop_no_planning(tmp_path):
     results = results_of(tmp_path)
     for name in ("token_stats/job/manifest.json", "suite/trained/a.json", "proxies.parquet"):
         os.mkfifo(results / name)
+    some_table(results / "ranking.parquet")
+    os.mkfifo(results / "ranking.csv")
     (results / "text/trained/b.json").write_text("[" * 10**5)
     (results / "token_stats/job/.x.sha256").write_bytes(b"\xff")
     (results / "token_stats/job/x").touch()
-    assert len(remove_broken(results)) == 5
+    assert len(remove_broken(results)) == 6
     assert remove_broken(results) == []
 
 

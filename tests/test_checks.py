@@ -1,6 +1,7 @@
 """Checks before any training: each fault of an input is found, and named with its file, component, row or corpus."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,6 +23,7 @@ from proxycast.checks import (
     edits_of,
     end_edits,
     require_one_tokenizer,
+    require_own_links,
     require_vocabulary,
 )
 from proxycast.config import Plan, Study, Task
@@ -533,3 +535,42 @@ def test_what_is_kept_of_edits_may_be_of_somebody_else(tmp_path, edits, inputs):
     assert edits_of(record, write=True) == ({"c": 5} if isinstance(edits, dict) else {})
     end_edits([tmp_path / "x"], record)
     assert str(tmp_path / "x") in edits_of(record, write=False)
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        *("", "suite", "suite/models", "suite/models/a-seed0", "suite/models/a-seed0/step5", "text/a/source0"),
+        *("weights", "weights/.run.partial", "logs/score", "study", "consent.json", "solutions/a.jsonl", "new"),
+    ],
+)
+@pytest.mark.parametrize("target", ["victim", "victim/package.json", "victim/absent", "results/other"])
+def test_results_whose_links_lead_away_are_refused(tmp_path, monkeypatch, place, target):
+    results = tmp_path / "results/study"
+    for name in ("victim", "results/other"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "victim/package.json").write_text("{}")
+    (results / place).parent.mkdir(parents=True, exist_ok=True)
+    (results / place).symlink_to(os.path.relpath(tmp_path / target, (results / place).parent))
+    with pytest.raises(InputError, match=r": a link out of the results, to \S+/(victim|other)"):
+        require_own_links(results)
+    monkeypatch.setenv("PROXYCAST_LINKED_RESULTS", f"/nonexistent/x:{tmp_path / target.split('/package')[0]}")
+    require_own_links(results)
+
+
+def test_links_within_results_and_to_the_hub_cache_are_fine(tmp_path, monkeypatch):
+    disk, cache = tmp_path / "disk", tmp_path / "cache"
+    results = tmp_path / "results/study"
+    (disk / "study/logs").mkdir(parents=True)
+    (tmp_path / "results").symlink_to(disk)
+    (results / "logs/job.log").symlink_to("job.attempts")  # that is not there yet
+    blob = cache / "models--a--b/blobs" / ("0" * 64)
+    blob.parent.mkdir(parents=True)
+    blob.touch()
+    (results / "model.safetensors").symlink_to(blob)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    require_own_links(results)
+    require_own_links(tmp_path / "absent")
+    (results / "loop").symlink_to("loop")
+    with pytest.raises(InputError, match="loop: a link that leads to itself"):
+        require_own_links(results)

@@ -721,6 +721,34 @@ def test_a_living_download_is_waited_for_and_a_killed_one_is_not(tmp_path, clock
         pass
 
 
+@pytest.mark.parametrize("how", [fcntl.LOCK_SH, fcntl.LOCK_EX])
+@pytest.mark.parametrize("own", [False, True])
+def test_what_any_reader_may_lock_is_not_waited_for(tmp_path, clock, how, own):
+    """A reservation in results of somebody else, of the run itself or of one beside it, that others may open."""
+    planned = tmp_path / f".{'b' if own else 'a'}.partial/{hub.PLANNED_BYTES}"
+    planned.parent.mkdir()
+    planned.write_text("9")
+    planned.chmod(0o644)
+    with planned.open() as file:
+        fcntl.flock(file, how)
+        signal.signal(signal.SIGALRM, lambda *_: pytest.fail("waits for ever"))
+        signal.alarm(20)
+        try:
+            with reserve(tmp_path / "b", 9, 10e-9):
+                assert clock.now == 0 and (tmp_path / ".b.partial" / hub.PLANNED_BYTES).stat().st_mode & 0o777 == 0o600
+        finally:
+            signal.alarm(0)
+
+
+def test_what_is_no_file_reserves_nothing(tmp_path, clock):
+    for run, make in {"a": os.mkdir, "b": os.mkdir, "c": os.mkfifo}.items():
+        (tmp_path / f".{run}.partial").mkdir()
+        make(tmp_path / f".{run}.partial" / hub.PLANNED_BYTES)
+    for run in ("b", "c"):
+        with reserve(tmp_path / run, 9, 10e-9):
+            assert clock.now == 0
+
+
 def test_a_run_that_another_process_downloads_is_waited_for(tmp_path, clock, holder):
     clock.at[100] = lambda: holder.communicate(b"")
     with reserve(tmp_path / "a", 1, 10e-9):  # it would fit

@@ -462,6 +462,23 @@ def test_a_dry_run_changes_nothing(project):
     assert {"copy_solutions", "score"} <= rules(snakemake(project, "-n"))
 
 
+@pytest.mark.parametrize("place", ["token_stats/left", "proxies", "logs/score", "consent.json"])
+def test_a_link_out_of_results_of_somebody_else_stops_every_start(project, tmp_path, place):
+    victim = tmp_path / "victim"
+    (victim / "left").mkdir(parents=True)
+    for name in ("left.parquet", "left.log", "manifest.json", ".x.parquet"):
+        (victim / name).write_text("{}")
+    path = project / RESULTS / place
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    path.symlink_to(victim / "manifest.json" if path.suffix else victim)
+    before = state_of(tmp_path)
+    for mode in ("-n", "--quiet"):
+        assert f"{RESULTS / place}: a link out of the results, to {victim}" in snakemake(project, mode, fails=True)
+    assert {p: s for p, s in state_of(tmp_path).items() if ".snakemake" not in p.parts} == {
+        p: s for p, s in before.items() if ".snakemake" not in p.parts
+    }
+
+
 def test_results_on_a_disk_that_is_not_mounted_are_not_made_anew(project):
     other_disk = Path("/dev/shm") / f"proxycast-{os.getpid()}"
     if other_disk.parent.stat().st_dev == project.stat().st_dev:

@@ -5,6 +5,7 @@ miniature suite has been built. It is no job of its own: every job would have to
 whenever anything that it checks has changed.
 """
 
+import os
 import shlex
 import sys
 import time
@@ -24,6 +25,7 @@ from proxycast.engines.model_folder import (
     check_folder,
     context_of,
     read_config,
+    stays_in_folder,
     tokenizer_files,
     vocabulary_of,
 )
@@ -46,6 +48,7 @@ from proxycast.wide_curve import read_wide_curve
 
 CLOCK_SECONDS = 60.0  # that the clocks of two machines may differ
 
+LINKS_VARIABLE = "PROXYCAST_LINKED_RESULTS"  # folders that links in results may lead to, with colons between them
 RUNNING = "inputs"  # key of a study's record: what its input files were when a run began that has not ended
 
 
@@ -102,6 +105,29 @@ def check_inputs(plan: Plan, checkpoints: list[Checkpoint], record: bool = True)
         check_measurable(plan.measured_tasks, problems, metrics)
     if record:
         write_json(found, done)
+
+
+def require_own_links(results: Path) -> None:
+    """`InputError` for a link that leads out of the results: jobs read, replace and remove what has a name below them.
+
+    Results of somebody else may have any. Links of one's own lead to what `LINKS_VARIABLE` names; the folder of all
+    results, which is no study's, may be one, and a file may be one to the hub cache.
+    """
+    named = [Path(folder).resolve() for folder in filter(None, os.environ.get(LINKS_VARIABLE, "").split(":"))]
+    allowed = [results.parent.resolve() / results.name, *named]
+    within = (Path(folder, name) for folder, *names in os.walk(results) for name in [*names[0], *names[1]])
+    for path in [results, *within]:
+        if not path.is_symlink() or (path.is_file() and stays_in_folder(path)):
+            continue
+        target = Path(os.path.realpath(path))
+        if target.is_symlink():
+            raise InputError(f"{path}: a link that leads to itself; remove it")
+        if not any(target.is_relative_to(folder) for folder in allowed):
+            raise InputError(
+                f"{path}: a link out of the results, to {target}, where jobs would replace and remove files; remove it, or "
+                f"if you made it set {LINKS_VARIABLE}={target if target.is_dir() else target.parent} (several: "
+                "colons between them)"
+            )
 
 
 def require_same_disk(results: Path, record: Path, write: bool) -> None:

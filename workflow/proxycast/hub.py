@@ -773,6 +773,7 @@ def _reserved(partial: Path, folder: Path, planned: int, disk_gb: float | None, 
             taken = _taken_by_others(partial, folder)
             if partial not in taken and sum(t.size for t in taken.values()) + planned <= disk_gb * 1e9:
                 partial.mkdir(exist_ok=True)
+                remove_tree(partial / PLANNED_BYTES)  # of another's results: somebody may have it open, and lock it
                 reservation = _open_lock(partial / PLANNED_BYTES)
                 reservation.truncate()
                 fcntl.flock(reservation, fcntl.LOCK_EX)
@@ -814,10 +815,13 @@ def _taken_by_others(partial: Path, folder: Path) -> dict[Path, _Taken]:
 def _living_reservation(folder: Path) -> int | None:
     """Bytes that a living process has reserved for `folder`."""
     try:
-        number = os.open(folder / PLANNED_BYTES, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError:  # none, or nobody's of this user: a link, another user's
+        opened = os.fdopen(os.open(folder / PLANNED_BYTES, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK))
+    except OSError:  # none, or nobody's of this user: a link, a folder, another user's
         return None
-    with os.fdopen(number) as file:
+    with opened as file:
+        status = os.fstat(file.fileno())
+        if not S_ISREG(status.st_mode) or status.st_mode & 0o077 or status.st_uid != os.getuid():
+            return None  # whoever may open it may lock it, and would be waited for
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -325,6 +325,8 @@ def is_whole_parquet(path: Path | str) -> bool:
 
 def is_whole_csv(path: Path) -> bool:
     """Whether a csv ends as one is written: a truncated one has no end of its last row, but for chance."""
+    if not path.is_file():  # of a pipe nobody writes to there is no end
+        return False
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - 1))
         return file.read() == b"\n"
