@@ -15,6 +15,7 @@ from proxycast.checkpoints import plan_checkpoints
 from proxycast.config import Study, Target, Task, _parse, frozen, load_plan, read_yaml, require_keys_once
 from proxycast.config_reference import KINDS, write_reference
 from proxycast.corpora import Corpus, RunException
+from proxycast.engines.tokenizer import read_tokenizer
 from proxycast.files import Files
 from proxycast.ladder import Ladder, LadderSize, Optimisation
 from proxycast.miniature.problems import FAMILIES
@@ -825,6 +826,8 @@ SECRETS = {
     "json": '{"token": "secret"}\n',
     "list": '["secret"]\n',
     "string": '"secret"\n',
+    "version": '{"version": "secret"}\n',
+    "tokens": '{"version": "1.0", "added_tokens": "secret"}\n',
     "struct": '{"question": ["secret"], "text": ["secret"]}\n{"question": {"a": "secret"}}\n',
 }
 
@@ -841,6 +844,11 @@ def readers():
         "truth.parquet": read_target_table,
         "curve.csv": lambda path: read_wide_curve(columns.model_copy(update={"path": path}), "accuracy"),
         "text.jsonl": lambda path: list(documents([path], Source(files=str(path), column="text", weight=1))),
+        "where.txt": lambda path: list(documents([path], Source(files=str(path), where="CAST(text AS BIGINT) = 1"))),
+        "where.jsonl": lambda path: list(
+            documents([path], Source(files=str(path), column="token", where="token::int = 1"))
+        ),
+        "tokenizer.json": read_tokenizer,
         "task.yaml": lambda path: read_yaml(path) and _parse(Task, read_yaml(path), str(path)),
         "rows.jsonl": lambda path: render_solutions([path], rows(path), "task"),
         "rows.csv": lambda path: render_solutions([path], rows(path), "task"),

@@ -1,7 +1,9 @@
 """Models and their training: the logits of transformers, the optimisers' formulas, and runs that survive a kill."""
 
+import fcntl
 import os
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -543,6 +545,23 @@ def test_a_compiled_loss_is_kept_for_later_jobs(compiled_file, monkeypatch):
     for name in plain:
         assert torch.equal(loaded[name], made[name])
         torch.testing.assert_close(loaded[name], plain[name], rtol=1e-4, atol=1e-6)
+
+
+def test_a_lock_that_never_comes_is_not_waited_for(compiled_file, monkeypatch, caplog):
+    compiled_file.parent.mkdir(mode=0o700)
+    lock = compiled_file.with_suffix(".lock")
+    lock.touch(0o644)
+    monkeypatch.setattr(pretraining, "LOCK_SECONDS", 0.2)
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: pytest.fail("compiled without the lock"))
+    signal.signal(signal.SIGALRM, lambda *_: pytest.fail("waits for ever"))
+    with lock.open() as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+        signal.alarm(30)
+        try:
+            gradients(compiled_loss(TINY, VOCABULARY, TRAINING))
+        finally:
+            signal.alarm(0)
+    assert "another process has held the lock" in caplog.text and lock.stat().st_mode & 0o777 == 0o600
 
 
 @pytest.mark.parametrize("folder", ["", ".."])

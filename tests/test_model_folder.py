@@ -8,7 +8,7 @@ import pytest
 from hub_stub import make_cache
 from huggingface_hub import constants
 from proxycast.conversion import convert
-from proxycast.engines.model_folder import check_folder, tokenizer_files, weight_files
+from proxycast.engines.model_folder import check_folder, shape_of, tokenizer_files, weight_files
 from proxycast.engines.tokenizer import load_tokenizer
 from proxycast.miniature.pretraining import _write_checkpoint
 from proxycast.miniature.suite import Size
@@ -150,3 +150,10 @@ def test_an_index_of_weights_beside_it(model_folder):
     (folder / "model.safetensors").rename(folder / "model-1.safetensors")
     (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-1.safetensors"}}')
     check_folder(folder)
+
+
+@pytest.mark.parametrize("text", ["a word", [1], 7])
+def test_a_nested_configuration_that_is_no_object_is_one_error(tmp_path, text):
+    (tmp_path / "config.json").write_text(json.dumps({"text_config": text}))
+    with pytest.raises(InputError, match="config.json, key text_config: found a (str|list|int); it must be an object"):
+        shape_of(tmp_path)

@@ -124,9 +124,9 @@ def require_own_links(results: Path) -> None:
             raise InputError(f"{path}: a link that leads to itself; remove it")
         if not any(target.is_relative_to(folder) for folder in allowed):
             raise InputError(
-                f"{path}: a link out of the results, to {target}, where jobs would replace and remove files; remove it, or "
-                f"if you made it set {LINKS_VARIABLE}={target if target.is_dir() else target.parent} (several: "
-                "colons between them)"
+                f"{path}: a link out of the results, to {target}, where jobs would replace and remove files; remove "
+                f"it, or, if it is yours, set {LINKS_VARIABLE}={target if target.is_dir() else target.parent} "
+                "(several: colons between them)"
             )
 
 

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from proxycast.ladder import Ladder
 from proxycast.metrics import about_share, is_share, outside_share
-from proxycast.options import InputError, one_line, told_names
+from proxycast.options import InputError, told_names, told_reason, told_value
 from proxycast.tables import LARGEST_WHOLE, UNREADABLE, is_whole_parquet
 from proxycast.targets import TARGETS_SCHEMA
 
@@ -86,7 +86,7 @@ def _read_whole(path: Path, read: Callable[..., pl.DataFrame], *arguments: objec
     try:
         return read(path, *arguments)
     except UNREADABLE as error:
-        raise InputError(f"{path}: cannot be read: {one_line(error)}; download it again") from None
+        raise InputError(f"{path}: cannot be read: {told_reason(error)}; download it again") from None
 
 
 def _labels(path: Path) -> pl.DataFrame:
@@ -160,7 +160,7 @@ def _plain(spelling: str) -> str:
 
 
 def _closest(spelling: str, there: Sequence[str]) -> str:
-    return f"the closest found: {difflib.get_close_matches(spelling, there, n=5, cutoff=0)}"
+    return f"the closest found: {told_names(difflib.get_close_matches(spelling, there, n=5, cutoff=0), True)}"
 
 
 def _task_spellings(there: Sequence[str], tasks: Iterable[str], where: str) -> list[str]:
@@ -185,7 +185,7 @@ def _read(path: Path, runs: pl.DataFrame, tasks: Sequence[str], metrics: Sequenc
         rows = scan.select(*CHECKPOINT, "task", *figures).collect(engine="streaming")
     whole = pl.col("step").is_between(0, LARGEST_WHOLE) & (pl.col("step") == pl.col("step").floor())
     for step in rows.filter(~whole.fill_null(False))["step"][:1]:
-        raise InputError(f"{path}, column step: found {step!r}; it must be a whole number of at least 0")
+        raise InputError(f"{path}, column step: found {told_value(step)}; it must be a whole number of at least 0")
     for row in rows.filter(~pl.all_horizontal(_finite(metrics))).iter_rows(named=True):
         raise InputError(_what_is_wrong(path, row, rows, scan, metrics))
     for name in filter(is_share, metrics):

@@ -48,14 +48,18 @@ def one_line(error: BaseException) -> str:
 
 
 @contextmanager
-def library_errors(said: str) -> Iterator[None]:
-    """Turn whatever a library raises into InputError, `said` and the cause: a panic of one in Rust is no Exception."""
+def library_errors(said: str, may_quote: bool = True) -> Iterator[None]:
+    """Turn whatever a library raises into InputError, `said` and the cause: a panic of one in Rust is no Exception.
+
+    Not `may_quote`: a library that parses a file quotes it, and it may be another one than was meant, and private.
+    """
     try:
         yield
     except (InputError, KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
     except BaseException as error:
-        raise InputError(f"{said}: {one_line(error)}") from error
+        cause = one_line(error) if may_quote else f"{type(error).__name__}: {told_reason(error)}"
+        raise InputError(f"{said}: {cause}") from (error if may_quote else None)
 
 
 def json_value(text: str | bytes) -> object:

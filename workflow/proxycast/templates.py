@@ -25,7 +25,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from tqdm import tqdm
 
 from proxycast.files import Files
-from proxycast.options import InputError, told_names, told_reason
+from proxycast.options import InputError, told_names, told_reason, told_value
 from proxycast.patterns import substitute
 from proxycast.sandbox import bounded_environment, limited
 from proxycast.solutions import Problem, Solution
@@ -154,7 +154,9 @@ def render_solutions(paths: Sequence[Path], rows: Rows, where: str) -> list[Prob
         try:
             solution = _render(row, templates, default_id, has_solution)
             if solution is not None and solution.id in solutions:
-                raise ValueError(f"id: found {solution.id!r}, which an earlier row has; each row needs its own")
+                raise ValueError(
+                    f"id: found {told_value(solution.id)}, which an earlier row has; each row needs its own"
+                )
         except ValueError as error:
             raise InputError(f"{where}: {place}: {error}") from None
         if solution is None:
@@ -238,7 +240,7 @@ def _render(
     """None where two choices are the same or one is blank. `ValueError` names the key."""
     id = _evaluate("id", templates, row) if "id" in templates else default_id
     if id in (None, ""):
-        raise ValueError(f"id: found {id!r}; each row needs an id of its own")
+        raise ValueError(f"id: found {told_value(id)}; each row needs an id of its own")
     prompt = _evaluate("prompt", templates, row)
     choices = _choices(row, templates) if "choices" in templates else None
     right = choices[_gold(row, templates, len(choices))] if choices else None
@@ -250,16 +252,18 @@ def _render(
     worked = "solution" in templates
     solution = _evaluate("solution", templates, row) if worked else right
     if choices and solution in choices and solution != right:
-        raise ValueError(f"solution: found {solution!r}, a choice, where the right one is {right!r}")
+        raise ValueError(
+            f"solution: found {told_value(solution)}, a choice, where the right one is {told_value(right)}"
+        )
     if not solution.strip():
-        raise ValueError(f"solution: found the blank text {solution!r}; leave such rows out with `where`")
+        raise ValueError(f"solution: found the blank text {told_value(solution)}; leave such rows out with `where`")
     return Solution(id=str(id), prompt=prompt, solution=solution, answer=answer if worked else None, choices=choices)
 
 
 def _choices(row: dict, templates: dict) -> list[str]:
     found = _evaluate("choices", templates, row)
     if not isinstance(found, list | tuple) or len(found) < 2:
-        raise ValueError(f"choices: found {found!r}; it must be a list of at least two")
+        raise ValueError(f"choices: found {told_value(found)}; it must be a list of at least two")
     return [_evaluate("choice", templates, row | {"choice": choice}) for choice in found]
 
 
@@ -267,7 +271,9 @@ def _gold(row: dict, templates: dict, count: int) -> int:
     """The label as it is: a filter that makes 0 of an empty one would hide that there is none."""
     found = _evaluate("gold", templates, row)
     if not re.fullmatch(r"\s*\d+\s*", str(found)) or int(found) >= count:
-        raise ValueError(f"gold: found {found!r}; it must be an index of the choices, 0 to {count - 1}; {LABELS}")
+        raise ValueError(
+            f"gold: found {told_value(found)}; it must be an index of the choices, 0 to {count - 1}; {LABELS}"
+        )
     return int(found)
 
 

@@ -270,7 +270,12 @@ def shape_in_file(folder: Path) -> Shape:
     """What config.json itself says, without any import."""
     _require_buildable(folder)
     raw = json_object(folder / "config.json")
-    return _shape(SimpleNamespace(**{"vocab_size": raw.get("vocab_size")} | (raw.get("text_config") or raw)))
+    text = raw.get("text_config") or raw
+    if not isinstance(text, dict):
+        raise InputError(
+            f"{folder / 'config.json'}, key text_config: found a {type(text).__name__}; it must be an object"
+        )
+    return _shape(SimpleNamespace(**{"vocab_size": raw.get("vocab_size")} | text))
 
 
 def _require_buildable(folder: Path) -> None:
@@ -487,7 +492,7 @@ def _largest_token_id(folder: Path) -> int:
     have no embedding for them, and `solutions.tokenize` refuses a text that has one of those.
     """
     path = tokenizer_json(folder)
-    with library_errors(f"{path}: no readable tokenizer; copy the file again"):
+    with library_errors(f"{path}: no readable tokenizer; copy the file again", may_quote=False):
         return _largest_in_tokenizer(path.read_text(encoding="utf-8"))
 
 

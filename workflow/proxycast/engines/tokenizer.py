@@ -45,7 +45,7 @@ def read_tokenizer(path: Path) -> Tokenizer:
     The dropout of BPE is off, with which a model may have been trained (the file does not hold that of Unigram), and so
     are truncation and padding. Raises InputError for a file that cannot be read.
     """
-    with library_errors(f"{path}: no readable tokenizer; copy the file again"):
+    with library_errors(f"{path}: no readable tokenizer; copy the file again", may_quote=False):
         tokenizer = Tokenizer.from_file(str(path))
         if isinstance(tokenizer.model, BPE):
             tokenizer.model.dropout = None

@@ -6,12 +6,13 @@ import os
 import platform
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from proxycast.engines.model_folder import is_finished, mark_as_trained, tokenizer_files
-from proxycast.jobs import PROGRESS_SECONDS
+from proxycast.jobs import LOCK_SECONDS, PROGRESS_SECONDS, open_private
 from proxycast.miniature import gpt, llama
 from proxycast.miniature.suite import Size, Suite, Training
 from proxycast.tables import atomic, fingerprint, remove_tree, require_unchanged
@@ -96,8 +97,8 @@ def compiled_loss(size: Size, vocabulary: int, training: Training) -> Callable[[
         return torch.compile(next_token_loss(size), dynamic=False)
     try:
         # Of two jobs that start together, one compiles and the other waits.
-        with made.with_suffix(".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with os.fdopen(open_private(made.with_suffix(".lock")), "w") as lock:
+            _wait_for(lock, made)
             if not made.exists():
                 with atomic(made) as temporary:
                     _compile(size, vocabulary, training).save_compiled_function(str(temporary))
@@ -106,6 +107,21 @@ def compiled_loss(size: Size, vocabulary: int, training: Training) -> Callable[[
     except Exception as error:  # the compiler raises many kinds
         log.warning("the loss runs uncompiled, which is slower: %s", error)
         return next_token_loss(size)
+
+
+def _wait_for(lock: TextIO, made: Path) -> None:
+    """Raises `TimeoutError` after `LOCK_SECONDS`: whoever could once open the lock may hold it for ever."""
+    until, told = time.monotonic() + LOCK_SECONDS, False
+    while True:
+        try:
+            return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > until:
+                raise TimeoutError(f"another process has held the lock of {made} for {LOCK_SECONDS:.0f} s") from None
+        if not told:
+            log.info("waiting for %s, which another job compiles, at most %.0f s", made, LOCK_SECONDS)
+            told = True
+        time.sleep(0.1)
 
 
 def _are_own(*folders: Path) -> bool:

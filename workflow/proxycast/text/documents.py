@@ -112,7 +112,7 @@ def _condition(frame: pl.DataFrame, path: Path, where: str) -> pl.Series:
         keep = frame.select(pl.sql_expr(where).alias("keep"))["keep"]
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
         types = ", ".join(f"{name} ({dtype})" for name, dtype in frame.schema.items())
-        reason = str(error).split("\n")[0]
+        reason = told_reason(error)  # polars quotes values that it cannot cast
         raise InputError(f"{path}, where: {where!r} cannot be told for its rows ({reason}); columns: {types}") from None
     if keep.dtype not in (pl.Boolean, pl.Null) or len(keep) != frame.height:
         raise InputError(
