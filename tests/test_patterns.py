@@ -43,6 +43,13 @@ def test_an_endless_pattern_ends(pattern):
     assert first_groups(re.compile("(a)b"), "abab") == ["a", "a"]
 
 
+def test_a_replacement_takes_no_memory_without_end(monkeypatch):
+    monkeypatch.setattr(patterns, "PATTERN_SECONDS", 30)
+    with pytest.raises(InputError, match="pattern '': MemoryError"):
+        substitute("", "x" * 30_000, "y" * 100_000)  # 3 GB
+    assert substitute("a", "b", "aa") == "bb"
+
+
 @pytest.mark.parametrize("in_thread", [False, True])
 def test_what_judges_answers_ends(in_thread):
     problem, text, pattern = Problem(id="1", prompt="Q", answer="b"), "a" * 40 + "b", r"(a+)+$"

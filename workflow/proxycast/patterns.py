@@ -15,8 +15,10 @@ from collections.abc import Sequence
 from proxycast.options import InputError, told_value
 
 PATTERN_SECONDS = 5.0  # for one text; sound patterns take microseconds
-SEARCHER = """
-import json, re, sys
+MEMORY = 2 << 30  # bytes for the process that searches: a long replacement at every place of a long text takes any
+SEARCHER = f"""
+import json, re, resource, sys
+resource.setrlimit(resource.RLIMIT_AS, ({MEMORY}, {MEMORY}))
 for line in sys.stdin:
     pattern, flags, text, replacement = json.loads(line)
     try:
@@ -25,10 +27,10 @@ for line in sys.stdin:
             answer = [match[1] if compiled.groups else match[0] for match in compiled.finditer(text)]
         else:
             answer = compiled.sub(replacement, text)
-        answer = {"answer": answer}
+        answer = json.dumps({{"answer": answer}})
     except (re.error, IndexError, RecursionError, OverflowError, MemoryError) as error:
-        answer = {"error": str(error) or type(error).__name__}
-    print(json.dumps(answer), flush=True)
+        answer = json.dumps({{"error": str(error) or type(error).__name__}})
+    print(answer, flush=True)
 """
 
 _lock = threading.Lock()
