@@ -19,7 +19,7 @@ from proxycast.checkpoints import (
     weight_inputs,
     weight_states,
 )
-from proxycast.checks import check_inputs, edits_of, require_own_links, require_same_disk
+from proxycast.checks import check_inputs, edits_of, require_plain_results, require_same_disk
 from proxycast.code_fingerprint import code_fingerprint
 from proxycast.config import FROZEN, frozen, load_plan, require_keys_once
 from proxycast.disk import disk_plan
@@ -60,7 +60,7 @@ try:
         slurm_plugin.repair()
         report_page.repair()
         RECORD = Path(f".snakemake/proxycast/{PLAN.study.study}.json")
-        require_own_links(PLAN.results)
+        require_plain_results(PLAN.results)
         require_same_disk(PLAN.results, RECORD, write=RUNS_JOBS)
         CHECKPOINTS = plan_checkpoints(PLAN)
         broken, to_make = broken_results(PLAN.results)

@@ -23,7 +23,7 @@ from proxycast.checks import (
     edits_of,
     end_edits,
     require_one_tokenizer,
-    require_own_links,
+    require_plain_results,
     require_vocabulary,
 )
 from proxycast.config import Plan, Study, Task
@@ -553,9 +553,9 @@ def test_results_whose_links_lead_away_are_refused(tmp_path, monkeypatch, place,
     (results / place).parent.mkdir(parents=True, exist_ok=True)
     (results / place).symlink_to(os.path.relpath(tmp_path / target, (results / place).parent))
     with pytest.raises(InputError, match=r": a link out of the results, to \S+/(victim|other)"):
-        require_own_links(results)
+        require_plain_results(results)
     monkeypatch.setenv("PROXYCAST_LINKED_RESULTS", f"/nonexistent/x:{tmp_path / target.split('/package')[0]}")
-    require_own_links(results)
+    require_plain_results(results)
 
 
 def test_links_within_results_and_to_the_hub_cache_are_fine(tmp_path, monkeypatch):
@@ -569,8 +569,12 @@ def test_links_within_results_and_to_the_hub_cache_are_fine(tmp_path, monkeypatc
     blob.touch()
     (results / "model.safetensors").symlink_to(blob)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
-    require_own_links(results)
-    require_own_links(tmp_path / "absent")
+    require_plain_results(results)
+    require_plain_results(tmp_path / "absent")
+    os.mkfifo(results / "fingerprint.txt")
+    with pytest.raises(InputError, match="fingerprint.txt: a pipe or device among the results"):
+        require_plain_results(results)
+    (results / "fingerprint.txt").unlink()
     (results / "loop").symlink_to("loop")
     with pytest.raises(InputError, match="loop: a link that leads to itself"):
-        require_own_links(results)
+        require_plain_results(results)

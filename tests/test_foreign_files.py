@@ -5,7 +5,9 @@ The examples are the same at each run. What is outside the folder of the files s
 
 import gzip
 import json
+import os
 import random
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -26,7 +28,7 @@ from proxycast.experts import inactive_parameters
 from proxycast.options import InputError
 from proxycast.published import _read as read_published
 from proxycast.solutions import read_problems, read_solutions
-from proxycast.tables import read_json
+from proxycast.tables import input_states, read_json
 from proxycast.targets import read_target_table
 from proxycast.templates import Rows, render_solutions
 from proxycast.text.documents import documents
@@ -412,3 +414,26 @@ def test_counts_too_large_for_a_whole_number_name_row_and_column(number, tmp_pat
         path.write_text(f"checkpoint,task,metric,value,n\na-s-seed0-step1,t,m,0.3,{number}\n")
         with pytest.raises(InputError, match="curve.csv, row 2, column n: found .*; it must be a count of at least 1"):
             read_target_table(path)
+
+
+PIPES = {
+    "task.yaml": read_yaml,
+    "curve.csv": lambda path: read_wide_curve(WideCurve(**CURVE_KEYS, path=path), "score"),
+    "targets.csv": read_target_table,
+    "targets.parquet": read_target_table,
+    "solutions.jsonl": read_solutions,
+    "config.json": lambda path: shape_of(path.parent),
+    "state": lambda path: input_states([path]),
+}
+
+
+@pytest.mark.parametrize("name", PIPES)
+def test_a_pipe_is_no_file(name, tmp_path):
+    os.mkfifo(tmp_path / name)
+    signal.signal(signal.SIGALRM, lambda *_: pytest.fail("waits for ever"))
+    signal.alarm(60)
+    try:
+        with pytest.raises(InputError, match=name):
+            PIPES[name](tmp_path / name)
+    finally:
+        signal.alarm(0)

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
+from stat import S_ISDIR, S_ISLNK, S_ISREG
 
 import polars as pl
 
@@ -107,17 +108,24 @@ def check_inputs(plan: Plan, checkpoints: list[Checkpoint], record: bool = True)
         write_json(found, done)
 
 
-def require_own_links(results: Path) -> None:
+def require_plain_results(results: Path) -> None:
     """`InputError` for a link that leads out of the results: jobs read, replace and remove what has a name below them.
 
-    Results of somebody else may have any. Links of one's own lead to what `LINKS_VARIABLE` names; the folder of all
-    results, which is no study's, may be one, and a file may be one to the hub cache.
+    And for a pipe or device among them, of which there may be no end: results of somebody else may have any. Links of
+    one's own lead to what `LINKS_VARIABLE` names; the folder of all results, which is no study's, may be one, and a
+    file may be one to the hub cache.
     """
     named = [Path(folder).resolve() for folder in filter(None, os.environ.get(LINKS_VARIABLE, "").split(":"))]
     allowed = [results.parent.resolve() / results.name, *named]
     within = (Path(folder, name) for folder, *names in os.walk(results) for name in [*names[0], *names[1]])
     for path in [results, *within]:
-        if not path.is_symlink() or (path.is_file() and stays_in_folder(path)):
+        try:
+            mode = path.lstat().st_mode
+        except FileNotFoundError:  # not there yet, or just removed
+            continue
+        if not (S_ISREG(mode) or S_ISDIR(mode) or S_ISLNK(mode)):
+            raise InputError(f"{path}: a pipe or device among the results; remove it")
+        if not S_ISLNK(mode) or (path.is_file() and stays_in_folder(path)):
             continue
         target = Path(os.path.realpath(path))
         if target.is_symlink():

@@ -34,6 +34,7 @@ from proxycast.options import (
     Options,
     SafeName,
     ShownName,
+    require_ends,
     told_reason,
     told_value,
     unfolded,
@@ -497,6 +498,7 @@ def _once(pairs: list[tuple[str, object]], path: Path) -> dict[str, object]:
 
 def read_yaml(path: Path) -> dict:
     """The mapping in a YAML file; an error that names the file if it is absent, broken or no mapping."""
+    require_ends(path)
     try:
         text = path.read_text(encoding="utf8")
         _require_bounded(text)

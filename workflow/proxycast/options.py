@@ -6,6 +6,7 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from stat import S_ISDIR, S_ISREG
 from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints
@@ -176,6 +177,16 @@ def require_inside(path: Path, folder: Path) -> None:
     """Raise `InputError` where `path` lies outside `folder` when its links are followed."""
     if not path.resolve().is_relative_to(folder.resolve()):
         raise InputError(f"{path}: leads out of {folder}, to {path.resolve()}; remove the link that does it")
+
+
+def require_ends(path: Path) -> None:
+    """Raise `InputError` for a pipe or device, of which there may be no end."""
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError):  # whoever reads it says what is wrong
+        return
+    if not (S_ISREG(mode) or S_ISDIR(mode)):
+        raise InputError(f"{path}: found a pipe or device where a file should be")
 
 
 # A file or folder of the user, which may be the input of a rule.

@@ -18,7 +18,7 @@ from typing import BinaryIO
 import polars as pl
 from pydantic import BaseModel
 
-from proxycast.options import InputError, json_value, told_reason
+from proxycast.options import InputError, json_value, require_ends, told_reason
 
 FINGERPRINT = "proxycast.fingerprint"
 LARGEST_WHOLE = 2**53  # up to which a float is a whole number: larger ones of somebody else's table are none
@@ -71,6 +71,7 @@ def read_json(path: Path) -> dict:
 
 def read_csv(path: Path) -> pl.DataFrame:
     """A .csv with each column as text. Raises InputError for one that is none, or has a column's name twice."""
+    require_ends(path)
     try:
         header = pl.read_csv(path, has_header=False, n_rows=1, infer_schema=False, glob=False).row(0)
         table = pl.read_csv(path, infer_schema=False, glob=False)
@@ -167,6 +168,7 @@ def _plain(value: object) -> object:
 
 def digest_of(path: Path) -> str:
     """sha256 of a file, as hexadecimal digits."""
+    require_ends(path)
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

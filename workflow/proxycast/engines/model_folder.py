@@ -13,7 +13,7 @@ from unittest.mock import patch
 
 from tokenizers import Tokenizer
 
-from proxycast.options import InputError, is_inner_name, json_value, library_errors, one_line
+from proxycast.options import InputError, is_inner_name, json_value, library_errors, one_line, require_ends
 from proxycast.tables import damaged, digest_of, fingerprint
 
 if TYPE_CHECKING:
@@ -474,6 +474,7 @@ def _dimensions(shape: object) -> list[int]:
 def json_object(path: Path) -> dict:
     """The object in a JSON file. Raises InputError for one that is missing, broken or holds something else."""
     require_own_file(path)
+    require_ends(path)
     try:
         value = json_value(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
