@@ -1,6 +1,7 @@
 """What is seen of a study from its files and logs, and what Snakemake tells when it ends."""
 
 import fcntl
+import json
 import os
 import signal
 import subprocess
@@ -16,7 +17,7 @@ from conftest import write_attempt, write_end
 from proxycast import progress
 from proxycast.checkpoints import plan_checkpoints, scored_checkpoints, scoring_jobs
 from proxycast.config import load_plan, read_yaml
-from proxycast.jobs import Presence, attempts, attempts_file
+from proxycast.jobs import Presence, attempts, attempts_file, identity_file
 from proxycast.progress import Follower, Watch, screen, watched
 from proxycast.slurm_states import SlurmError, slurm_states, waiting_jobs
 from proxycast.summary import Logged, end_of, logged_jobs, report_line, told, used
@@ -534,6 +535,44 @@ def test_gpus_are_read_from_either_dialect():
 def test_a_killed_attempt_that_said_nothing_took_no_time(plan):
     (attempt,) = attempts(log_of("score", "core", "nothing with a time", NOW))
     assert attempt.state == "killed" and end_of(attempt) == NOW
+
+
+@pytest.mark.parametrize(
+    "said", ["99:99:99 x", "24:00:00 x", "12:60:00 x", "\u0661\u0662:00:00 x", "23:59:59 a\n00:00:00 b\n" * 9999]
+)
+def test_times_in_a_log_may_be_any(plan, said):
+    (attempt,) = attempts(log_of("score", "core", said, NOW))
+    assert 0 <= (end_of(attempt) - NOW).total_seconds() < 2 * 366 * 24 * 3600
+    *_, attempt = attempts(log_of("score", "core", said, datetime(2199, 12, 31)))
+    assert end_of(attempt) >= attempt.started
+
+
+def test_forged_attempts_may_take_any_time(plan):
+    log = log_of("score", "core", "x", datetime(2199, 12, 31), "=== done 2199-12-31T00:00:00")
+    job = Logged("score", "core", log, 1, None, "", False)
+    begun, ended = filter(None, identity_file(log).read_text().split("\n"))
+    attempt, records = json.loads(begun)["attempt"], []
+    ended = ended.replace("2199-12-31", "1980-01-01")
+    for number in range(9000):
+        records += [begun.replace(attempt, f"{number:016x}"), ended.replace(attempt, f"{number:016x}")]
+    forged = "\n".join(records)
+    identity_file(log).write_text(forged)
+    assert "in all" in " ".join(used([job] * 3, NOW))
+
+
+def test_what_lies_among_logs_and_tables_may_be_anything(plan):
+    log = log_of("score", "core", "x", NOW)
+    attempts_file(log).with_name("nowhere.attempts").symlink_to("absent")
+    (RESULTS / "token_stats/core").mkdir(parents=True)
+    pipe = RESULTS / "token_stats/core/core-30k-seed0-step20.parquet"
+    os.mkfifo(pipe)
+    os.utime(pipe, (NOW.timestamp() + 1,) * 2)
+    signal.signal(signal.SIGALRM, lambda *_: pytest.fail("waits for ever"))
+    signal.alarm(60)
+    try:
+        assert [job.name for job in look(Watch(plan)).failed] == ["core"]
+    finally:
+        signal.alarm(0)
 
 
 def test_failures_name_job_reason_and_log(plan):

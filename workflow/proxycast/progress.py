@@ -32,7 +32,7 @@ from proxycast.config import Plan, load_plan, read_yaml
 from proxycast.jobs import HANGING, Attempt, attempts, attempts_file
 from proxycast.options import InputError, printable
 from proxycast.slurm_states import AT_WORK, QUEUED, SlurmError, slurm_states, waiting_jobs
-from proxycast.tables import UNREADABLE
+from proxycast.tables import UNREADABLE, is_whole_parquet
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -318,6 +318,8 @@ class Watch:
     def _count_rows(self, path: Path, written: float) -> int:
         """Rows of a table, from its footer."""
         if (path, written) not in self._rows:
+            if not is_whole_parquet(path):
+                return 0
             try:
                 self._rows[path, written] = pl.scan_parquet(path).select(pl.len()).collect().item()
             except UNREADABLE:  # removed at this moment
@@ -359,7 +361,7 @@ class Watch:
 
     def _last_attempt(self, log: Path) -> Attempt | None:
         """One that has ended stays as it is until the log grows; whether one runs is seen by its lock alone."""
-        stat = attempts_file(log).stat()
+        stat = attempts_file(log).lstat()  # a link, which is none of ours, may lead nowhere
         state = stat.st_mtime_ns, stat.st_size
         known, attempt = self._logs.get(log, (None, None))
         if known != state or (attempt and attempt.ended is None):

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from snakemake.workflow import Workflow
 
 SLURM_LOGS = Path(".snakemake/slurm_logs")  # unless --slurm-logdir says otherwise
-TIME_OF_LINE = re.compile(r"(\d\d):(\d\d):(\d\d) ")  # as `jobs.job` begins each record
+LONGEST_ATTEMPT = timedelta(days=366)
+TIME_OF_LINE = re.compile("([01][0-9]|2[0-3]):([0-5][0-9]):([0-5][0-9]) ")  # as `jobs.job` begins each record
 
 
 class Logged(NamedTuple):
@@ -111,7 +112,8 @@ def used(jobs: list[Logged], since: datetime) -> list[str]:
 
 
 def _duration(seconds: float) -> str:
-    return str(timedelta(seconds=round(seconds)))
+    most = timedelta.max.total_seconds() / 2  # attempts of forged records take any time together
+    return str(timedelta(seconds=round(max(-most, min(seconds, most)))))
 
 
 def end_of(attempt: Attempt) -> datetime:
@@ -123,7 +125,10 @@ def end_of(attempt: Attempt) -> datetime:
         if found := TIME_OF_LINE.match(line):
             hour, minute, second = map(int, found.groups())
             then = end.replace(hour=hour, minute=minute, second=second)
-            end = then if then >= end else then + timedelta(days=1)
+            then = then if then >= end else then + timedelta(days=1)
+            if then - attempt.started > LONGEST_ATTEMPT:  # a log may hold any times
+                break
+            end = then
     return end
 
 
