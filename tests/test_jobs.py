@@ -384,6 +384,15 @@ def test_a_forged_record_is_left_out_and_raises_nowhere(log, old, new):
     assert (attempt.process, attempt.slurm_job, attempt.state, attempt.lines) == (12, "7", "killed", ["said"])
 
 
+def test_records_that_others_may_have_written_are_none(log):
+    jobs.attempts_file(log).write_text("said\n")
+    jobs.identity_file(log).write_text(GOOD)
+    assert len(attempts(log)) == 1
+    for mode in (0o620, 0o602, 0o666):
+        jobs.identity_file(log).chmod(mode)
+        assert attempts(log) == [] and jobs._unended(log) == []
+
+
 def test_forged_positions_read_no_byte_twice(log):
     jobs.attempts_file(log).write_text("".join(f"line {number}\n" for number in range(1000)))
     records = [

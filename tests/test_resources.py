@@ -321,7 +321,8 @@ def test_memory_that_a_models_file_gives_is_not_corrected():
 
 
 @pytest.mark.parametrize(
-    "text", ["", "s\tmax_rss\n", "s\tmax_rss\n1\tNA\n", "s\tmax_vms\n1\t2\n", "s\tmax_rss\n0\t5\n"]
+    "text",
+    ["", "s\tmax_rss\n", "s\tmax_rss\n1\tNA\n", "s\tmax_vms\n1\t2\n", "s\tmax_rss\n0\t5\n", "s\tmax_rss\n1e308\t5\n"],
 )
 def test_a_benchmark_that_tells_nothing_is_passed_over(text):
     Path("x.tsv").write_text(text)

@@ -305,6 +305,16 @@ def test_shards_are_read_under_their_own_names_alone(tmp_path, place, name):
     assert outside.read_bytes() == before
 
 
+@pytest.mark.parametrize("counts", [{"documents": -9}, {"documents": "x"}, {"text_bytes": "x"}, {"text_bytes": None}])
+def test_counts_of_a_shard_are_numbers_or_it_is_made_again(tmp_path, counts):
+    folder = write_tokens(tmp_path / "a", [10])
+    shard = {"name": "00000.bin", "tokens": 10, "documents": 1, "text_bytes": 1, "made_from": "x"}
+    kind = np.dtype(json.loads((folder / "manifest.json").read_text())["dtype"])
+    for said, count in ((shard, 1), (shard | counts, 0)):
+        (folder / "00000.json").write_text(json.dumps(said))
+        assert len(_finished_shards(folder, kind, "x")) == count
+
+
 @pytest.mark.parametrize("manifest", ["[]", "{}", "{", '{"shards": [7]}', '{"shards": [], "dtype": "O"}', "[" * 10**5])
 def test_a_manifest_of_bad_faith(tmp_path, manifest):
     folder = write_tokens(tmp_path / "a", [10])

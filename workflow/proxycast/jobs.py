@@ -360,10 +360,20 @@ def _append(log: Path, record: Begun | Ended) -> None:
 def _records(log: Path) -> list[Begun | Ended]:
     """What the identity file tells, the newest records of a very long one; lines that are none are left out."""
     found = []
-    for line in _read(identity_file(log), 0, None, LARGEST_IDENTITY).split(b"\n"):
+    path = identity_file(log)
+    for line in _read(path, 0, None, LARGEST_IDENTITY).split(b"\n") if _is_own(path) else []:
         with contextlib.suppress(ValidationError):
             found += [RECORD.validate_json(line)] if line.strip() else []
     return found
+
+
+def _is_own(path: Path) -> bool:
+    """Whether nobody but this user can have written a file."""
+    try:
+        found = path.lstat()
+    except OSError:
+        return False
+    return found.st_uid == os.getuid() and not found.st_mode & 0o022
 
 
 def _read(path: Path, start: int, stop: int | None, longest: int) -> bytes:

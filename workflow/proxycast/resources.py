@@ -580,6 +580,9 @@ class ModelJobs:
         return sum(texts.tokens for texts in self.texts.values())
 
 
+LARGEST_MEASURED = 1e9  # seconds, or MB: with more, which somebody else's results may say, there is nothing to compute
+
+
 def read_benchmark(path: Path) -> dict[str, float] | None:
     """Seconds `s` and peak memory `max_rss` (MB) of a finished job; None where they were not measured."""
     try:
@@ -588,7 +591,7 @@ def read_benchmark(path: Path) -> dict[str, float] | None:
         measured = {key: float(found[key]) for key in ("s", "max_rss")}
     except (OSError, ValueError, KeyError):
         return None
-    return measured if all(math.isfinite(v) and v > 0 for v in measured.values()) else None
+    return measured if all(0 < v < LARGEST_MEASURED for v in measured.values()) else None
 
 
 def grown(mem_mb: int) -> Callable:

@@ -125,7 +125,9 @@ def _finished_shards(folder: Path, dtype: np.dtype, made_from: str) -> list[Shar
         if set(found) != set(Shard.__dataclass_fields__) or not _is_shard(found, len(shards)):
             break
         shard = Shard(**found)
-        if record.stem != f"{len(shards):05d}" or shard.made_from != made_from or type(shard.documents) is not int:
+        if record.stem != f"{len(shards):05d}" or shard.made_from != made_from:
+            break
+        if not all(type(count) is int and count >= 0 for count in (shard.documents, shard.text_bytes)):
             break
         if not _is_whole(folder / shard.name, shard.tokens, dtype):
             break
@@ -199,6 +201,8 @@ def torn_shards(folder: Path, manifest: dict) -> dict[Path, int]:
     """
     if not all(_is_shard(shard, number) for number, shard in enumerate(manifest["shards"])):
         raise ValueError("no list of shards as it is written here")
+    if manifest["dtype"] not in DTYPES:
+        raise ValueError("no type of tokens")
     dtype = np.dtype(manifest["dtype"])
     shards = {folder / shard["name"]: shard["tokens"] for shard in manifest["shards"]}
     return {p: tokens * dtype.itemsize for p, tokens in shards.items() if not _is_whole(p, tokens, dtype)}
