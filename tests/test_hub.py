@@ -995,6 +995,22 @@ def test_a_folder_of_a_data_set_that_leads_out_is_refused(tmp_path, monkeypatch)
     assert is_untouched(mine)
 
 
+def test_what_lay_among_downloads_is_no_part_of_them(tmp_path, monkeypatch):
+    mine, folder = victim(tmp_path), tmp_path / "data"
+    (folder / "easy/rows.jsonl").mkdir(parents=True)
+    (folder / "easy/more.jsonl").write_text("of somebody else")
+    (folder / "hard/deep").mkdir(parents=True)
+    (folder / "hard/deep/more.jsonl").write_text("of somebody else")
+    link(folder / "hard/link.jsonl", mine)
+    link(folder / "home", mine.parent)
+    with HubStub(datasets={"org/data": {"main": {"easy/rows.jsonl": SAME}}}) as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.endpoint)
+        record = download(Source("org/data", repo_type="dataset"), lambda names: names, folder, OPTIONS)
+    hub.remove_all_but(folder, record["files"])
+    assert contents(folder) == {"easy/rows.jsonl": SAME} and not (folder / "home").is_symlink()
+    assert is_untouched(mine)
+
+
 @pytest.mark.parametrize("how", ["file", "blob", "blobs", "snapshot", "folder", "hash"])
 def test_a_cache_whose_links_lead_out_of_it(tmp_path, offline, how):
     mine = tmp_path / "home" / "id_rsa"

@@ -284,6 +284,18 @@ def download(
     return snapshot.record()
 
 
+def remove_all_but(folder: Path, names: Collection[str]) -> None:
+    """Leave only the files with these names (a/b/c) in a folder of downloads, and the folders that they lie in.
+
+    Whoever reads the folder takes all in it for the repository's: what came with somebody else's results, too.
+    """
+    for parent, folders, files in os.walk(folder):
+        for path in (Path(parent, name) for name in [*folders, *files]):
+            is_folder = path.is_dir() and not path.is_symlink()
+            if not is_folder and path.relative_to(folder).as_posix() not in names:
+                remove_tree(path)
+
+
 @dataclass(frozen=True)
 class Patience:
     """How long to wait for room on the disk: for so many seconds in which nothing changes.
@@ -441,7 +453,7 @@ def _linked(snapshot: Snapshot, file: RemoteFile, target: Path, placed: Mapping[
     from huggingface_hub import is_offline_mode
 
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.unlink(missing_ok=True)
+    remove_tree(target)
     if file.digest in placed:
         _link(placed[file.digest], target, otherwise=shutil.copyfile)
         return True

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from proxycast.files import Files
-from proxycast.hub import HubOptions, Source, download
+from proxycast.hub import HubOptions, Source, download, remove_all_but
 from proxycast.jobs import job
 from proxycast.tables import write_json
 
@@ -13,5 +13,6 @@ with job(snakemake.log[0]):
     # Snakemake removes what a failed job was to write; finished files lie beside it and stay.
     partial = folder.with_name(f".{folder.name}.partial")
     record = download(source, lambda names: filter(files.matches, names), partial, options)
+    remove_all_but(partial, record["files"])
     write_json(record, Path(snakemake.output.record))
     partial.rename(folder)  # last: what fails after it would take the files with it
