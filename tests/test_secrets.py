@@ -13,6 +13,7 @@ import polars as pl
 import pytest
 from conftest import byte_level_tokenizer, tiny_model
 from hub_stub import Fault, HubStub, Status
+from proxycast import hub
 from proxycast.hub import HubOptions, Source, download, resolve
 from proxycast.options import InputError
 
@@ -148,6 +149,13 @@ def test_no_spelling_of_a_mirrors_address_tells_its_password(address, monkeypatc
     said = "".join([*traceback.format_exception(refused.value), caplog.text, *capfd.readouterr()])
     assert "nted" not in said
     assert "HF_ENDPOINT" in str(refused.value) and (address in GOOD_ADDRESSES) == ("no use of" in str(refused.value))
+
+
+@pytest.mark.parametrize("name", ["https_proxy", "HTTP_PROXY", "all_proxy"])
+def test_what_a_library_says_of_the_address_of_a_proxy_is_not_told(name, monkeypatch):
+    """httpx takes what stands before the slash of http://user:planted/2@host for a port, and tells it."""
+    monkeypatch.setenv(name, "http://user:planted/2@127.0.0.1:9")
+    assert hub._words(ValueError("Invalid port: 'planted'")) == "ValueError"
 
 
 def test_what_huggingface_hub_says_of_a_broken_download_holds_no_password(monkeypatch, tmp_path, caplog, capfd):

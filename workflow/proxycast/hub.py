@@ -23,6 +23,7 @@ from functools import cache
 from pathlib import Path
 from stat import S_ISREG
 from typing import TYPE_CHECKING, Literal, TextIO, TypeVar
+from urllib.request import getproxies
 
 from pydantic import Field, model_validator
 from tqdm import tqdm
@@ -635,7 +636,7 @@ def _explained(fault: Exception, source: Source) -> str:
 def _words(fault: Exception) -> str:
     """One line for a log. Never the text of a server, which may repeat what it was sent.
 
-    Nor that of a library where the mirror's address holds a password: it may repeat the address in any spelling.
+    Nor that of a library where the address of the mirror or a proxy holds a password: it may repeat it in any spelling.
     """
     from huggingface_hub import get_token
     from huggingface_hub.errors import HfHubHTTPError
@@ -644,7 +645,7 @@ def _words(fault: Exception) -> str:
         return f"HTTP status {fault.response.status_code}"
     if isinstance(fault, WrongBytes):
         return str(fault)
-    if "@" in _endpoint():
+    if any("@" in address for address in (_endpoint(), *getproxies().values())):
         return type(fault).__name__
     text = str(fault).partition("\n")[0].replace(get_token() or "\n", "<token>")
     return f"{type(fault).__name__}: {text[:LONGEST_CAUSE]}"
