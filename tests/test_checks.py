@@ -1,5 +1,6 @@
 """Checks before any training: each fault of an input is found, and named with its file, component, row or corpus."""
 
+import errno
 import json
 import os
 import shutil
@@ -556,6 +557,21 @@ def test_results_whose_links_lead_away_are_refused(tmp_path, monkeypatch, place,
         require_plain_results(results)
     monkeypatch.setenv("PROXYCAST_LINKED_RESULTS", f"/nonexistent/x:{tmp_path / target.split('/package')[0]}")
     require_plain_results(results)
+
+
+def test_results_that_cannot_be_listed_are_refused(tmp_path, monkeypatch):
+    """A folder of mode 0111, in which a known name can be opened all the same. Root lists any."""
+    real, closed = os.scandir, tmp_path / "study/suite"
+    closed.mkdir(parents=True)
+
+    def scandir(path):
+        if Path(path) == closed:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(InputError, match="study/suite: cannot be listed"):
+        require_plain_results(tmp_path / "study")
 
 
 def test_links_within_results_and_to_the_hub_cache_are_fine(tmp_path, monkeypatch):

@@ -117,7 +117,8 @@ def require_plain_results(results: Path) -> None:
     """
     named = [Path(folder).resolve() for folder in filter(None, os.environ.get(LINKS_VARIABLE, "").split(":"))]
     allowed = [results.parent.resolve() / results.name, *named]
-    within = (Path(folder, name) for folder, *names in os.walk(results) for name in [*names[0], *names[1]])
+    found = os.walk(results, onerror=_require_listable)
+    within = (Path(folder, name) for folder, folders, files in found for name in [*folders, *files])
     for path in [results, *within]:
         try:
             mode = path.lstat().st_mode
@@ -136,6 +137,12 @@ def require_plain_results(results: Path) -> None:
                 f"it, or, if it is yours, set {LINKS_VARIABLE}={target if target.is_dir() else target.parent} "
                 "(several: colons between them)"
             )
+
+
+def _require_listable(error: OSError) -> None:
+    """Where names cannot be listed, a link may be followed all the same by who knows its name."""
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        raise InputError(f"{error.filename}: cannot be listed ({error.strerror}); chmod u+rwx it")
 
 
 def require_same_disk(results: Path, record: Path, write: bool) -> None:
