@@ -1,6 +1,7 @@
 """Patterns that take for ever end, and others find what `re` finds."""
 
 import re
+import sys
 import threading
 import time
 
@@ -40,6 +41,21 @@ def test_an_endless_pattern_ends(pattern):
     with pytest.raises(InputError, match="no end"):
         substitute(pattern, "", ENDLESS[pattern])
     assert time.monotonic() - started < 5
+    assert first_groups(re.compile("(a)b"), "abab") == ["a", "a"]
+
+
+def test_a_slow_machine_is_no_endless_pattern(monkeypatch, tmp_path):
+    """Python may start from a busy disk, and the processor be shared: time of a clock says nothing of a pattern."""
+    patterns._searcher and patterns._end(patterns._searcher.pop())
+    slow = tmp_path / "slow python"
+    slow.write_text(f'#!/bin/sh\nsleep 1.5\nexec {sys.executable} "$@"\n')
+    slow.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(slow))
+    assert first_groups(re.compile("(a)b"), "abab") == ["a", "a"]
+
+
+def test_the_python_of_a_module_searches(python_of_a_module):
+    patterns._searcher and patterns._end(patterns._searcher.pop())
     assert first_groups(re.compile("(a)b"), "abab") == ["a", "a"]
 
 

@@ -308,17 +308,36 @@ def _open(path: Path, flags: int) -> int:
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.EMLINK, errno.ENXIO, errno.EISDIR):
             raise InputError(f"{path}: found a link, folder or device where a file should be; remove it") from None
+        if isinstance(error, PermissionError) and path.exists():
+            _require_own(path, path.stat())
         raise
     try:
         found = os.fstat(opened)
         if not stat.S_ISREG(found.st_mode):
             raise InputError(f"{path}: found a pipe or device where a file should be; remove it")
         if flags & os.O_CREAT and stat.S_IMODE(found.st_mode) != 0o600:
-            os.fchmod(opened, 0o600)  # one that an older version has made
+            _make_private(path, opened)  # one that an older version has made
     except BaseException:
         os.close(opened)
         raise
     return opened
+
+
+def _make_private(path: Path, opened: int) -> None:
+    try:
+        os.fchmod(opened, 0o600)
+    except (
+        PermissionError
+    ):  # of another user; or the file system has no such modes, and the file is as private as it is
+        _require_own(path, os.fstat(opened))
+
+
+def _require_own(path: Path, found: os.stat_result) -> None:
+    if found.st_uid != os.geteuid():
+        raise InputError(
+            f"{path}: is private to another user (number {found.st_uid}), whose jobs write it; work in a folder of "
+            "your own with a copy of the results, or remove it when no job of that user runs here"
+        ) from None
 
 
 def _begin(log: Path, attempt: str, file: TextIO) -> None:
