@@ -893,6 +893,22 @@ def test_names_of_all_languages_are_names(name):
     assert is_inner_name(name) and not is_inner_name(f"../{name}")
 
 
+def test_a_disk_without_modes_has_locks(tmp_path, monkeypatch):
+    """Only another user's lock is refused."""
+    (tmp_path / ".lock").touch(0o755)
+    (tmp_path / ".lock").chmod(0o755)
+
+    def refused(*arguments):
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "fchmod", refused)
+    with hub._locked(tmp_path):
+        pass
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    with pytest.raises(InputError, match=r"\.lock: is private to another user"), hub._locked(tmp_path):
+        pass
+
+
 def listing(server, monkeypatch, change):
     """Let the stub's answer about a repository be `change`d."""
     handler = server._server.RequestHandlerClass
