@@ -36,6 +36,17 @@ from transformers import (
 settings.register_profile("no deadline", deadline=None)  # a test's time says nothing on a shared machine
 settings.load_profile("no deadline")
 
+
+@pytest.fixture
+def python_of_a_module(tmp_path, monkeypatch):
+    """A Python that starts only where LD_LIBRARY_PATH leads to its library, as one that a cluster's module brings."""
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path))
+    python = tmp_path / "python of a module"
+    python.write_text(f'#!/bin/sh\n[ "$LD_LIBRARY_PATH" = "{tmp_path}" ] && exec {sys.executable} "$@"\nexit 127\n')
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+
+
 ROOT = Path(__file__).parents[1]
 PUBLISHED = Path(os.environ.get("PROXYCAST_PUBLISHED", ROOT.parent / "shared" / "published"))
 PACKAGES = ("vllm", "lm_eval", "triton", "olmo")

@@ -941,6 +941,23 @@ def test_broken_checkpoint_goes_with_its_manifest_alone(tmp_path, model_folder, 
     assert [path.name for path in trained.iterdir()] == ["b.json"]
 
 
+@pytest.mark.parametrize("link", ["a", "a/step1"])
+def test_a_run_that_lies_on_another_disk_stays(tmp_path, model_folder, link):
+    """Its owner has linked it; what is broken there is made again and what is whole is not."""
+    (tmp_path / "results/suite/trained").mkdir(parents=True)
+    (tmp_path / "results/suite/models").mkdir()
+    model_folder("disk/a/step1")
+    place = tmp_path / "results/suite/models" / link
+    place.parent.mkdir(exist_ok=True)
+    place.symlink_to(tmp_path / "disk" / link)
+    manifest = tmp_path / "results/suite/trained/a.json"
+    manifest.write_text(json.dumps({"a/step1": "mark"}))
+    assert remove_broken(tmp_path / "results") == [] and manifest.exists()
+    damage_truncated(tmp_path / "disk/a/step1")
+    assert remove_broken(tmp_path / "results") == [tmp_path / "results/suite/models/a/step1"]
+    assert not manifest.exists() and (tmp_path / "disk/a/step1").exists()
+
+
 def test_absent_checkpoint_costs_the_manifest(tmp_path):
     manifest = tmp_path / "suite" / "trained" / "a.json"
     manifest.parent.mkdir(parents=True)

@@ -43,7 +43,7 @@ def test_no_file_of_a_study_switches_a_models_code_on(hostile, record):
     """Nor in a dry run, which reads the model's configuration."""
     plan, checkpoints, pwned = hostile
     with pytest.raises(
-        InputError, match="^study.yaml: .: trust_remote_code: asks to run code .* set PROXYCAST_TRUST_CODE="
+        InputError, match="^study.yaml: .: trust_remote_code, .*: asks to run code .* set PROXYCAST_TRUST_CODE="
     ):
         check_inputs(plan, checkpoints, record=record)
     assert not pwned.exists() and not (plan.results / "consent.json").exists()
@@ -102,12 +102,14 @@ def test_tasks_with_code_and_programs_of_models_need_a_word_each(study, monkeypa
     plan = plan.model_copy(update={"tasks": [task], "study": plan.study.model_copy(update={"target": target})})
     assert {code.name for code in foreign_code(plan, checkpoints)} == {"./config/harness/x", "usaco"}
     require_consent(plan, checkpoints, runs_jobs=False)  # planning runs none of it
-    with pytest.raises(InputError, match="include_path: .*PROXYCAST_TRUST_CODE='./config/harness/x'"):
+    monkeypatch.setenv(TRUST_VARIABLE, "org/model")
+    all_of_it = "PROXYCAST_TRUST_CODE='org/model:./config/harness/x' and PROXYCAST_RUN_PROGRAMS='usaco'"
+    with pytest.raises(InputError, match=f"include_path, target.lm_eval.run_unsafe_code: .*set {all_of_it}"):
         require_consent(plan, checkpoints, runs_jobs=True)
     monkeypatch.setenv(TRUST_VARIABLE, "./config/harness")
     for said in ("", "humaneval", "usaco2"):
         monkeypatch.setenv(PROGRAMS_VARIABLE, said)
-        with pytest.raises(InputError, match="run_unsafe_code: .*PROXYCAST_RUN_PROGRAMS='usaco'"):
+        with pytest.raises(InputError, match="run_unsafe_code: .*PROXYCAST_RUN_PROGRAMS='(.*,)?usaco'"):
             require_consent(plan, checkpoints, runs_jobs=True)
     monkeypatch.setenv(PROGRAMS_VARIABLE, "humaneval, usaco")
     require_consent(plan, checkpoints, runs_jobs=True)

@@ -24,7 +24,7 @@ from huggingface_hub.utils.sha import git_hash
 from proxycast import hub
 from proxycast.files import Files
 from proxycast.hub import HubOptions, Source, download, fetch_run, needed_model_files, resolve
-from proxycast.options import InputError
+from proxycast.options import InputError, is_inner_name
 from tqdm import tqdm
 
 random_bytes = np.random.default_rng(0).bytes
@@ -912,6 +912,29 @@ def test_a_name_that_is_no_name_is_refused_before_anything_is_asked_for(tmp_path
             download(Source("org/data", repo_type=repo_type), lambda names: names, tmp_path / "project/data", OPTIONS)
         assert sum(server.requests.values()) == 1
     assert is_untouched(mine) and not (tmp_path / "project").exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645.txt", "\U0001f469\u200d\U0001f4bb.md", "a b (1).json"]
+)
+def test_names_of_all_languages_are_names(name):
+    assert is_inner_name(name) and not is_inner_name(f"../{name}")
+
+
+def test_a_disk_without_modes_has_locks(tmp_path, monkeypatch):
+    """Only another user's lock is refused."""
+    (tmp_path / ".lock").touch(0o755)
+    (tmp_path / ".lock").chmod(0o755)
+
+    def refused(*arguments):
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "fchmod", refused)
+    with hub._locked(tmp_path):
+        pass
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    with pytest.raises(InputError, match=r"\.lock: is private to another user"), hub._locked(tmp_path):
+        pass
 
 
 def listing(server, monkeypatch, change):

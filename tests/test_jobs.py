@@ -453,6 +453,36 @@ def test_nobody_else_may_open_what_is_locked(log):
     }
 
 
+@pytest.mark.parametrize("call", ["open", "fchmod"])
+def test_results_that_two_users_share_tell_whose_a_log_is(log, monkeypatch, capfd, call):
+    """Private to another user; or of an older version, which let the group write."""
+    jobs.attempts_file(log).write_text("old\n")
+    jobs.attempts_file(log).chmod(0o664)
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    owner = jobs.attempts_file(log).stat().st_uid
+
+    def refused(*arguments):
+        raise PermissionError(1, "Operation not permitted")
+
+    with monkeypatch.context() as patched, pytest.raises(SystemExit):
+        patched.setattr(os, call, refused)
+        with job(log):
+            pass
+    assert f"job.attempts: is private to another user (number {owner}), whose jobs write it" in capfd.readouterr().err
+
+
+def test_a_file_system_without_modes_is_used_as_it_is(log, monkeypatch):
+    jobs.attempts_file(log).touch(0o755)
+
+    def refused(*arguments):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "fchmod", refused)
+    with job(log):
+        pass
+    assert [attempt.state for attempt in attempts(log)] == ["done"]
+
+
 def test_a_lock_that_no_living_attempt_holds_is_waited_for_for_a_while(log, monkeypatch, capfd):
     """Of this host, too: here by another program, after an attempt that has ended, and one of a number used again."""
     monkeypatch.setattr(jobs, "LOCK_SECONDS", 1.0)

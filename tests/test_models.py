@@ -4,6 +4,9 @@ import importlib.util
 import json
 import os
 import re
+import subprocess
+import sys
+import threading
 import time
 from collections import Counter
 from fnmatch import fnmatch
@@ -267,9 +270,46 @@ def sandbox(judge, request, monkeypatch):
 
 def test_a_program_has_no_environment(sandbox, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    monkeypatch.delenv("LD_LIBRARY_PATH", raising=False)
     said = "import os, sys; print(sorted(k for k in os.environ if k != 'LC_CTYPE'), os.listdir('.'))"
     assert sandbox.passes(said, "", "[] ['program.py']")
     assert sandbox.passes("import os; print(len(os.listdir('/proc/self/fd')))", "", "4")  # with that of the folder
+
+
+def test_programs_run_in_the_python_of_a_module(sandbox, python_of_a_module):
+    assert sandbox.passes("import os; print('LD_LIBRARY_PATH' in os.environ)", "", "True")
+
+
+def test_programs_may_have_threads_whatever_else_the_user_runs(sandbox):
+    """The kernel's limit counts all processes and threads of a user: those of the models' job, too."""
+    resting = threading.Event()
+    threads = [threading.Thread(target=resting.wait) for _ in range(sandbox.PROCESSES + 10)]
+    try:
+        for thread in threads:
+            thread.start()
+        most = "import resource; print(resource.getrlimit(resource.RLIMIT_NPROC)[0] > 42 + 32)"
+        assert sandbox.tasks() > 42 and sandbox.passes(most, "", "True")
+    finally:
+        resting.set()
+        for thread in threads:
+            thread.join()
+    deep = f"import threading\nthreading.stack_size(1 << 26)\nthreading.Thread(target=lambda: {SUM}).start()"
+    assert sandbox.passes(deep, "1 2", "3")
+
+
+@pytest.mark.parametrize("most", [["NPROC", 40], ["AS", 900 << 20], ["FSIZE", 8 << 20]])
+def test_limits_of_the_site_stay(judge, most):
+    """A limit that is lower already cannot be set to a higher one; the program runs within it."""
+    name, value = most
+    program = f"""
+import resource, runpy, sys
+usaco = runpy.run_path({judge.__file__!r})
+number = resource.RLIMIT_{name}
+resource.setrlimit(number, ({value}, {value}))
+sys.exit(not usaco["passes"]({SUM!r}, "1 2", "3"))
+"""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    assert subprocess.run([sys.executable, "-c", program], env=environment, timeout=60).returncode == 0
 
 
 def test_a_program_in_namespaces_sees_no_process_network_or_right(judge, monkeypatch):

@@ -1,6 +1,7 @@
 """Patterns that take for ever end, and others find what `re` finds."""
 
 import re
+import sys
 import threading
 import time
 
@@ -48,6 +49,21 @@ def test_a_replacement_takes_no_memory_without_end(monkeypatch):
     with pytest.raises(InputError, match="pattern '': MemoryError"):
         substitute("", "x" * 30_000, "y" * 100_000)  # 3 GB
     assert substitute("a", "b", "aa") == "bb"
+
+
+def test_a_slow_machine_is_no_endless_pattern(monkeypatch, tmp_path):
+    """Python may start from a busy disk, and the processor be shared: time of a clock says nothing of a pattern."""
+    patterns._searcher and patterns._end(patterns._searcher.pop())
+    slow = tmp_path / "slow python"
+    slow.write_text(f'#!/bin/sh\nsleep 1.5\nexec {sys.executable} "$@"\n')
+    slow.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(slow))
+    assert first_groups(re.compile("(a)b"), "abab") == ["a", "a"]
+
+
+def test_the_python_of_a_module_searches(python_of_a_module):
+    patterns._searcher and patterns._end(patterns._searcher.pop())
+    assert first_groups(re.compile("(a)b"), "abab") == ["a", "a"]
 
 
 @pytest.mark.parametrize("in_thread", [False, True])

@@ -1,5 +1,6 @@
 """Processes are told apart by their start, so that none is ended that only has the number of another."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -27,6 +28,22 @@ def test_a_process_whose_number_was_used_again_is_not_ended(sleeper):
     assert not processes.end(sleeper.pid, start - 1) and not processes.end(sleeper.pid, start + 1)
     time.sleep(0.1)
     assert sleeper.poll() is None
+    assert processes.end(sleeper.pid, start) and sleeper.wait(10) == -9
+    assert not processes.end(sleeper.pid, start)
+
+
+@pytest.mark.parametrize("kernel", ["no call", "an old one", "a container"])
+def test_processes_end_without_handles_too(sleeper, kernel, monkeypatch):
+    """Pythons of conda are built for old systems."""
+
+    def refused(process):
+        raise OSError(errno.ENOSYS if kernel == "an old one" else errno.EPERM, "refused")
+
+    monkeypatch.setattr(os, "pidfd_open", refused)
+    if kernel == "no call":
+        monkeypatch.delattr(os, "pidfd_open")
+    start = processes.start_of(sleeper.pid)
+    assert not processes.end(sleeper.pid, start - 1) and sleeper.poll() is None
     assert processes.end(sleeper.pid, start) and sleeper.wait(10) == -9
     assert not processes.end(sleeper.pid, start)
 

@@ -24,8 +24,12 @@ ENDLESS = [
     "{{ '%*d' % (9999999999, 1) }}",
     "{{ '{:9999999999}'.format(1) }}",
     "{{ '{:{}}'.format(1, 9999999999) }}",
+    "{{ '{:{}}'.format(1, '99999999') }}",
+    "{{ '{:{w[0]}}'.format(1, w=[99999999]) }}",
+    "{{ '{a:{w}}'.format_map({'a': 1, 'w': 99999999}) }}",
     "{{ '{a:9999999999}'.format_map({'a': 1}) }}",
     "{{ '%9999999999d' | format(1) }}",
+    "{{ '%*d' | format(999999, 1) }}",
     "{{ text.ljust(10 ** 11) }}",
     "{{ text | center(10 ** 11) }}",
     "{{ text | indent(10 ** 11, true) }}",
@@ -72,7 +76,10 @@ def test_rows_name_file_row_and_key(template, monkeypatch, tmp_path):
         render_solutions(rows.paths(), rows, "task")
 
 
-@pytest.mark.parametrize("template", [ENDLESS[0], ENDLESS[3], ENDLESS[5], ENDLESS[13], "{{ 1 / 0 }}", ENDLESS[-1]])
+@pytest.mark.parametrize(
+    "template",
+    [ENDLESS[0], ENDLESS[3], ENDLESS[5], "{{ '{a:9999999999}'.format_map({'a': 1}) }}", "{{ 1 / 0 }}", ENDLESS[-1]],
+)
 def test_chat_templates_are_refused_by_name(template, monkeypatch):
     chat_tokenizer = byte_level_tokenizer()
     monkeypatch.setattr("proxycast.sandbox.SECONDS", 0.5)
@@ -95,3 +102,18 @@ def test_ordinary_templates_are_what_they_were():
     with limited():
         found = bounded_environment()().from_string(template).render(ROW)
     assert found == ImmutableSandboxedEnvironment().from_string(template).render(ROW)
+
+
+@pytest.mark.parametrize("content", [r"\frac{100000}{7}", '{"id": 12345678}', "5% of 123456", "%*d", "{:99999999}"])
+def test_what_a_text_holds_is_no_pattern(content):
+    """Chat templates look for marks in messages, which may be mathematics, JSON or code."""
+    template = (
+        "{{ text.startswith('<tool_response>') }}{{ text.split('</think>')[-1].lstrip('\\n') }}"
+        "{{ text | replace('a', 'b') }}"
+        "{{ '* %s: %d%%' % (text, 3) }}{{ '{{\"%s\": {}}}' | format(text) }}{{ '{{\"name\": {}}}'.format(text) }}"
+    )
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    with limited():
+        found = bounded_environment()().from_string(template).render(text=content)
+    assert found == ImmutableSandboxedEnvironment().from_string(template).render(text=content)

@@ -183,6 +183,7 @@ def test_no_resource_takes_a_command_to_the_shell_of_the_head_node(slurm, snakem
 
 def test_which_resources_are_fit_for_a_shell():
     fit = {"constraint": "a100&nvlink", "slurm_extra": "--a=b -c d", "runtime": 90, "gres": "gpu:h100:2", "qos": ""}
+    fit |= {"tasks_per_gpu": -1, "slurm_account": "lab.of-a_b", "slurm_partition": "gpu,cpu", "mem_mb": 0.5}
     assert not any(unfit_for_shell(name, value) for name, value in fit.items())
     assert all(unfit_for_shell(name, "a\n") for name in [*fit, "mem_mb"])
 

@@ -691,7 +691,9 @@ def broken_results(results: Path) -> tuple[list[Path], list[Path]]:
         folders = _trained_folders(manifest)
         damaged = [folder for folder in folders if not _is_whole(folder)]
         broken += damaged if folders else [manifest]
-        to_make += [folder for folder in damaged if _is_below(folder, root) or (folder / FINGERPRINT_FILE).is_file()]
+        models = os.path.realpath(manifest.parent.with_name("models"))
+        own = [folder for folder in damaged if _is_below(folder, models) and not folder.is_symlink()]
+        to_make += [folder for folder in own if _is_below(folder, root) or (folder / FINGERPRINT_FILE).is_file()]
         to_make += [manifest] if damaged or (not folders and _is_below(manifest, root)) else []
     return broken, to_make
 
@@ -738,11 +740,10 @@ def _is_record(found: Mapping[str, object]) -> bool:
 
 
 def _trained_folders(manifest: Path) -> list[Path]:
-    """The checkpoints that a manifest of training names; none where it names anything else, or a link leads away."""
+    """The checkpoints that a manifest of training names; none where it names anything else."""
     models, names = manifest.parent.with_name("models"), list(read_json(manifest))
     folders = [models / name for name in names if TRAINED_CHECKPOINT.fullmatch(name)]
-    is_own = all(_is_below(folder, os.path.realpath(models)) and not folder.is_symlink() for folder in folders)
-    return folders if is_own and len(folders) == len(names) else []
+    return folders if len(folders) == len(names) else []
 
 
 def _is_whole(folder: Path) -> bool:

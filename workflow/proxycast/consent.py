@@ -32,28 +32,34 @@ class Code(NamedTuple):
 
 
 def require_consent(plan: Plan, checkpoints: list[Checkpoint], runs_jobs: bool) -> None:
-    """`InputError` for the first code of others that the environment does not allow; what it does is written down.
+    """`InputError` for the code of others that the environment does not allow; what it does is written down.
 
     In a dry run (`runs_jobs` false) only the code of models that planning itself would run is asked for.
     """
-    allowed = {}
-    for code in foreign_code(plan, checkpoints):
-        if not (runs_jobs or code.is_read_in_planning):
-            continue
-        by = allowing(code)
-        if by is None:
-            separator = ":" if code.variable == TRUST_VARIABLE else ","
-            raise InputError(
-                f"{plan.where}: {code.asked_by}: asks to run code that is not proxycast's, with all rights that you "
-                f"have; if you trust it, set {code.variable}={code.name!r} (several: {separator} between them)"
-            )
-        allowed[f"{code.asked_by}: {code.name}"] = {"variable": code.variable, "entry": by}
+    asked = [code for code in foreign_code(plan, checkpoints) if runs_jobs or code.is_read_in_planning]
+    missing = [code for code in asked if allowing(code) is None]
+    if missing:
+        raise InputError(f"{plan.where}: {_what_to_set(missing)}")
+    allowed = {f"{code.asked_by}: {code.name}": {"variable": code.variable, "entry": allowing(code)} for code in asked}
     if allowed and runs_jobs:
         record = plan.results / "consent.json"
         known = read_json(record)
         new = {key: value | {"since": f"{datetime.now():%Y-%m-%dT%H:%M:%S}"} for key, value in allowed.items()}
         if new.keys() - known.keys():
             write_json(new | known, record)
+
+
+def _what_to_set(missing: list[Code]) -> str:
+    """All at once, beside what the environment allows already: each variable is set as a whole."""
+    sets = []
+    for variable, separator in ((TRUST_VARIABLE, ":"), (PROGRAMS_VARIABLE, ",")):
+        if names := dict.fromkeys(code.name for code in missing if code.variable == variable):
+            sets.append(f"{variable}={separator.join([*filter(None, [os.environ.get(variable)]), *names])!r}")
+    keys = ", ".join(dict.fromkeys(code.asked_by for code in missing))
+    return (
+        f"{keys}: asks to run code with all rights that you have: of models, of tasks, or programs that models write; "
+        f"set {' and '.join(sets)}, or less, by what of it you trust"
+    )
 
 
 def foreign_code(plan: Plan, checkpoints: list[Checkpoint]) -> Iterator[Code]:

@@ -30,6 +30,7 @@ from tqdm import tqdm
 
 from proxycast.conversion import conversion_fingerprint, convert_once, remove_others
 from proxycast.engines.model_folder import TOKENIZER_FILES, adapters_among, is_finished, stays_in_folder
+from proxycast.jobs import open_private
 from proxycast.options import LONGEST_CAUSE, InputError, Options, is_inner_name, require_inside
 from proxycast.tables import remove_tree, write_json
 
@@ -857,17 +858,10 @@ def _bytes_of_its_own(folder: Path) -> int:
 
 
 def _open_lock(path: Path) -> TextIO:
-    """A file to lock, which nobody else can hold locked (0600). Never what a link leads to."""
+    """A file to lock, which nobody else can hold locked. Never what a link leads to."""
     if path.is_symlink():
         path.unlink()
-    try:
-        number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
-        os.fchmod(number, 0o600)
-    except PermissionError:
-        raise InputError(
-            f"{path}: the lock of another user; remove it when no download of that user runs here any more"
-        ) from None
-    return os.fdopen(number, "r+")
+    return os.fdopen(open_private(path), "w")
 
 
 @contextmanager

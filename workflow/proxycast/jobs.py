@@ -41,7 +41,7 @@ import psutil
 from pydantic import BaseModel, ConfigDict, Field, NaiveDatetime, TypeAdapter, ValidationError
 
 from proxycast import processes
-from proxycast.options import InputError
+from proxycast.options import InputError, printable
 
 STDERR = 2  # the file descriptor, which other processes inherit
 PROGRESS_SECONDS = 5.0  # between two updates of a progress bar, so that a log file stays readable
@@ -163,20 +163,15 @@ class _OneLine(logging.Formatter):
     """A record is one line, whatever names of files, tensors and keys it holds; a traceback follows it."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        record.message = escaped(record.message)
+        record.message = printable(record.message)
         return super().formatMessage(record)
 
     def formatException(self, info) -> str:
         return _escaped_lines(super().formatException(info))
 
 
-def escaped(text: str) -> str:
-    """Line breaks and what else a terminal would obey, told and not sent."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
 def _escaped_lines(text: str) -> str:
-    return "\n".join(map(escaped, text.split("\n")))
+    return "\n".join(map(printable, text.split("\n")))
 
 
 @contextlib.contextmanager
@@ -308,17 +303,36 @@ def _open(path: Path, flags: int) -> int:
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.EMLINK, errno.ENXIO, errno.EISDIR):
             raise InputError(f"{path}: found a link, folder or device where a file should be; remove it") from None
+        if isinstance(error, PermissionError) and path.exists():
+            _require_own(path, path.stat())
         raise
     try:
         found = os.fstat(opened)
         if not stat.S_ISREG(found.st_mode):
             raise InputError(f"{path}: found a pipe or device where a file should be; remove it")
         if flags & os.O_CREAT and stat.S_IMODE(found.st_mode) != 0o600:
-            os.fchmod(opened, 0o600)  # one that an older version has made
+            _make_private(path, opened)  # one that an older version has made
     except BaseException:
         os.close(opened)
         raise
     return opened
+
+
+def _make_private(path: Path, opened: int) -> None:
+    try:
+        os.fchmod(opened, 0o600)
+    except (
+        PermissionError
+    ):  # of another user; or the file system has no such modes, and the file is as private as it is
+        _require_own(path, os.fstat(opened))
+
+
+def _require_own(path: Path, found: os.stat_result) -> None:
+    if found.st_uid != os.geteuid():
+        raise InputError(
+            f"{path}: is private to another user (number {found.st_uid}), whose jobs write it; work in a folder of "
+            "your own with a copy of the results, or remove it when no job of that user runs here"
+        ) from None
 
 
 def _begin(log: Path, attempt: str, file: TextIO) -> None:
@@ -464,7 +478,7 @@ def _wait_for_others(log: Path, file: TextIO, console: TextIO) -> None:
     holder = _last_begun(log)
     who = f"process {holder.process} on {holder.host}, since {holder.at}" if holder else "another process"
     limit = "" if holder and holder.is_alive else f", at most {LOCK_SECONDS:.0f} s"
-    _say(console, escaped(f"{log}: this job runs already ({who}); waiting for its end{limit}"))
+    _say(console, printable(f"{log}: this job runs already ({who}); waiting for its end{limit}"))
     if holder and holder.slurm_job:
         _cancel(log, holder.slurm_job, console)
     until = time.monotonic() + LOCK_SECONDS
@@ -544,7 +558,7 @@ def _cancel(log: Path, number: str, console: TextIO) -> None:
     if number == os.environ.get("SLURM_JOB_ID") or not shutil.which("scancel"):
         return
     if why := _is_foreign(number):
-        _say(console, escaped(f"{log}: Slurm job {number} is not cancelled: {why}"))
+        _say(console, printable(f"{log}: Slurm job {number} is not cancelled: {why}"))
         return
     _say(console, f"{log}: Slurm job {number} is of a Snakemake that is gone, and is cancelled")
     with contextlib.suppress(OSError, subprocess.TimeoutExpired):

@@ -21,6 +21,7 @@ LONGEST_PATH = 1000  # bytes of a name with its folders that somebody else chose
 LONGEST_VALUE = 100  # characters of a value that a message tells
 TOLD_NAMES = 30  # of a file's columns or keys
 TOLD_NAME = re.compile(r"[^\W_][\w ./%()+-]{0,31}|_[\w]{0,31}|")  # what columns and keys are named
+JOINERS = "\u200c\u200d"  # within words of Persian and Hindi, and within pictures of several people
 UNSEEN = ("Cc", "Cf", "Cn", "Co", "Cs", "Zl", "Zp")  # categories of characters that no name needs, but attacks
 
 
@@ -163,7 +164,7 @@ def is_inner_name(name: object) -> bool:
     An empty part, '.' and '..' are none, and an absolute name begins with an empty one. Neither are backslashes,
     control characters and their kin, or more bytes than a file system takes.
     """
-    if not isinstance(name, str) or "\\" in name or any(unicodedata.category(c) in UNSEEN for c in name):
+    if not isinstance(name, str) or "\\" in name or _hides(name):
         return False
     parts = name.split("/")
     return (
@@ -171,6 +172,10 @@ def is_inner_name(name: object) -> bool:
         and len(name.encode()) <= LONGEST_PATH
         and all(len(part.encode()) <= LONGEST_NAME for part in parts)
     )
+
+
+def _hides(name: str) -> bool:
+    return any(unicodedata.category(c) in UNSEEN and c not in JOINERS for c in name)
 
 
 def require_inside(path: Path, folder: Path) -> None:

@@ -1,26 +1,31 @@
 """Regular expressions of somebody else over texts of somebody else, which may take for ever: with a limit on the time.
 
-Python's `re` cannot be interrupted in a thread. A small process of its own searches, and is ended when it takes too
-long; the next search starts another one. It is Python's `re` all the same, so that a pattern means what it always does.
+Python's `re` cannot be interrupted in a thread. A small process of its own searches, and the kernel ends it when it
+takes too long; the next search starts another one. It is Python's `re` all the same, so that a pattern means what it
+always does. Time is that of a processor: a busy machine, and a disk from which Python starts slowly, change nothing.
 """
 
 import json
 import re
-import select
 import subprocess
 import sys
 import threading
 from collections.abc import Sequence
 
 from proxycast.options import InputError, told_value
+from proxycast.processes import bare_environment
 
-PATTERN_SECONDS = 5.0  # for one text; sound patterns take microseconds
+PATTERN_SECONDS = 5.0  # of a processor, for one text; sound patterns take microseconds
 MEMORY = 2 << 30  # bytes for the process that searches: a long replacement at every place of a long text takes any
 SEARCHER = f"""
-import json, re, resource, sys
-resource.setrlimit(resource.RLIMIT_AS, ({MEMORY}, {MEMORY}))
+import json, re, resource, signal, sys
+signal.signal(signal.SIGPROF, signal.SIG_DFL)  # which ends the process
+limit = resource.getrlimit(resource.RLIMIT_AS)[1]
+memory = {MEMORY} if limit == resource.RLIM_INFINITY else min({MEMORY}, limit)
+resource.setrlimit(resource.RLIMIT_AS, (memory, limit))
 for line in sys.stdin:
-    pattern, flags, text, replacement = json.loads(line)
+    pattern, flags, text, replacement, seconds = json.loads(line)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
         compiled = re.compile(pattern, flags)
         if replacement is None:
@@ -30,6 +35,7 @@ for line in sys.stdin:
         answer = json.dumps({{"answer": answer}})
     except (re.error, IndexError, RecursionError, OverflowError, MemoryError) as error:
         answer = json.dumps({{"error": str(error) or type(error).__name__}})
+    signal.setitimer(signal.ITIMER_PROF, 0)
     print(answer, flush=True)
 """
 
@@ -52,12 +58,12 @@ def _ask(pattern: str, flags: int, text: str, replacement: str | None) -> list[s
         if not _searcher:
             command = [sys.executable, "-I", "-S", "-c", SEARCHER]
             pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-            _searcher.append(subprocess.Popen(command, **pipes, env={}))
+            _searcher.append(subprocess.Popen(command, **pipes, env=bare_environment()))
         process, finished = _searcher[0], False
         try:
-            process.stdin.write(json.dumps([pattern, flags, text, replacement]).encode() + b"\n")
+            process.stdin.write(json.dumps([pattern, flags, text, replacement, PATTERN_SECONDS]).encode() + b"\n")
             process.stdin.flush()
-            line = process.stdout.readline() if select.select([process.stdout], [], [], PATTERN_SECONDS)[0] else b""
+            line = process.stdout.readline()
             finished = line.endswith(b"\n")
         except BrokenPipeError:
             line = b""

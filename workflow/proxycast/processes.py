@@ -3,6 +3,7 @@
 The start time is in clock ticks since the machine was booted, as /proc has it; a clock that is set does not move it.
 """
 
+import errno
 import os
 import signal
 from collections.abc import Iterator
@@ -45,21 +46,45 @@ def descendants(process: int) -> dict[int, int]:
     return below
 
 
+def bare_environment() -> dict[str, str]:
+    """The environment of a process that is to know nothing of this one's: only what Python may need to start at all.
+
+    Where a cluster's module brings Python, its libraries are found by that.
+    """
+    return {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
+
+
 def end(process: int, start: int) -> bool:
     """Kill a process if it is still the one that was started then; whether it was."""
     try:
-        handle = os.pidfd_open(process)
+        handle = _handle(process)
     except (OSError, OverflowError):  # it has ended
         return False
     try:  # what has this handle is one process for ever: its start is read once it is held
         if start_of(process) != start:
             return False
-        signal.pidfd_send_signal(handle, signal.SIGKILL)
+        os.kill(process, signal.SIGKILL) if handle is None else signal.pidfd_send_signal(handle, signal.SIGKILL)
     except OSError:  # it has ended, or is of another user
         return False
     finally:
-        os.close(handle)
+        if handle is not None:
+            os.close(handle)
     return True
+
+
+def _handle(process: int) -> int | None:
+    """None where there are no handles: before Linux 5.3, in some containers, and in Pythons built for such systems.
+
+    There the start of a process is compared, and at once it is killed.
+    """
+    if not hasattr(os, "pidfd_open"):
+        return None
+    try:
+        return os.pidfd_open(process)
+    except OSError as error:
+        if error.errno in (errno.ENOSYS, errno.EPERM):
+            return None
+        raise
 
 
 def _read(process: int) -> tuple[int, int] | None:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, wraps
+from string import Formatter
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -27,7 +28,8 @@ SOON = 0.001  # seconds before which values are not measured
 LOOKS = 0.05  # seconds between two looks at the memory
 COUNT = 1_000_000  # of anything that a filter or method is asked for, such as a width
 BITS = 10_000  # of a whole number
-WIDTH = re.compile(r"\d{5,}|\*")  # in a pattern for numbers
+WIDTH = re.compile(r"\d{5,}|%[-#0 +\d.]*\*")  # in a pattern of %: a large one, or one that stands elsewhere
+WIDTH_OF_FIELD = re.compile(r"\d{5,}|\{")  # the same, behind the colon of a field of str.format
 TEMPLATE = "<template>"  # what Jinja calls the file of a template that is none
 
 
@@ -81,6 +83,7 @@ def bounded_environment() -> type["ImmutableSandboxedEnvironment"]:
         def __init__(self, *arguments: object, **options: object):
             super().__init__(*arguments, **options)
             self.filters |= {name: _bounded(function) for name, function in self.filters.items()}
+            self.filters["format"] = _narrow(self.filters["format"])
             self.globals.pop("lipsum", None)
 
         def call_binop(self, context: object, operator: str, left: object, right: object) -> object:
@@ -89,7 +92,7 @@ def bounded_environment() -> type["ImmutableSandboxedEnvironment"]:
 
         def wrap_str_format(self, value: object) -> Callable | None:
             within = super().wrap_str_format(value)
-            return within and _bounded(within, value.__self__)
+            return within and _narrow_fields(_bounded(within, value.__self__), value.__self__)
 
         def call(self, context: object, called: object, /, *arguments: object, **options: object) -> object:
             text = getattr(called, "__self__", None)
@@ -119,10 +122,8 @@ def _require_bounded_call(value: object, *arguments: object) -> None:
     """Raise `TooMuch` for a filter or a method of a text that would make a very large one."""
     sizes = [len(held) for held in (value, *arguments) if isinstance(held, str | list | tuple)]
     largest = sorted(sizes)[-2:]
-    if (
-        any(isinstance(count, int) and abs(count) > COUNT for count in arguments)
-        or (len(largest) == 2 and largest[0] * largest[1] > 100 * CHARACTERS)
-        or (arguments and isinstance(value, str) and re.search(r"[{%][^{}%]*\d{5,}", value))
+    if any(isinstance(count, int) and abs(count) > COUNT for count in arguments) or (
+        len(largest) == 2 and largest[0] * largest[1] > 100 * CHARACTERS
     ):
         raise TooMuch("the template asks a filter or a method for a very large text")
 
@@ -135,6 +136,29 @@ def _bounded(function: Callable, *text: str) -> Callable:
         values = [*text, *(value for value in arguments if isinstance(value, str | int | list | tuple | dict))]
         if values:
             _require_bounded_call(values[0], *values[1:], *options.values())
+        return function(*arguments, **options)
+
+    return within
+
+
+def _narrow(function: Callable) -> Callable:
+    """The filter `format`, as `%` is."""
+
+    @wraps(function)
+    def within(pattern: object, *arguments: object, **options: object) -> object:
+        require_bounded("%", pattern, arguments)
+        return function(pattern, *arguments, **options)
+
+    return within
+
+
+def _narrow_fields(function: Callable, pattern: str) -> Callable:
+    """str.format of a pattern, which may have no field with a very large width."""
+
+    @wraps(function)
+    def within(*arguments: object, **options: object) -> object:
+        if any(spec and WIDTH_OF_FIELD.search(spec) for _, _, spec, _ in Formatter().parse(pattern)):
+            raise TooMuch("the template asks for a very large result of format")
         return function(*arguments, **options)
 
     return within

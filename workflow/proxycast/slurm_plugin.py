@@ -166,7 +166,8 @@ def _repair_submission(plugin: ModuleType) -> None:
 
 def unfit_for_shell(name: str, value: object) -> str | None:
     """Why the value of a resource must not get into a shell's command; None where it may."""
-    if re.fullmatch(FIT_FOR_SHELL.get(name, WORD), str(value)):
+    # A number may be -1, with which the plugin leaves an option out.
+    if isinstance(value, int | float) or re.fullmatch(FIT_FOR_SHELL.get(name, WORD), str(value)):
         return None
     also = {"slurm_extra": " and spaces", "constraint": ", brackets, *, & and |"}.get(name, ", and no - in front")
     return f"found {str(value)!r}; give letters, digits and _.,:=+@%/-{also}: a shell reads it"

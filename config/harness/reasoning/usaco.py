@@ -25,7 +25,9 @@ MEMORY_BYTES = 1 << 30  # of each process
 OUTPUT_BYTES = 16 << 20  # of what it prints, and of each file
 FOLDER_BYTES = 64 << 20  # of all files in its folder, in a namespace
 OPEN_FILES = 64
-PROCESSES = 32  # and threads
+PROCESSES = 32  # at a time; more than so many are seen, and ended
+TASKS = 512  # processes and threads that all of this user's may become more meanwhile
+END_SECONDS = 60  # until what cannot be ended ends the job
 LOOK_SECONDS = 0.02
 PROGRAM = re.compile(r"```(?:python|py)[^\n]*\n(.*?)```", re.DOTALL)
 NAMESPACES = "--user --map-root-user --net --ipc --uts --pid --fork --kill-child --mount --mount-proc".split()
@@ -35,6 +37,7 @@ NAMESPACES = "--user --map-root-user --net --ipc --uts --pid --fork --kill-child
 KEEPER = """
 import ctypes, os, resource, subprocess, sys
 folder, seconds, memory, output, files, processes, room, apart = sys.argv[1], *map(int, sys.argv[2:])
+bare = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
 libc = ctypes.CDLL(None, use_errno=True)
 libc.prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
 if apart:
@@ -50,13 +53,16 @@ def limit():
         for right in range(64):
             libc.prctl(24, right, 0, 0, 0)  # PR_CAPBSET_DROP: root of a namespace is nobody in it
     for name, value in dict(AS=memory, CPU=seconds, CORE=0, NOFILE=files, NPROC=processes, FSIZE=output).items():
-        resource.setrlimit(getattr(resource, "RLIMIT_" + name), (value, value))
+        limited = getattr(resource, "RLIMIT_" + name)
+        most = resource.getrlimit(limited)[1]
+        value = value if most == resource.RLIM_INFINITY else min(value, most)
+        resource.setrlimit(limited, (value, value))
 
 given = sys.stdin.buffer.read()
 with open("given", "wb+") as file:
     file.write(given)
     file.seek(0)
-    child = subprocess.Popen([sys.executable, "-I", "program.py"], stdin=file, preexec_fn=limit, env={})
+    child = subprocess.Popen([sys.executable, "-I", "program.py"], stdin=file, preexec_fn=limit, env=bare)
     os.unlink("given")
 is_right = child.wait() == 0
 while True:  # what it leaves behind, until there is no more
@@ -86,7 +92,7 @@ def process_results(doc: dict, results: list[str]) -> dict[str, int]:
 def passes(program: str, given: str, wanted: str) -> bool:
     """Whether the program writes what is wanted for the given input; white space around words does not count."""
     source, given = (text.encode("utf8", "replace") for text in (program, given))
-    apart, limits = namespaces(), (SECONDS, MEMORY_BYTES, OUTPUT_BYTES, OPEN_FILES, PROCESSES, FOLDER_BYTES)
+    apart, limits = namespaces(), (SECONDS, MEMORY_BYTES, OUTPUT_BYTES, OPEN_FILES, tasks() + TASKS, FOLDER_BYTES)
     with (
         tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
         tempfile.TemporaryFile() as told,
@@ -96,7 +102,12 @@ def passes(program: str, given: str, wanted: str) -> bool:
         told.seek(0)
         arguments = [sys.executable, "-I", "-S", "-c", KEEPER, folder, *map(str, limits), str(int(bool(apart)))]
         keeper = subprocess.Popen(
-            [*apart, *arguments], stdin=told, stdout=said, stderr=subprocess.DEVNULL, env={}, start_new_session=True
+            [*apart, *arguments],
+            stdin=told,
+            stdout=said,
+            stderr=subprocess.DEVNULL,
+            env=processes.bare_environment(),
+            start_new_session=True,
         )
         try:
             is_right = _ends(keeper)
@@ -112,8 +123,21 @@ def namespaces() -> tuple[str, ...]:
     unshare = shutil.which("unshare")
     if unshare is None:
         return ()
-    tried = subprocess.run([unshare, *NAMESPACES, sys.executable, "-I", "-S", "-c", ""], capture_output=True, env={})
+    command = [unshare, *NAMESPACES, sys.executable, "-I", "-S", "-c", ""]
+    tried = subprocess.run(command, capture_output=True, env=processes.bare_environment())
     return (unshare, *NAMESPACES) if tried.returncode == 0 else ()
+
+
+def tasks() -> int:
+    """Processes and threads of this user on this machine. A limit on them counts all, whoever has started them."""
+    found = 0
+    for number in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            if os.stat(f"/proc/{number}").st_uid == os.getuid():
+                found += len(os.listdir(f"/proc/{number}/task"))
+        except OSError:  # it has ended
+            pass
+    return found
 
 
 def _ends(keeper: subprocess.Popen) -> bool:
@@ -128,8 +152,11 @@ def _ends(keeper: subprocess.Popen) -> bool:
 
 def _end(keeper: subprocess.Popen) -> None:
     """End the keeper and everything below it, or of its session. The first process of a namespace takes all with it."""
-    while below := processes.descendants(keeper.pid):
+    until = time.monotonic() + END_SECONDS
+    while (below := processes.descendants(keeper.pid)) and time.monotonic() < until:
         for process, start in below.items():
             processes.end(process, start)
     os.killpg(keeper.pid, signal.SIGKILL)  # its number stands for nothing else, as nobody has asked for its status yet
     keeper.wait()
+    if below:
+        raise RuntimeError(f"processes {sorted(below)} of a program that a model wrote cannot be ended")
