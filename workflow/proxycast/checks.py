@@ -9,10 +9,10 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
+from itertools import chain
 from pathlib import Path
-from stat import S_ISDIR, S_ISLNK, S_ISREG
 
 import polars as pl
 
@@ -117,16 +117,11 @@ def require_plain_results(results: Path) -> None:
     """
     named = [Path(folder).resolve() for folder in filter(None, os.environ.get(LINKS_VARIABLE, "").split(":"))]
     allowed = [results.parent.resolve() / results.name, *named]
-    found = os.walk(results, onerror=_require_listable)
-    within = (Path(folder, name) for folder, folders, files in found for name in [*folders, *files])
-    for path in [results, *within]:
-        try:
-            mode = path.lstat().st_mode
-        except FileNotFoundError:  # not there yet, or just removed
-            continue
-        if not (S_ISREG(mode) or S_ISDIR(mode) or S_ISLNK(mode)):
+    links = [results] if results.is_symlink() else []
+    for path in chain(links, _unplain(results)):
+        if not path.is_symlink() and path.exists():  # not one that was just removed
             raise InputError(f"{path}: a pipe or device among the results; remove it")
-        if not S_ISLNK(mode) or (path.is_file() and stays_in_folder(path)):
+        if path.is_file() and stays_in_folder(path):
             continue
         target = Path(os.path.realpath(path))
         if target.is_symlink():
@@ -139,10 +134,24 @@ def require_plain_results(results: Path) -> None:
             )
 
 
-def _require_listable(error: OSError) -> None:
-    """Where names cannot be listed, a link may be followed all the same by who knows its name."""
-    if not isinstance(error, FileNotFoundError | NotADirectoryError):
-        raise InputError(f"{error.filename}: cannot be listed ({error.strerror}); chmod u+rwx it")
+def _unplain(folder: Path) -> Iterator[Path]:
+    """What is below that is neither a file nor a folder. A listing tells that: the state of no file is asked for.
+
+    `InputError` where names cannot be listed: a link may be followed all the same by who knows its name.
+    """
+    folders = [str(folder)]
+    while folders:
+        try:
+            with os.scandir(folders.pop()) as entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        folders.append(entry.path)
+                    elif not entry.is_file(follow_symlinks=False):
+                        yield Path(entry.path)
+        except (FileNotFoundError, NotADirectoryError):  # not there yet, or just removed
+            continue
+        except OSError as error:
+            raise InputError(f"{error.filename}: cannot be listed ({error.strerror}); chmod u+rwx it") from None
 
 
 def require_same_disk(results: Path, record: Path, write: bool) -> None:
