@@ -5,9 +5,12 @@ The examples are the same at each run. What is outside the folder of the files s
 
 import gzip
 import json
+import os
 import random
+import signal
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,14 +22,22 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from proxycast.checkpoints import plan_checkpoints
 from proxycast.config import load_plan, read_yaml
-from proxycast.engines.model_folder import check_folder, read_config, safetensors_header, shape_of, weight_files
+from proxycast.engines.model_folder import (
+    check_folder,
+    is_finished,
+    read_config,
+    safetensors_header,
+    shape_of,
+    weight_files,
+)
 from proxycast.engines.tokenizer import end_tokens, load_tokenizer
 from proxycast.evaluations import read_evaluations
 from proxycast.experts import inactive_parameters
 from proxycast.options import InputError
 from proxycast.published import _read as read_published
+from proxycast.resources import read_benchmark
 from proxycast.solutions import read_problems, read_solutions
-from proxycast.tables import read_json
+from proxycast.tables import input_states, read_json
 from proxycast.targets import read_target_table
 from proxycast.templates import Rows, render_solutions
 from proxycast.text.documents import documents
@@ -297,6 +308,44 @@ def test_damaged_files_are_read_or_refused(name, valid, monkeypatch):
     assert psutil.Process().memory_info().rss - memory < 1 << 30
     changed = {file for file, state in listing(folder.parent).items() if outside.get(file) != state}
     assert changed <= {str(path)}
+
+
+@pytest.fixture
+def in_time():
+    """Whatever waits for a pipe to which nobody writes is interrupted."""
+
+    def told(*_):
+        raise TimeoutError("waits for ever")
+
+    before = signal.signal(signal.SIGALRM, told)
+    signal.alarm(30)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+@pytest.mark.parametrize("name", [name for name in READERS if name.startswith(("yaml", "model"))])
+def test_pipes_and_folders_in_the_place_of_a_file_are_not_waited_for(name, make, valid, monkeypatch, in_time):
+    reader, folder = READERS[name], valid[name]
+    monkeypatch.chdir(folder)
+    path = folder / reader.damaged
+    path.rename(path.with_suffix(".aside"))
+    make(path)
+    try:
+        with pytest.raises(InputError) if reader.damaged != "tokenizer_config.json" else nullcontext():
+            reader.read(folder)
+    finally:
+        path.rmdir() if path.is_dir() else path.unlink()
+        path.with_suffix(".aside").rename(path)
+
+
+def test_pipes_in_results_and_among_inputs_are_not_waited_for(model_folder, tmp_path, in_time):
+    folder = model_folder()
+    for path in (tmp_path / "job.tsv", tmp_path / "a.json", folder / "fingerprint.txt"):
+        os.mkfifo(path)
+    assert read_benchmark(tmp_path / "job.tsv") is None and not is_finished(folder, "mark")
+    assert input_states([tmp_path / "a.json"]) == input_states([tmp_path / "a.json"])
 
 
 LAUGHS = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(

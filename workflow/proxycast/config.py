@@ -34,6 +34,7 @@ from proxycast.options import (
     Options,
     SafeName,
     ShownName,
+    require_regular,
     told_reason,
     told_value,
     unfolded,
@@ -476,14 +477,14 @@ def require_keys_once(path: Path) -> None:
 
     As Snakemake does, it takes a file for JSON that can be read as such.
     """
+    if not path.is_file():  # a pipe, which Snakemake has read
+        return
     try:
         json.loads(path.read_text(encoding="utf8"), object_pairs_hook=lambda pairs: _once(pairs, path))
     except InputError:
         raise
     except (ValueError, RecursionError):
         read_yaml(path)
-    except OSError:
-        pass  # Snakemake has read it: a pipe
 
 
 def _once(pairs: list[tuple[str, object]], path: Path) -> dict[str, object]:
@@ -497,6 +498,7 @@ def _once(pairs: list[tuple[str, object]], path: Path) -> dict[str, object]:
 
 def read_yaml(path: Path) -> dict:
     """The mapping in a YAML file; an error that names the file if it is absent, broken or no mapping."""
+    require_regular(path)
     try:
         text = path.read_text(encoding="utf8")
         _require_bounded(text)

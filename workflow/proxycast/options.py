@@ -168,6 +168,12 @@ def is_inner_name(name: object) -> bool:
     )
 
 
+def require_regular(path: Path) -> None:
+    """Raise `InputError` for what is there and no file: a folder, or a pipe, from which reading may never end."""
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path}: found a folder, a pipe or a device; put a file in its place")
+
+
 def require_inside(path: Path, folder: Path) -> None:
     """Raise `InputError` where `path` lies outside `folder` when its links are followed."""
     if not path.resolve().is_relative_to(folder.resolve()):

@@ -33,7 +33,7 @@ from proxycast.engines.model_folder import shape_in_file, shape_of
 from proxycast.experts import inactive_parameters
 from proxycast.jobs import open_private
 from proxycast.miniature.suite import CONTEXT
-from proxycast.options import InputError, Options, one_line
+from proxycast.options import InputError, Options, one_line, require_regular
 from proxycast.slurm_plugin import SLURM_RESOURCES, unfit_for_shell
 from proxycast.solutions import GENERIC_TEXT
 from proxycast.targets import EXACT_MATCH
@@ -583,6 +583,7 @@ class ModelJobs:
 def read_benchmark(path: Path) -> dict[str, float] | None:
     """Seconds `s` and peak memory `max_rss` (MB) of a finished job; None where they were not measured."""
     try:
+        require_regular(path)
         header, values, *_ = path.read_text().splitlines()
         found = dict(zip(header.split("\t"), values.split("\t")))
         measured = {key: float(found[key]) for key in ("s", "max_rss")}

@@ -197,7 +197,8 @@ def input_states(
     states = []
     for path in sorted(map(Path, paths)):
         try:
-            state = digest_of(path) if path.stat().st_size <= most_bytes else stat_of(path)
+            is_read = path.is_file() and path.stat().st_size <= most_bytes  # a pipe is as it is
+            state = digest_of(path) if is_read else stat_of(path)
         except FileNotFoundError:
             state = None
         states.append((str(path), state))
@@ -325,6 +326,8 @@ def is_whole_parquet(path: Path | str) -> bool:
 
 def is_whole_csv(path: Path) -> bool:
     """Whether a csv ends as one is written: a truncated one has no end of its last row, but for chance."""
+    if not path.is_file():  # of a pipe nobody writes to there is no end
+        return False
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - 1))
         return file.read() == b"\n"

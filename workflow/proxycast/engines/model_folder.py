@@ -13,7 +13,7 @@ from unittest.mock import patch
 
 from tokenizers import Tokenizer
 
-from proxycast.options import InputError, is_inner_name, json_value, library_errors, one_line
+from proxycast.options import InputError, is_inner_name, json_value, library_errors, one_line, require_regular
 from proxycast.tables import damaged, digest_of, fingerprint
 
 if TYPE_CHECKING:
@@ -182,6 +182,7 @@ def _require_as_written(folder: Path, content: str | None = None) -> None:
     if folder.parts[-4:-2] not in TRAINED:
         return
     try:
+        require_regular(folder / FINGERPRINT_FILE)
         _, *written = (folder / FINGERPRINT_FILE).read_text().split()
     except (OSError, ValueError):
         return
@@ -210,6 +211,7 @@ def is_finished(folder: Path, mark: str) -> bool:
     """Whether `folder` holds a whole checkpoint with the fingerprint `mark`."""
     try:
         check_folder(folder)
+        require_regular(folder / FINGERPRINT_FILE)
         return (folder / FINGERPRINT_FILE).read_text().split()[:1] == [mark]
     except (InputError, OSError):
         return False
@@ -469,6 +471,7 @@ def _dimensions(shape: object) -> list[int]:
 def json_object(path: Path) -> dict:
     """The object in a JSON file. Raises InputError for one that is missing, broken or holds something else."""
     require_own_file(path)
+    require_regular(path)
     try:
         value = json_value(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
