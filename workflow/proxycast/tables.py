@@ -28,9 +28,10 @@ PARQUET_MAGIC = b"PAR1"
 SEAL = b"proxycast.sha256"
 DIGEST_BYTES = 32
 SEAL_SUFFIX = ".sha256"
-# What makes a spreadsheet compute a text: how the cell begins, or what stands behind what some take for its end.
-BEGINS_FORMULA = r"^([\s=+\-@＝＋－＠])"
-BEGINS_FORMULA_WITHIN = r"([;\t\r\n])([=+\-@＝＋－＠])"
+# What makes a spreadsheet compute a text: how the cell begins, or what stands behind what some take for its end. They
+# take away quotes there: `;"=` is a formula, too.
+BEGINS_FORMULA = r'^(\s|"*[=+\-@＝＋－＠])'
+BEGINS_FORMULA_WITHIN = r'([;\t\r\n]"*)([=+\-@＝＋－＠])'
 MANIFEST = "manifest.json"
 NAME = re.compile("[A-Za-z0-9][A-Za-z0-9_.-]{0,249}")  # a checkpoint, or part of one, as `SafeName`s make it
 HASHED_BYTES = 64_000_000  # an input file up to this size counts by its content, a larger one by what stat tells of it
@@ -232,12 +233,16 @@ def write_table(
 def as_cells(table: pl.DataFrame) -> pl.DataFrame:
     """The table as spreadsheets may read it: a text that one would take for a formula gets an apostrophe in front.
 
-    Numbers stay as they are. A name of somebody else, such as `=HYPERLINK(...)`, is then shown and not computed.
+    Numbers stay as they are. A name of somebody else, such as `=HYPERLINK(...)`, is then shown and not computed. So is
+    that of a column.
     """
-    texts = pl.col(pl.String, pl.Categorical, pl.Enum).cast(pl.String)
-    return table.with_columns(
-        texts.str.replace(BEGINS_FORMULA, "'$1").str.replace_all(BEGINS_FORMULA_WITHIN, "$1'$2"),
-    )
+
+    def shown(texts: pl.Expr) -> pl.Expr:
+        return texts.str.replace(BEGINS_FORMULA, "'$1").str.replace_all(BEGINS_FORMULA_WITHIN, "$1'$2")
+
+    names = pl.select(shown(pl.lit(pl.Series(table.columns, dtype=pl.String)))).to_series().to_list()
+    table = table.with_columns(shown(pl.col(pl.String, pl.Categorical, pl.Enum).cast(pl.String)))
+    return table.rename(dict(zip(table.columns, names)))
 
 
 def read_table(path: Path | str) -> pl.DataFrame:
