@@ -33,6 +33,7 @@ from proxycast.engines.model_folder import (
 from proxycast.engines.tokenizer import end_tokens, load_tokenizer
 from proxycast.evaluations import read_evaluations
 from proxycast.experts import inactive_parameters
+from proxycast.models import ReleasedModel
 from proxycast.options import InputError
 from proxycast.published import _read as read_published
 from proxycast.resources import read_benchmark
@@ -409,6 +410,24 @@ def test_a_billion_layers_are_refused_before_anything_is_built(keys, tmp_path):
         with pytest.raises(InputError, match=r"config.json, key \w+: found .*; there may be at most 1"):
             read(tmp_path)
     assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize("number", [10**400, "9" * 400, 10**18 + 1])
+def test_numbers_of_a_configuration_are_bounded(number, tmp_path):
+    """Memory and time are estimated by products of them: no float holds those."""
+    study = {"study": "a", "target": {"parameters": number}}
+    with pytest.raises(
+        InputError, match="study.yaml: target: parameters: found [019]*[.]*; a number may be at most 1e.18"
+    ):
+        load_plan(study, "study.yaml", tmp_path)
+    study = {"study": "a", "target": {}, "extraction": {"batch_tokens": number}}
+    with pytest.raises(InputError, match="study.yaml: extraction: batch_tokens: found .*; a number may be at most"):
+        load_plan(study, "study.yaml", tmp_path)
+
+
+def test_a_model_of_a_billion_billions_has_a_size(tmp_path):
+    model = {"name": "m", "family": "m", "hub": "org/m", "parameters": 10**18}
+    assert ReleasedModel(**model).as_corpus().checkpoints[0].size == ("1000000000B",)
 
 
 @pytest.mark.parametrize("length", [10 * 2**30, 2**63, 2**64 - 1])

@@ -6,12 +6,13 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints, model_validator
 
 LARGEST_CONFIGURATION = 1_000_000  # values
 DEEPEST = 50  # mappings and lists within each other
+LARGEST_NUMBER = 10**18  # of a configuration
 LONGEST_LINE = 3000  # characters of a message
 LONGEST_CAUSE = 300  # characters of a library's own message
 MARKUP = "<>&"  # begins a tag or an entity of HTML
@@ -93,6 +94,24 @@ class Options(BaseModel):
     """A group of configuration keys. Unknown keys are errors, and a group never changes once it is read."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _bounded_numbers(self) -> Self:
+        """Estimates multiply several of them, and what no float holds would end the program."""
+        for key, value in vars(self).items():
+            if large := next((number for number in _numbers(value) if abs(number) > LARGEST_NUMBER), None):
+                raise ValueError(f"{key}: found {told_value(large)}; a number may be at most {LARGEST_NUMBER:.0e}")
+        return self
+
+
+def _numbers(value: object) -> Iterator[int | float]:
+    if isinstance(value, Mapping):
+        value = [*value.keys(), *value.values()]
+    if isinstance(value, list | tuple):
+        for inner in value:
+            yield from _numbers(inner)
+    elif isinstance(value, int | float):
+        yield value
 
 
 # A name that becomes part of a file name or of a Snakemake wildcard: no separators, no leading dot, no spaces.
