@@ -22,6 +22,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from proxycast.checkpoints import plan_checkpoints
 from proxycast.config import load_plan, read_yaml
+from proxycast.corpora import CheckpointEntry
 from proxycast.engines.model_folder import (
     check_folder,
     is_finished,
@@ -33,6 +34,7 @@ from proxycast.engines.model_folder import (
 from proxycast.engines.tokenizer import end_tokens, load_tokenizer
 from proxycast.evaluations import read_evaluations
 from proxycast.experts import inactive_parameters
+from proxycast.ladder import Ladder
 from proxycast.models import ReleasedModel
 from proxycast.options import InputError
 from proxycast.published import _read as read_published
@@ -44,6 +46,7 @@ from proxycast.templates import Rows, render_solutions
 from proxycast.text.documents import documents
 from proxycast.text.mixture import Source
 from proxycast.wide_curve import WideCurve, read_wide_curve
+from pydantic import ValidationError
 from test_evaluations import CORPORA, LADDER, all_rows
 from test_evaluations import TASKS as EVALUATED
 from test_names import OF_DATA
@@ -423,6 +426,19 @@ def test_numbers_of_a_configuration_are_bounded(number, tmp_path):
     study = {"study": "a", "target": {}, "extraction": {"batch_tokens": number}}
     with pytest.raises(InputError, match="study.yaml: extraction: batch_tokens: found .*; a number may be at most"):
         load_plan(study, "study.yaml", tmp_path)
+
+
+def test_more_checkpoints_than_can_be_planned_are_one_error():
+    """A set of 10^12 steps takes all memory before anything could end it; here it is 10^6."""
+    told, ladder = "found 1e.06 checkpoints; a study has at most 300,000", OF_DATA["ladders/lab.yaml"]
+    long = ladder["sizes"]["small"] | {"steps": 10**6}
+    with pytest.raises(ValidationError, match=f"sizes.small: {told}"):
+        Ladder(**ladder | {"checkpoint_every": 1, "sizes": {"small": long}})
+    with pytest.raises(InputError, match=told):
+        Ladder(**ladder).steps_of("small", 0, last=5 * 10**6)
+    entry = CheckpointEntry(hub="a/b", size="small", seed=[*range(1000)], step=[*range(1000)], tokens_per_step=1)
+    with pytest.raises(InputError, match=told):
+        next(entry.expand(None, [], None))
 
 
 def test_a_model_of_a_billion_billions_has_a_size(tmp_path):

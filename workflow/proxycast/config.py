@@ -50,6 +50,7 @@ CONFIG = Path("config")
 LONGEST_YAML = 10_000_000  # characters
 FROZEN = "frozen"  # key of a study that holds the files it names as they were when Snakemake started
 YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same, and ten times as fast where it is compiled
+LONGEST_PATTERN = 2000  # characters; to compile sets of Unicode's letters takes milliseconds for each
 PUBLISHED_TASK = "olmes_10"  # the mean over the ten OLMES tasks: all that is published of small models
 Model = TypeVar("Model", bound=Options)
 
@@ -66,6 +67,7 @@ class Task(Options):
     rows: Rows | None = Field(None, description="rows of a data set and templates that make solutions of them")
     answer_pattern: str | None = Field(
         None,
+        max_length=LONGEST_PATTERN,
         description="regular expression; its group 1 finds the answer in generated text; without it no exact match",
     )
     max_new_tokens: int = Field(16, gt=0, description="tokens generated for the exact match")

@@ -16,7 +16,8 @@ from proxycast.options import InputError, told_value
 
 PATTERN_SECONDS = 5.0  # for one text; sound patterns take microseconds
 SEARCHER = """
-import json, re, sys
+import json, re, resource, sys
+resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))  # a replacement may be longer than all memory
 for line in sys.stdin:
     pattern, flags, text, replacement = json.loads(line)
     try:
