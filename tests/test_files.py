@@ -10,8 +10,9 @@ from tempfile import TemporaryDirectory
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from proxycast.corpora import CheckpointEntry
 from proxycast.files import RULES, Files, HubId, Revision, own_files
-from proxycast.options import InputError
+from proxycast.options import InputError, InputPath
 from pydantic import TypeAdapter, ValidationError
 
 NAMES = ["a.txt", "b.txt", "b.jsonl", "deep/c.txt", "deep/deeper/d.txt", "deep/.hidden.txt"]
@@ -138,6 +139,23 @@ def test_many_stars_over_a_long_name_end():
         "from proxycast.files import Files; f = Files(hub='o/d', files='**/a/' * 30 + 'b'); f.matches('a/' * 200 + 'c')"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+@pytest.mark.parametrize("name", ["\x1b[2Ja.txt", "a\nb.txt", "a\u202eb.txt", "a\x7f.txt"])
+def test_names_that_a_terminal_obeys_are_refused(tmp_path, name):
+    """Snakemake prints the files that a job reads."""
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "inner" / name).touch()
+    (tmp_path / "inner" / "ä b.txt").touch()
+    with pytest.raises(InputError, match="files: .* has a character that is not seen") as told:
+        Files(files=f"{tmp_path}/**/*.txt").paths()
+    assert name not in str(told.value)
+    (tmp_path / "inner" / name).unlink()
+    assert len(Files(files=f"{tmp_path}/**/*.txt").paths()) == 1
+    with pytest.raises(ValidationError, match="not seen"):
+        TypeAdapter(InputPath).validate_python(f"data/{name}")
+    with pytest.raises(ValidationError, match="not seen"):
+        CheckpointEntry(folder=f"data/{name}", size="a", step=1, tokens=1)
 
 
 def test_a_folder_is_no_file(folder):

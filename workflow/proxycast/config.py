@@ -252,7 +252,7 @@ class Study(Options):
     model_selection: ModelSelectionOptions | None = Field(
         None, description="choose among models: scorers learned on some tasks, judged on the others"
     )
-    replay: Path | None = Field(
+    replay: InputPath | None = Field(
         None,
         description="for tests of the workflow alone: token statistics (parquet) that stand for every checkpoint, none "
         "of which is downloaded or run; the numbers mean nothing",

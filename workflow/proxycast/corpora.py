@@ -17,7 +17,7 @@ from proxycast.engines import ModelOptions
 from proxycast.files import HUB_ID, REVISION, RULES
 from proxycast.ladder import Ladder, require_countable
 from proxycast.miniature.suite import Recipe
-from proxycast.options import Options, SafeName, ShownName
+from proxycast.options import Options, SafeName, ShownName, without_unseen
 from proxycast.text.mixture import Text
 
 Names = SafeName | list[SafeName] | None
@@ -117,7 +117,7 @@ class CheckpointEntry(Options):
     @field_validator("folder")
     @classmethod
     def _folder_pattern(cls, pattern: str | None) -> str | None:
-        return _valid_pattern(pattern, _FOUND)
+        return _valid_pattern(None if pattern is None else without_unseen(pattern), _FOUND)
 
     @field_validator("hub")
     @classmethod

@@ -13,7 +13,7 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, Field, StringConstraints
 
-from proxycast.options import InputError, Options
+from proxycast.options import InputError, Options, without_unseen
 
 HUB_ID = r"^[A-Za-z0-9][A-Za-z0-9_.-]*(/[A-Za-z0-9][A-Za-z0-9_.-]*)?$"
 REVISION = r"^[A-Za-z0-9_][A-Za-z0-9_-]*([./][A-Za-z0-9_-]+)*$"  # never '..' or a leading '-'
@@ -58,7 +58,10 @@ class Files(Options):
                     f"in data set {self.hub}" if self.hub else "on this machine (paths start where snakemake is run)"
                 )
                 raise InputError(f"files: {pattern!r} finds no file {where}")
-            found |= here
+            try:
+                found |= {without_unseen(path) for path in here}
+            except ValueError as error:
+                raise InputError(f"files: {error}") from None
         return sorted(found)
 
 

@@ -135,6 +135,13 @@ def _without_markup(value: str) -> str:
     return value
 
 
+def without_unseen(value: str | Path) -> str | Path:
+    """`ValueError` for a path with characters that a terminal obeys or hides: Snakemake prints its jobs' inputs."""
+    if any(unicodedata.category(c) in UNSEEN for c in str(value)):
+        raise ValueError(f"{printable(str(value))!r} has a character that is not seen; give the file another name")
+    return value
+
+
 def _without_long_names(path: Path) -> Path:
     if any(len(part.encode()) > LONGEST_NAME for part in path.parts):
         raise ValueError(f"{str(path)[:40]!r}... has a name of more than {LONGEST_NAME} bytes, which no file can have")
@@ -200,4 +207,6 @@ def require_inside(path: Path, folder: Path) -> None:
 
 
 # A file or folder of the user, which may be the input of a rule.
-InputPath = Annotated[Path, AfterValidator(_without_braces), AfterValidator(_without_long_names)]
+InputPath = Annotated[
+    Path, AfterValidator(_without_braces), AfterValidator(_without_long_names), AfterValidator(without_unseen)
+]
