@@ -333,7 +333,7 @@ def count_texts(plan: Plan, name: str) -> Texts:
     path = plan.results / "solutions" / f"{name}.jsonl"
     source = plan.solutions_source(name)
     path = path if path.exists() else source
-    if path.exists() and path.suffix == ".jsonl":
+    if path.is_file() and path.suffix == ".jsonl":  # of a pipe nobody writes to there is no end
         content = path.read_bytes()
         return Texts(content.count(b"\n"), len(content) // BYTES_PER_TOKEN, known=True)
     suite, rows, tail = plan.study.miniature, plan.rows(name), plan.study.extraction.tail_tokens

@@ -1,6 +1,7 @@
 """A model folder in the layout of `transformers`: is it whole, and which model is it, told without building it."""
 
 import json
+import math
 import re
 import sys
 from collections.abc import Iterable, Iterator
@@ -489,7 +490,8 @@ def _header(path: Path) -> dict[str, dict]:
 
 def _dimensions(shape: object) -> list[int]:
     """`ValueError` for what is no shape of a tensor."""
-    if not isinstance(shape, list) or not all(type(length) is int and 0 <= length < 2**48 for length in shape):
+    is_shape = isinstance(shape, list) and all(type(length) is int and 0 <= length < 2**48 for length in shape)
+    if not is_shape or math.prod(shape) >= 2**48:  # numbers that no float holds would end planning
         raise ValueError("no shape")
     return shape
 
