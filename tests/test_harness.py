@@ -365,7 +365,7 @@ def test_generation_of_a_study_loads_nothing(name):
         Harness(generation={name: "evil/repo"})
 
 
-@pytest.mark.parametrize("count", ["many", "9" * 5000, -1, 0, True, 1e300, 10**20])
+@pytest.mark.parametrize("count", ["many", "9" * 5000, -1, 0, True, 1e17, 10**17])
 def test_a_count_of_tokens_is_one(count):
     """Planning takes it for the length of the answers."""
     with pytest.raises(ValidationError, match="generation.max_gen_toks: found .*; it must be a whole number of tokens"):
