@@ -673,6 +673,14 @@ def test_targets_of_a_table(table):
     assert scored_checkpoints(plan, found) == [c for c in found if c.role == "proxy"]
 
 
+def test_a_seed_of_5000_digits_in_a_table_is_none(table):
+    """Python takes no text of so many for a number."""
+    table.write_text(table.read_text() + f"a-70B-seed{'9' * 5000}-step9,sums,accuracy,0.5,2\n")
+    target = {"size": "70B", "table": table, "parameters": 700, "tokens": 90}
+    found = plan_checkpoints(ladder_plan({**with_exceptions(), "a-70B": text()}, target=target))
+    assert {c.seed for c in found if c.role == "target"} == {0, 3}
+
+
 @pytest.mark.parametrize("lacks", ["table", "parameters", "tokens"])
 def test_target_size_that_nobody_knows(table, lacks):
     target = {"size": "2B", "table": table, "parameters": 700, "tokens": 90}
@@ -1118,7 +1126,8 @@ def test_a_record_of_a_download_is_one_or_made_again(tmp_path, found):
 
 def test_pipes_and_deep_json_stop_no_planning(tmp_path):
     results = results_of(tmp_path)
-    for name in ("token_stats/job/manifest.json", "suite/trained/a.json", "proxies.parquet"):
+    for name in ("token_stats/job/manifest.json", "suite/trained/a.json", "proxies.parquet", "proxies.csv"):
+        (results / name).unlink(missing_ok=True)
         os.mkfifo(results / name)
     some_table(results / "ranking.parquet")
     os.mkfifo(results / "ranking.csv")

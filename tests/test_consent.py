@@ -1,5 +1,6 @@
 """Code of others runs only for who has named it, whatever the files of a study say."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -114,3 +115,29 @@ def test_tasks_with_code_and_programs_of_models_need_a_word_each(study, monkeypa
     monkeypatch.setenv(PROGRAMS_VARIABLE, "humaneval, usaco")
     require_consent(plan, checkpoints, runs_jobs=True)
     assert len(json.loads((plan.results / "consent.json").read_text())) == 2
+
+
+def test_a_writer_that_is_a_checkpoint_of_the_study_needs_a_word_too(study):  # noqa: F811
+    """Its `model` goes over that of the checkpoint, which is scored without its code."""
+    writer = {"checkpoint": "a-small-seed0-step1", "model": {"trust_remote_code": True}}
+    plan, checkpoints = study(**TRUTH, writers={"w": writer})
+    with pytest.raises(InputError, match="^study.yaml: writers.w: trust_remote_code: asks to run code .*'/.*/model'"):
+        check_inputs(plan, checkpoints)
+
+
+def test_code_in_results_of_somebody_else_needs_a_word(study):  # noqa: F811
+    """Models that the study makes have no source, but may be there already."""
+    plan, checkpoints = study(**TRUTH, extraction={"trust_remote_code": True})
+    made = [dataclasses.replace(c, source="", folder=f"results/mine/suite/models/{c.run}/step1") for c in checkpoints]
+    with pytest.raises(InputError, match="trust_remote_code.*'./results/mine/suite/models/a-small-seed0/step1'"):
+        require_consent(plan, made, runs_jobs=True)
+
+
+def test_a_study_that_runs_no_models_runs_no_writers_code(study, tmp_path):  # noqa: F811
+    """All of its results come from a table, but for what writers write."""
+    writer = {"folder": str(tmp_path / "model"), "model": {"trust_remote_code": True}}
+    plan, checkpoints = study(**TRUTH, writers={"w": writer})
+    plan = plan.model_copy(update={"study": plan.study.model_copy(update={"published": tmp_path / "published"})})
+    assert not plan.runs_models
+    with pytest.raises(InputError, match="^study.yaml: writers.w: trust_remote_code: asks to run code "):
+        check_inputs(plan, checkpoints)

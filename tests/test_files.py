@@ -1,6 +1,8 @@
 """Files by glob: against the patterns' meaning, on this machine and in the folder of a downloaded data set."""
 
 import glob
+import subprocess
+import sys
 from os.path import isfile
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -8,8 +10,9 @@ from tempfile import TemporaryDirectory
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from proxycast.corpora import CheckpointEntry
 from proxycast.files import RULES, Files, HubId, Revision, own_files
-from proxycast.options import InputError
+from proxycast.options import InputError, InputPath
 from pydantic import TypeAdapter, ValidationError
 
 NAMES = ["a.txt", "b.txt", "b.jsonl", "deep/c.txt", "deep/deeper/d.txt", "deep/.hidden.txt"]
@@ -114,6 +117,45 @@ def test_each_glob_must_find_something(folder, monkeypatch, hub):
     where = "in data set owner/data" if hub else r"on this machine \(paths start where snakemake is run\)"
     with pytest.raises(InputError, match=rf"files: 'none\*' finds no file {where}"):
         Files(hub=hub, files=["a.txt", "none*"]).paths(folder)
+
+
+@pytest.mark.parametrize("pattern", ["loops/**/*.txt", "**/*.txt"])
+def test_links_in_a_circle_end(tmp_path, monkeypatch, pattern):
+    """Two links to the folder that they lie in have as many paths as there are rows of 40 of them."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "loops" / "deep").mkdir(parents=True)
+    (tmp_path / "loops" / "deep" / "a.txt").touch()
+    for name in "bcd":
+        (tmp_path / "loops" / name).symlink_to(tmp_path / "loops")
+        (tmp_path / "loops" / f"e{name}").symlink_to("deep")
+    code = f"from proxycast.files import Files; print(*Files(files={pattern!r}).paths())"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert found.stdout.split() == ["loops/deep/a.txt"]
+
+
+def test_many_stars_over_a_long_name_end():
+    """Names that a mirror invents, and a pattern of the study: a try of all places would never be done."""
+    code = (
+        "from proxycast.files import Files; f = Files(hub='o/d', files='**/a/' * 30 + 'b'); f.matches('a/' * 200 + 'c')"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+@pytest.mark.parametrize("name", ["\x1b[2Ja.txt", "a\nb.txt", "a\u202eb.txt", "a\x7f.txt"])
+def test_names_that_a_terminal_obeys_are_refused(tmp_path, name):
+    """Snakemake prints the files that a job reads."""
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "inner" / name).touch()
+    (tmp_path / "inner" / "ä b.txt").touch()
+    with pytest.raises(InputError, match="files: .* has a character that is not seen") as told:
+        Files(files=f"{tmp_path}/**/*.txt").paths()
+    assert name not in str(told.value)
+    (tmp_path / "inner" / name).unlink()
+    assert len(Files(files=f"{tmp_path}/**/*.txt").paths()) == 1
+    with pytest.raises(ValidationError, match="not seen"):
+        TypeAdapter(InputPath).validate_python(f"data/{name}")
+    with pytest.raises(ValidationError, match="not seen"):
+        CheckpointEntry(folder=f"data/{name}", size="a", step=1, tokens=1)
 
 
 def test_a_folder_is_no_file(folder):

@@ -10,8 +10,10 @@ import random
 import signal
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 
 import polars as pl
 import psutil
@@ -21,12 +23,24 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from proxycast.checkpoints import plan_checkpoints
 from proxycast.config import load_plan, read_yaml
-from proxycast.engines.model_folder import check_folder, read_config, safetensors_header, shape_of, weight_files
+from proxycast.corpora import CheckpointEntry
+from proxycast.engines import ExtractionOptions
+from proxycast.engines.model_folder import (
+    check_folder,
+    is_finished,
+    read_config,
+    safetensors_header,
+    shape_of,
+    weight_files,
+)
 from proxycast.engines.tokenizer import end_tokens, load_tokenizer
 from proxycast.evaluations import read_evaluations
 from proxycast.experts import inactive_parameters
+from proxycast.ladder import Ladder
+from proxycast.models import ReleasedModel
 from proxycast.options import InputError
 from proxycast.published import _read as read_published
+from proxycast.resources import count_texts, read_benchmark
 from proxycast.solutions import read_problems, read_solutions
 from proxycast.tables import input_states, read_json
 from proxycast.targets import read_target_table
@@ -34,6 +48,7 @@ from proxycast.templates import Rows, render_solutions
 from proxycast.text.documents import documents
 from proxycast.text.mixture import Source
 from proxycast.wide_curve import WideCurve, read_wide_curve
+from pydantic import ValidationError
 from test_evaluations import CORPORA, LADDER, all_rows
 from test_evaluations import TASKS as EVALUATED
 from test_names import OF_DATA
@@ -301,6 +316,49 @@ def test_damaged_files_are_read_or_refused(name, valid, monkeypatch):
     assert changed <= {str(path)}
 
 
+@pytest.fixture
+def in_time():
+    """Whatever waits for a pipe to which nobody writes is interrupted."""
+
+    def told(*_):
+        raise TimeoutError("waits for ever")
+
+    before = signal.signal(signal.SIGALRM, told)
+    signal.alarm(30)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+@pytest.mark.parametrize("name", [name for name in READERS if name.startswith(("yaml", "model"))])
+def test_pipes_and_folders_in_the_place_of_a_file_are_not_waited_for(name, make, valid, monkeypatch, in_time):
+    reader, folder = READERS[name], valid[name]
+    monkeypatch.chdir(folder)
+    path = folder / reader.damaged
+    path.rename(path.with_suffix(".aside"))
+    make(path)
+    try:
+        with pytest.raises(InputError) if reader.damaged != "tokenizer_config.json" else nullcontext():
+            reader.read(folder)
+    finally:
+        path.rmdir() if path.is_dir() else path.unlink()
+        path.with_suffix(".aside").rename(path)
+
+
+def test_pipes_in_results_and_among_inputs_are_not_waited_for(model_folder, tmp_path, in_time):
+    folder = model_folder()
+    for path in (tmp_path / "job.tsv", tmp_path / "a.json", folder / "fingerprint.txt"):
+        os.mkfifo(path)
+    assert read_benchmark(tmp_path / "job.tsv") is None and not is_finished(folder, "mark")
+    solutions = SimpleNamespace(solutions_source=lambda name: None, rows=lambda name: None, results=tmp_path)
+    solutions.study = SimpleNamespace(miniature=None, extraction=ExtractionOptions())
+    (tmp_path / "solutions").mkdir()
+    os.mkfifo(tmp_path / "solutions/sums.jsonl")
+    assert not count_texts(solutions, "sums").known
+    assert input_states([tmp_path / "a.json"]) == input_states([tmp_path / "a.json"])
+
+
 LAUGHS = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 10)
 )
@@ -364,6 +422,37 @@ def test_a_billion_layers_are_refused_before_anything_is_built(keys, tmp_path):
     assert time.monotonic() - began < 5
 
 
+@pytest.mark.parametrize("number", [10**400, "9" * 400, 10**18 + 1])
+def test_numbers_of_a_configuration_are_bounded(number, tmp_path):
+    """Memory and time are estimated by products of them: no float holds those."""
+    study = {"study": "a", "target": {"parameters": number}}
+    with pytest.raises(
+        InputError, match="study.yaml: target: parameters: found [019]*[.]*; a number may be at most 1e.18"
+    ):
+        load_plan(study, "study.yaml", tmp_path)
+    study = {"study": "a", "target": {}, "extraction": {"batch_tokens": number}}
+    with pytest.raises(InputError, match="study.yaml: extraction: batch_tokens: found .*; a number may be at most"):
+        load_plan(study, "study.yaml", tmp_path)
+
+
+def test_more_checkpoints_than_can_be_planned_are_one_error():
+    """A set of 10^12 steps takes all memory before anything could end it; here it is 10^6."""
+    told, ladder = "found 1e.06 checkpoints; a study has at most 300,000", OF_DATA["ladders/lab.yaml"]
+    long = ladder["sizes"]["small"] | {"steps": 10**6}
+    with pytest.raises(ValidationError, match=f"sizes.small: {told}"):
+        Ladder(**ladder | {"checkpoint_every": 1, "sizes": {"small": long}})
+    with pytest.raises(InputError, match=told):
+        Ladder(**ladder).steps_of("small", 0, last=5 * 10**6)
+    entry = CheckpointEntry(hub="a/b", size="small", seed=[*range(1000)], step=[*range(1000)], tokens_per_step=1)
+    with pytest.raises(InputError, match=told):
+        next(entry.expand(None, [], None))
+
+
+def test_a_model_of_a_billion_billions_has_a_size(tmp_path):
+    model = {"name": "m", "family": "m", "hub": "org/m", "parameters": 10**18}
+    assert ReleasedModel(**model).as_corpus().checkpoints[0].size == ("1000000000B",)
+
+
 @pytest.mark.parametrize("length", [10 * 2**30, 2**63, 2**64 - 1])
 def test_a_header_that_claims_gigabytes_is_not_read(length, tmp_path):
     path = tmp_path / "model.safetensors"
@@ -374,7 +463,7 @@ def test_a_header_that_claims_gigabytes_is_not_read(length, tmp_path):
         safetensors_header(path)
 
 
-@pytest.mark.parametrize("shape", [[-1], ["2"], [2**60], "ab", [True], {"a": 1}, [1e3]])
+@pytest.mark.parametrize("shape", [[-1], ["2"], [2**60], [2**40] * 30, "ab", [True], {"a": 1}, [1e3]])
 def test_a_header_has_shapes_of_whole_numbers(shape, tmp_path):
     header = json.dumps({"a": {"dtype": "F32", "shape": shape, "data_offsets": [0, 0]}}).encode()
     (tmp_path / "a.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)

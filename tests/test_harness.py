@@ -4,6 +4,7 @@ import copy
 import gc
 import importlib.metadata
 import json
+import re
 import sys
 import tomllib
 import weakref
@@ -34,6 +35,16 @@ FOUND = {
     "versions": {"toy_choice": 1.0, "toy_group": "N/A"},
     "lm_eval_version": "0.4.13",
 }
+
+
+def index(files):
+    """lm-eval's index, in its place: file -> names of tasks in it; those of "" are tags of all others."""
+    entries = {
+        name: SimpleNamespace(name=name, yaml_path=Path("/x", file) if file else None, tags={*files.get("", ())})
+        for file, names in files.items()
+        for name in names
+    }
+    return SimpleNamespace(all_tasks=list(entries), task_index=entries)
 
 
 @pytest.fixture
@@ -151,7 +162,7 @@ def lm_eval(monkeypatch):
         return copy.deepcopy(FOUND)
 
     monkeypatch.setattr(harness, "require_harness", lambda: None)
-    monkeypatch.setattr(harness, "_index", lambda path: SimpleNamespace(all_tasks=list(FOUND["results"])))
+    monkeypatch.setattr(harness, "_index", lambda path: index({"toy.yaml": FOUND["results"]}))
     monkeypatch.setattr(harness, "loaded_model", loaded_model)
     monkeypatch.setattr(harness, "_evaluate", evaluate)
     return state
@@ -261,7 +272,7 @@ class StandIn:
         for name, module in {**packages, "lm_eval.api.registry": registry}.items():
             monkeypatch.setitem(sys.modules, name, module)
         monkeypatch.setattr(harness, "require_harness", lambda: None)
-        monkeypatch.setattr(harness, "_index", lambda path: SimpleNamespace(all_tasks=list(FOUND["results"])))
+        monkeypatch.setattr(harness, "_index", lambda path: index({"toy.yaml": FOUND["results"]}))
 
 
 @pytest.fixture
@@ -335,3 +346,72 @@ def test_arguments_of_a_study_load_nothing_else(name):
     """They would go over the model that was checked, and over the consent to its code."""
     with pytest.raises(ValidationError, match=f"model_args: found '{name}'; possible are "):
         Harness(model_args={name: True})
+
+
+GENERATES = [
+    "custom_generate",
+    "trust_remote_code",
+    "assistant_model",
+    "generation_config",
+    "cache_implementation",
+    "x",
+]
+
+
+@pytest.mark.parametrize("name", GENERATES)
+def test_generation_of_a_study_loads_nothing(name):
+    """transformers takes the code that generates from a folder or repository, and the consent to it beside that."""
+    with pytest.raises(ValidationError, match=f"generation: found '{name}'; possible are "):
+        Harness(generation={name: "evil/repo"})
+
+
+@pytest.mark.parametrize("count", ["many", "9" * 5000, -1, 0, True, 1e17, 10**17])
+def test_a_count_of_tokens_is_one(count):
+    """Planning takes it for the length of the answers."""
+    with pytest.raises(ValidationError, match="generation.max_gen_toks: found .*; it must be a whole number of tokens"):
+        Harness(generation={"max_gen_toks": count})
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("lm_eval/tasks/cruxeval/cruxeval_input.yaml", "cruxeval_input"),
+        ("lm_eval/tasks/score/math/prompt_robustness_math_algebra.yaml", "prompt_robustness_math_algebra"),
+        ("lm_eval/tasks/score/score_robustness.yaml", "score_robustness"),  # a group, with those of score/math
+        ("", "longproc_tag"),
+    ],
+)
+def test_tasks_that_run_answers_and_do_not_say_so_need_consent(
+    lm_eval, monkeypatch, model_folder, tmp_path, file, name
+):
+    """lm-eval itself asks only where a task has `unsafe_code`."""
+    files = {file: [name], "lm_eval/tasks/longproc/countdown_2k.yaml": ["countdown_2k"]}
+    monkeypatch.setattr(harness, "_index", lambda path: index(files))
+    tasks = {"a": HarnessTask(task=name, metric="acc,none")}
+    with pytest.raises(InputError, match=f"{name}: it runs code that models write, .*PROXYCAST_RUN_PROGRAMS={name} "):
+        run([model_folder()], tmp_path, tasks)
+    monkeypatch.setitem(FOUND["results"], name, TOY)
+    run([model_folder()], tmp_path, tasks, run_unsafe_code=True)
+    assert lm_eval.calls == [("model", name)]
+
+
+def test_tasks_that_run_nothing_need_no_consent():
+    files = {"lm_eval/tasks/score/mmlu_pro/a.yaml": ["a"], "lm_eval/tasks/scores/b.yaml": ["b"], "score/c.yaml": ["c"]}
+    assert not any(harness.runs_answers(index(files), name) for name in "abc")
+
+
+@pytest.mark.lm_eval
+def test_which_tasks_run_answers_is_known_of_this_version():
+    """What runs text, in the code of lm-eval's tasks: either their YAML says so, or RUN_ANSWERS does."""
+    import lm_eval.tasks
+
+    tasks = Path(lm_eval.tasks.__file__).parent
+    runs = re.compile(r"(?<![\w.])(eval|exec)\(|parse_expr|sympify|Popen|os\.system|pickle\.load")
+    found = {path.parent.relative_to(tasks).as_posix() for path in tasks.rglob("*.py") if runs.search(path.read_text())}
+    assert found == set(harness.RUN_ANSWERS)
+    asks = [
+        f"{path.parent.relative_to(tasks).as_posix()}"
+        for path in tasks.rglob("*.yaml")
+        if "unsafe_code: true" in path.read_text()
+    ]
+    assert {"humaneval", "mbpp"} <= set(asks)

@@ -52,6 +52,25 @@ def test_a_link_out_of_a_model_folder_is_refused(model_folder, private, name, ho
             weight_files(folder) and check_folder(folder)
 
 
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"speculators_config": {"verifier": {"name_or_path": "org/other"}}},
+        {"attn_implementation": "org/kernel"},
+        {"_attn_implementation": "org/kernel@main:name"},
+        {"attn_implementation": {"": "sdpa", "text_config": "org/kernel"}},
+        {"vision_config": {"_attn_implementation": "org/kernel"}},
+    ],
+)
+def test_a_configuration_that_names_another_model_or_code_is_refused(model_folder, keys):
+    """vLLM runs the model that a draft names; transformers loads attention from the hub where `kernels` is there."""
+    folder = model_folder()
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | keys))
+    with pytest.raises(InputError, match="config.json, key (speculators_config|_?attn_implementation): found "):
+        check_folder(folder)
+
+
 def test_links_that_may_be(model_folder, tmp_path, monkeypatch):
     """Within the folder; to a hub cache; of weights that are scored as they are; and the folder itself."""
     folder = model_folder()

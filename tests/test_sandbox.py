@@ -36,6 +36,8 @@ ENDLESS = [
     "{{ (text * 100000).replace('a', text * 100000) }}",
     "{{ (text * 100000) | replace('a', text * 100000) }}",
     "{{ (text * 90000).join(x * 90000) }}",
+    "{{ ('a' * 800000) | wordwrap(1) }}",  # in Python, and copies the rest of the text for each line
+    "{{ ('a' * 100000).translate({97: 'b' * 11000}) | length }}",
     "{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}",
 ]
 ROW = {"text": "aaaaaaaaaa", "x": list(range(100))}

@@ -1,5 +1,6 @@
 """Sealed tables, and what tells that an input file has changed."""
 
+import csv
 import os
 import re
 import shutil
@@ -200,6 +201,15 @@ def test_no_cell_of_a_csv_is_a_formula(tmp_path):
             assert not any(re.match(r"[\s=+\-@＝]", part) for part in re.split("[;\t\r\n]", cell) if part), repr(cell)
     assert found["number"].unique().to_list() == [-1.5] and found["count"].unique().to_list() == [-3]
     assert read_table(tmp_path / "t.parquet")["text"].to_list() == FORMULAS  # the parquet holds what was said
+
+
+def test_quotes_and_columns_names_hide_no_formula(tmp_path):
+    """Where a list is separated by semicolons, a cell may begin within a text, and loses its quotes."""
+    table = pl.DataFrame({"=1+1": ['a;"=HYPERLINK(1);b', 'a;""@x'], "b;+1": [1, 2], "plain": [1, 2]})
+    write_table(table, tmp_path / "t.parquet", "x", csv=True)
+    rows = list(csv.reader((tmp_path / "t.csv").open(newline=""), delimiter=";"))
+    assert len(rows) == 3 and not any(cell.lstrip('"')[:1] in "=+@" for row in rows for cell in row if cell)
+    assert pl.read_csv(tmp_path / "t.csv").columns == ["'=1+1", "b;'+1", "plain"]
 
 
 def test_ordinary_texts_of_a_csv_are_as_they_are(tmp_path):

@@ -11,6 +11,7 @@ import re
 import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import polars as pl
@@ -23,6 +24,7 @@ from proxycast.curves import CURVES
 from proxycast.engines import ExtractionOptions, ModelOptions
 from proxycast.engines.model_folder import FINGERPRINT_FILE, safetensors_header, weight_files
 from proxycast.experts import inactive_parameters
+from proxycast.ladder import MOST_CHECKPOINTS, require_countable
 from proxycast.model_selection import FEWEST_MODELS
 from proxycast.options import InputError
 from proxycast.tables import (
@@ -94,7 +96,9 @@ def plan_checkpoints(plan: Plan) -> list[Checkpoint]:
     if plan.study.published:
         checkpoints = _published(plan)
     else:
-        checkpoints = [checkpoint for corpus in plan.corpora for checkpoint in _of_corpus(plan, corpus)]
+        every = (checkpoint for corpus in plan.corpora for checkpoint in _of_corpus(plan, corpus))
+        checkpoints = list(islice(every, MOST_CHECKPOINTS + 1))
+        require_countable(len(checkpoints), f"{plan.where}: corpora")
         sizes = {checkpoint.size: None for checkpoint in checkpoints}
         if plan.selects_data and plan.study.target.size not in sizes:
             checkpoints += _targets_of_table(plan, sizes)
@@ -431,7 +435,9 @@ def _targets_of_table(plan: Plan, sizes: dict[str, None]) -> list[Checkpoint]:
             "target.table, target.parameters and target.tokens"
         )
     corpora = {corpus.name: corpus for corpus in plan.corpora}
-    name = re.compile(rf"({'|'.join(map(re.escape, corpora))})-{re.escape(target.size)}-seed(\d+)-step(\d+)")
+    name = re.compile(
+        rf"({'|'.join(map(re.escape, corpora))})-{re.escape(target.size)}-seed(\d{{1,18}})-step(\d{{1,18}})"
+    )
     keys = {"parameters": target.parameters, "tokens": target.tokens, "role": "target"}
     found = []
     for checkpoint in read_target_table(target.table)["checkpoint"].unique(maintain_order=True):

@@ -60,11 +60,12 @@ def check_inputs(plan: Plan, checkpoints: list[Checkpoint], record: bool = True)
     of files). The same inputs are not checked again.
     """
     study, suite = plan.study, plan.study.miniature
+    # Before any model's own code could be read. Writers may run where nothing else does.
+    require_consent(plan, checkpoints, record)
     if not plan.runs_models:
         require_published(plan)
         require_past([plan.curve.path] if plan.curve else sorted(study.published.glob("*.csv")))
         return
-    require_consent(plan, checkpoints, record)  # before any model's own code could be read
     for name, files in plan.file_sets().items():
         check_files(plan.file_set_origin(name), files)
     require_past([path for files in plan.file_sets().values() if not files.hub for path in files.paths()])

@@ -34,7 +34,7 @@ from proxycast.options import (
     Options,
     SafeName,
     ShownName,
-    require_ends,
+    require_regular,
     told_reason,
     told_value,
     unfolded,
@@ -50,6 +50,7 @@ CONFIG = Path("config")
 LONGEST_YAML = 10_000_000  # characters
 FROZEN = "frozen"  # key of a study that holds the files it names as they were when Snakemake started
 YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same, and ten times as fast where it is compiled
+LONGEST_PATTERN = 2000  # characters; to compile sets of Unicode's letters takes milliseconds for each
 PUBLISHED_TASK = "olmes_10"  # the mean over the ten OLMES tasks: all that is published of small models
 Model = TypeVar("Model", bound=Options)
 
@@ -66,6 +67,7 @@ class Task(Options):
     rows: Rows | None = Field(None, description="rows of a data set and templates that make solutions of them")
     answer_pattern: str | None = Field(
         None,
+        max_length=LONGEST_PATTERN,
         description="regular expression; its group 1 finds the answer in generated text; without it no exact match",
     )
     max_new_tokens: int = Field(16, gt=0, description="tokens generated for the exact match")
@@ -250,7 +252,7 @@ class Study(Options):
     model_selection: ModelSelectionOptions | None = Field(
         None, description="choose among models: scorers learned on some tasks, judged on the others"
     )
-    replay: Path | None = Field(
+    replay: InputPath | None = Field(
         None,
         description="for tests of the workflow alone: token statistics (parquet) that stand for every checkpoint, none "
         "of which is downloaded or run; the numbers mean nothing",
@@ -477,14 +479,14 @@ def require_keys_once(path: Path) -> None:
 
     As Snakemake does, it takes a file for JSON that can be read as such.
     """
+    if not path.is_file():  # a pipe, which Snakemake has read
+        return
     try:
         json.loads(path.read_text(encoding="utf8"), object_pairs_hook=lambda pairs: _once(pairs, path))
     except InputError:
         raise
     except (ValueError, RecursionError):
         read_yaml(path)
-    except OSError:
-        pass  # Snakemake has read it: a pipe
 
 
 def _once(pairs: list[tuple[str, object]], path: Path) -> dict[str, object]:
@@ -498,7 +500,7 @@ def _once(pairs: list[tuple[str, object]], path: Path) -> dict[str, object]:
 
 def read_yaml(path: Path) -> dict:
     """The mapping in a YAML file; an error that names the file if it is absent, broken or no mapping."""
-    require_ends(path)
+    require_regular(path)
     try:
         text = path.read_text(encoding="utf8")
         _require_bounded(text)

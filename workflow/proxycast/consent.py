@@ -66,13 +66,14 @@ def foreign_code(plan: Plan, checkpoints: list[Checkpoint]) -> Iterator[Code]:
     """Every such code, each once."""
     found: dict[Code, None] = {}
     for checkpoint, options in zip(checkpoints, extraction_options(plan, checkpoints)):
-        if options.trust_remote_code and checkpoint.source:
+        if options.trust_remote_code:
             is_here = not checkpoint.revision and checkpoint.folder == checkpoint.source
-            name = checkpoint.source if checkpoint.revision else _written(Path(checkpoint.source))
-            found[Code(TRUST_VARIABLE, name, f"{checkpoint.corpus}: trust_remote_code", is_here)] = None
+            found[Code(TRUST_VARIABLE, _model(checkpoint), f"{checkpoint.corpus}: trust_remote_code", is_here)] = None
+    by_name = {checkpoint.checkpoint: checkpoint for checkpoint in checkpoints}
     for name, writer in plan.study.writers.items():
-        if plan.study.extraction.over(writer.model).trust_remote_code and (writer.hub or writer.folder):
-            model = writer.hub or _written(writer.folder)
+        if plan.study.extraction.over(writer.model).trust_remote_code:  # its own, whatever its checkpoint is scored by
+            of_study = writer.checkpoint and _model(by_name[writer.checkpoint])
+            model = of_study or writer.hub or _written(writer.folder)
             found[Code(TRUST_VARIABLE, model, f"writers.{name}: trust_remote_code")] = None
     harness = plan.study.target.lm_eval if plan.harness_tasks else None
     if harness and harness.include_path:
@@ -101,6 +102,11 @@ def allowing(code: Code) -> str | None:
 def programs() -> frozenset[str]:
     """The tasks of lm-eval for which programs that models wrote may run."""
     return frozenset(filter(None, map(str.strip, os.environ.get(PROGRAMS_VARIABLE, "").split(","))))
+
+
+def _model(checkpoint: Checkpoint) -> str:
+    """Its repository or its folder. That of a model which the study makes may come with results of somebody else."""
+    return checkpoint.source if checkpoint.revision else _written(Path(checkpoint.source or checkpoint.folder))
 
 
 def _written(folder: Path) -> str:

@@ -4,6 +4,7 @@ One entry under `checkpoints` can stand for a whole sweep: what its patterns lea
 study, or from the folders that are there.
 """
 
+import math
 import re
 from collections.abc import Iterable, Iterator
 from itertools import product
@@ -14,9 +15,9 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from proxycast.engines import ModelOptions
 from proxycast.files import HUB_ID, REVISION, RULES
-from proxycast.ladder import Ladder
+from proxycast.ladder import Ladder, require_countable
 from proxycast.miniature.suite import Recipe
-from proxycast.options import Options, SafeName, ShownName
+from proxycast.options import Options, SafeName, ShownName, without_unseen
 from proxycast.text.mixture import Text
 
 Names = SafeName | list[SafeName] | None
@@ -26,7 +27,11 @@ Numbers = Number | list[Number] | None
 PLACEHOLDERS = ("size", "seed", "step", "seed_name")
 _PLACEHOLDER = re.compile(r"{(\w*)}")
 # What a placeholder of a folder may stand for, where it is looked for on the disk.
-_FOUND = {"size": r"(?P<size>[A-Za-z0-9][A-Za-z0-9_.-]*?)", "seed": r"(?P<seed>\d+)", "step": r"(?P<step>\d+)"}
+_FOUND = {
+    "size": r"(?P<size>[A-Za-z0-9][A-Za-z0-9_.-]*?)",
+    "seed": r"(?P<seed>\d{1,18})",
+    "step": r"(?P<step>\d{1,18})",
+}
 
 
 def _many(value: object) -> object:
@@ -112,7 +117,7 @@ class CheckpointEntry(Options):
     @field_validator("folder")
     @classmethod
     def _folder_pattern(cls, pattern: str | None) -> str | None:
-        return _valid_pattern(pattern, _FOUND)
+        return _valid_pattern(None if pattern is None else without_unseen(pattern), _FOUND)
 
     @field_validator("hub")
     @classmethod
@@ -138,6 +143,8 @@ class CheckpointEntry(Options):
         `sizes` and `seeds`: those of the ladder that the study looks at (seeds None: all of each size).
         ValueError says which key is missing, or that nothing was found on the disk.
         """
+        lists = self.size or sizes, self.seed or seeds or (), self.step or ()
+        require_countable(math.prod(max(1, len(values)) for values in lists), "size, seed, step")
         if self.folder is not None and self._open_placeholders():
             yield from self._on_disk(ladder, sizes, seeds)
             return

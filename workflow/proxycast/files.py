@@ -13,7 +13,7 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, Field, StringConstraints
 
-from proxycast.options import InputError, Options
+from proxycast.options import InputError, Options, without_unseen
 
 HUB_ID = r"^[A-Za-z0-9][A-Za-z0-9_.-]*(/[A-Za-z0-9][A-Za-z0-9_.-]*)?$"
 REVISION = r"^[A-Za-z0-9_][A-Za-z0-9_-]*([./][A-Za-z0-9_-]+)*$"  # never '..' or a leading '-'
@@ -52,15 +52,42 @@ class Files(Options):
             if self.hub:
                 here = {path for name, path in names.items() if _matches(name, pattern)}
             else:
-                # Of the name as it is: "file.txt/**" finds "file.txt/", which as a Path would be the file.
-                here = {Path(name) for name in glob(pattern, recursive=True) if os.path.isfile(name)}
+                here = _files_here(pattern)
             if not here:
                 where = (
                     f"in data set {self.hub}" if self.hub else "on this machine (paths start where snakemake is run)"
                 )
                 raise InputError(f"files: {pattern!r} finds no file {where}")
-            found |= here
+            try:
+                found |= {without_unseen(path) for path in here}
+            except ValueError as error:
+                raise InputError(f"files: {error}") from None
         return sorted(found)
+
+
+def _files_here(pattern: str) -> set[Path]:
+    """The files of this machine that a glob finds; in folders below `**`, each of which is looked into once.
+
+    Python's glob follows a link from `**` to a folder above for ever, as soon as there are two.
+    """
+    parts = pattern.split("/")
+    if "**" not in parts:
+        # Of the name as it is: "file.txt/" as a Path would be the file.
+        return {Path(name) for name in glob(pattern) if os.path.isfile(name)}
+    start = parts.index("**")
+    top, rest, found = "/".join(parts[:start]), "/".join(parts[start:]), set()
+    for root in sorted(glob(f"{top}/")) if start else [""]:
+        seen = set()
+        for folder, folders, names in os.walk(root or ".", followlinks=True):
+            stat = os.stat(folder)
+            if (stat.st_dev, stat.st_ino) in seen:
+                folders.clear()
+                continue
+            seen.add((stat.st_dev, stat.st_ino))
+            folders.sort(key=lambda name: (os.path.islink(os.path.join(folder, name)), name))  # it by its own name
+            inner = [Path(os.path.relpath(os.path.join(folder, name), root or ".")) for name in names]
+            found |= {Path(root, name) for name in inner if _matches(name.as_posix(), rest)}
+    return {path for path in found if path.is_file()}
 
 
 def own_files(folder: Path | None) -> list[Path]:
@@ -84,13 +111,17 @@ def _matches(name: str, pattern: str) -> bool:
 
 
 def _parts_match(names: Sequence[str], parts: Sequence[str]) -> bool:
-    if not names or not parts:
-        return not names and not parts
-    if parts[0] != "**":
-        return _part_matches(names[0], parts[0]) and _parts_match(names[1:], parts[1:])
-    if len(parts) == 1:
-        return not any(name.startswith(".") for name in names)
-    return _parts_match(names, parts[1:]) or (not names[0].startswith(".") and _parts_match(names[1:], parts))
+    """Part by part: how many names, from the left, the pattern so far may stand for. So many `**` take no longer."""
+    reached = {0}
+    for part in parts[:-1]:
+        if part == "**":
+            hidden = [i for i, name in enumerate(names) if name.startswith(".")] + [len(names)]
+            reached = {j for i in reached for j in range(i, next(end for end in hidden if end >= i) + 1)}
+        else:
+            reached = {i + 1 for i in reached if i < len(names) and _part_matches(names[i], part)}
+    if parts[-1] == "**":  # one name at least: the file
+        return any(i < len(names) and not any(name.startswith(".") for name in names[i:]) for i in reached)
+    return len(names) - 1 in reached and _part_matches(names[-1], parts[-1])
 
 
 def _part_matches(name: str, part: str) -> bool:

@@ -29,7 +29,7 @@ from proxycast.engines import ExtractionOptions
 from proxycast.engines.model_folder import check_folder, model_fingerprint, read_config, renamed_config
 from proxycast.engines.tokenizer import load_tokenizer
 from proxycast.jobs import PROGRESS_SECONDS
-from proxycast.options import InputError, Options
+from proxycast.options import InputError, Options, told_value
 from proxycast.tables import fingerprint, read_json, write_json
 
 if TYPE_CHECKING:
@@ -50,6 +50,17 @@ MODEL_ARGS = frozenset(
     "max_model_len max_num_batched_tokens max_num_seqs mixed_precision_dtype parallelize prefix_token_id seed "
     "softmax_dtype think_end_token truncation truncation_side".split()
 )
+# Likewise of what generates. Others, such as `custom_generate` of transformers, name code to load, and allow it.
+GENERATION = frozenset(
+    "do_sample early_stopping frequency_penalty ignore_eos length_penalty max_completion_tokens max_gen_toks "
+    "max_new_tokens max_tokens min_new_tokens min_p min_tokens no_repeat_ngram_size num_beams presence_penalty "
+    "repetition_penalty seed temperature top_k top_p typical_p until".split()
+)
+TOKEN_COUNTS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+MOST_TOKENS = 10_000_000
+# Folders of lm-eval's tasks that run what models write (`exec`, `eval`, SymPy's `parse_expr`) and do not say so, as
+# those with `unsafe_code` do. Of LM_EVAL: a test looks whether there are others.
+RUN_ANSWERS = ("cruxeval", "longproc", "score/math")
 Row = tuple[str, str, str, float, int]  # checkpoint, task, metric, value, n: a row of TARGETS_SCHEMA
 
 
@@ -93,9 +104,14 @@ class Harness(Options):
 
     @model_validator(mode="after")
     def _harmless_arguments(self) -> Self:
-        """What they are passed to takes any name, and gives it to whatever loads a model."""
-        if unknown := sorted(self.model_args.keys() - MODEL_ARGS):
-            raise ValueError(f"model_args: found {unknown[0]!r}; possible are {', '.join(sorted(MODEL_ARGS))}")
+        """What they are passed to takes any name, and gives it to whatever loads a model, or other code."""
+        for key, known in (("model_args", MODEL_ARGS), ("generation", GENERATION)):
+            if unknown := sorted(getattr(self, key).keys() - known):
+                raise ValueError(f"{key}: found {told_value(unknown[0])}; possible are {', '.join(sorted(known))}")
+        for key in TOKEN_COUNTS:
+            count = self.generation.get(key, 1)
+            if type(count) is not int or not 0 < count <= MOST_TOKENS:
+                raise ValueError(f"generation.{key}: found {told_value(count)}; it must be a whole number of tokens")
         return self
 
 
@@ -121,14 +137,20 @@ def harness_rows(
         check_folder(folder)
         read_config(folder, own.trust_remote_code, own.architecture)
     manager = _task_manager(tasks, harness)
+
+    def may_run(task: str) -> bool:
+        return harness.run_unsafe_code and (programs is None or tasks[task].task in programs)
+
+    for task, wanted in tasks.items():
+        if runs_answers(manager, wanted.task) and not may_run(task):
+            raise _runs_programs(wanted.task)
     rows = []
 
     # A function of its own: a name in the loop below would keep each model while the next one is loaded.
     def measure(checkpoint: str, folder: Path, own: ExtractionOptions, to_do: Mapping[str, tuple[Path, str]]) -> None:
         with loaded_model(harness, folder, own) as model:
             for task, (file, mark) in to_do.items():
-                may_run = harness.run_unsafe_code and (programs is None or tasks[task].task in programs)
-                allowed = harness.model_copy(update={"run_unsafe_code": may_run})
+                allowed = harness.model_copy(update={"run_unsafe_code": may_run(task)})
                 found = _evaluate(model, tasks[task], allowed, own, manager)
                 write_json({"made_from": mark, "checkpoint": checkpoint, **found}, file)
                 bar.update()
@@ -218,6 +240,24 @@ def _task_manager(tasks: Mapping[str, HarnessTask], harness: Harness) -> "TaskMa
                 f"{f' and {where} neither' if where else ''}; close to it: {close}"
             )
     return manager
+
+
+def runs_answers(manager: "TaskManager", name: str) -> bool:
+    """Whether a task of lm-eval, or one of a group, is among those that run what models write and do not say so."""
+    entry = manager.task_index[name]
+    if entry.yaml_path is None:  # a tag
+        return any(runs_answers(manager, e.name) for e in manager.task_index.values() if e.yaml_path and name in e.tags)
+    _, is_theirs, folder = entry.yaml_path.parent.as_posix().rpartition("/lm_eval/tasks/")
+    pairs = [(f"{folder}/", f"{place}/") for place in RUN_ANSWERS]  # a group lies above the folders of its tasks
+    return bool(is_theirs) and any(one.startswith(other) or other.startswith(one) for one, other in pairs)
+
+
+def _runs_programs(task: str) -> InputError:
+    return InputError(
+        f"lm_eval.task {task}: it runs code that models write, with the rights of the job; "
+        f"allow it with target.lm_eval.run_unsafe_code: true and PROXYCAST_RUN_PROGRAMS={task} in the "
+        "environment, in a container or on a machine that may break"
+    )
 
 
 @contextmanager
@@ -325,11 +365,7 @@ def _evaluate(
     except ValueError as error:
         if harness.run_unsafe_code or "unsafe" not in str(error):
             raise
-        raise InputError(
-            f"lm_eval.task {wanted.task}: it runs code that models write, with the rights of the job; "
-            f"allow it with target.lm_eval.run_unsafe_code: true and PROXYCAST_RUN_PROGRAMS={wanted.task} in the "
-            "environment, in a container or on a machine that may break"
-        ) from None
+        raise _runs_programs(wanted.task) from None
     for task in found["n-samples"]:
         examples = found["n-shot"][task]
         if wanted.num_fewshot not in (None, examples):

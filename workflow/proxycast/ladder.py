@@ -9,8 +9,9 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from proxycast.files import HubId, Revision
-from proxycast.options import InputPath, Options, SafeName
+from proxycast.options import InputError, InputPath, Options, SafeName
 
+MOST_CHECKPOINTS = 300_000  # of a study; a plan of all of DataDecide has 30 thousand
 Seed = Annotated[int, Field(ge=0)]
 
 
@@ -93,6 +94,13 @@ class Ladder(Options):
     optimisation: Optimisation = Field(Optimisation(), description="how models are trained on corpora of text")
     sizes: dict[SafeName, LadderSize] = Field(min_length=1, description="sizes by name, smallest first")
 
+    @model_validator(mode="after")
+    def _countable(self) -> "Ladder":
+        for name, size in self.sizes.items():
+            last, every = max(size.steps, *size.stopped.values(), 0), size.checkpoint_every or self.checkpoint_every
+            require_countable(len(self.seeds_of(name)) * (last // every + 2), f"sizes.{name}")
+        return self
+
     def batch_tokens(self, size: str) -> int:
         return self.sizes[size].batch_sequences * self.sequence_length
 
@@ -109,10 +117,16 @@ class Ladder(Options):
 
         `last`: where this run ended, if not where the ladder says.
         """
-        shape = self.sizes[size]
-        last = last or self.last_step(size, seed)
-        return sorted({*range(0, last, shape.checkpoint_every or self.checkpoint_every), last})
+        last, every = last or self.last_step(size, seed), self.sizes[size].checkpoint_every or self.checkpoint_every
+        require_countable(last // every, size)
+        return sorted({*range(0, last, every), last})
 
     def only(self, size: str) -> "Ladder":
         """The ladder with one size: all that the training of its models depends on."""
         return self.model_copy(update={"sizes": {size: self.sizes[size]}, "description": ""})
+
+
+def require_countable(checkpoints: int, where: str) -> None:
+    """Raise `InputError` for more checkpoints than a plan can hold."""
+    if checkpoints > MOST_CHECKPOINTS:
+        raise InputError(f"{where}: found {checkpoints:.3g} checkpoints; a study has at most {MOST_CHECKPOINTS:,}")

@@ -49,7 +49,7 @@ class ReleasedModel(Options):
     def as_corpus(self) -> Corpus:
         """The model as the only checkpoint of a corpus of its name: what was trained on it is what it is."""
         billions = float(f"{(self.parameters or 0) / 1e9:.3g}")
-        size = f"{billions:g}B" if billions else "released"  # never '1e+03B', which is no name
+        size = f"{billions:.10g}B" if billions else "released"  # never '1e+03B', which is no name
         keys = {"hub": self.hub, "folder": self.folder and str(self.folder), "revision": self.revision}
         keys |= {"size": size, "step": 0, "tokens": self.tokens or 0, "parameters": self.parameters}
         keys |= {"active_parameters": self.active_parameters}

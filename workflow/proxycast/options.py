@@ -6,13 +6,14 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from stat import S_ISDIR, S_ISREG
-from typing import Annotated
+from stat import S_ISREG
+from typing import Annotated, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints, model_validator
 
 LARGEST_CONFIGURATION = 1_000_000  # values
 DEEPEST = 50  # mappings and lists within each other
+LARGEST_NUMBER = 10**18  # of a configuration
 LONGEST_LINE = 3000  # characters of a message
 LONGEST_CAUSE = 300  # characters of a library's own message
 MARKUP = "<>&"  # begins a tag or an entity of HTML
@@ -100,6 +101,24 @@ class Options(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
+    @model_validator(mode="after")
+    def _bounded_numbers(self) -> Self:
+        """Estimates multiply several of them, and what no float holds would end the program."""
+        for key, value in vars(self).items():
+            if large := next((number for number in _numbers(value) if abs(number) > LARGEST_NUMBER), None):
+                raise ValueError(f"{key}: found {told_value(large)}; a number may be at most {LARGEST_NUMBER:.0e}")
+        return self
+
+
+def _numbers(value: object) -> Iterator[int | float]:
+    if isinstance(value, Mapping):
+        value = [*value.keys(), *value.values()]
+    if isinstance(value, list | tuple):
+        for inner in value:
+            yield from _numbers(inner)
+    elif isinstance(value, int | float):
+        yield value
+
 
 # A name that becomes part of a file name or of a Snakemake wildcard: no separators, no leading dot, no spaces.
 SafeName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100)]
@@ -119,6 +138,13 @@ def _without_markup(value: str) -> str:
             f"{value!r} has {wrong[0]!r}; a name that figures and the report show has printable characters without "
             f"{' '.join(MARKUP)}"
         )
+    return value
+
+
+def without_unseen(value: str | Path) -> str | Path:
+    """`ValueError` for a path with characters that a terminal obeys or hides: Snakemake prints its jobs' inputs."""
+    if _hides(str(value)):
+        raise ValueError(f"{printable(str(value))!r} has a character that is not seen; give the file another name")
     return value
 
 
@@ -178,21 +204,23 @@ def _hides(name: str) -> bool:
     return any(unicodedata.category(c) in UNSEEN and c not in JOINERS for c in name)
 
 
+def require_regular(path: Path) -> None:
+    """Raise `InputError` for what is there and no file: a folder, or a pipe, from which reading may never end."""
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError):  # whoever reads it says what is wrong
+        return
+    if not S_ISREG(mode):
+        raise InputError(f"{path}: found a folder, a pipe or a device; put a file in its place")
+
+
 def require_inside(path: Path, folder: Path) -> None:
     """Raise `InputError` where `path` lies outside `folder` when its links are followed."""
     if not path.resolve().is_relative_to(folder.resolve()):
         raise InputError(f"{path}: leads out of {folder}, to {path.resolve()}; remove the link that does it")
 
 
-def require_ends(path: Path) -> None:
-    """Raise `InputError` for a pipe or device, of which there may be no end."""
-    try:
-        mode = path.stat().st_mode
-    except (OSError, ValueError):  # whoever reads it says what is wrong
-        return
-    if not (S_ISREG(mode) or S_ISDIR(mode)):
-        raise InputError(f"{path}: found a pipe or device where a file should be")
-
-
 # A file or folder of the user, which may be the input of a rule.
-InputPath = Annotated[Path, AfterValidator(_without_braces), AfterValidator(_without_long_names)]
+InputPath = Annotated[
+    Path, AfterValidator(_without_braces), AfterValidator(_without_long_names), AfterValidator(without_unseen)
+]

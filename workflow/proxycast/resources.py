@@ -33,7 +33,7 @@ from proxycast.engines.model_folder import shape_in_file, shape_of
 from proxycast.experts import inactive_parameters
 from proxycast.jobs import open_private
 from proxycast.miniature.suite import CONTEXT
-from proxycast.options import InputError, Options, one_line
+from proxycast.options import InputError, Options, one_line, require_regular
 from proxycast.slurm_plugin import SLURM_RESOURCES, unfit_for_shell
 from proxycast.solutions import GENERIC_TEXT
 from proxycast.targets import EXACT_MATCH
@@ -333,7 +333,7 @@ def count_texts(plan: Plan, name: str) -> Texts:
     path = plan.results / "solutions" / f"{name}.jsonl"
     source = plan.solutions_source(name)
     path = path if path.exists() else source
-    if path.is_file() and path.suffix == ".jsonl":
+    if path.is_file() and path.suffix == ".jsonl":  # of a pipe nobody writes to there is no end
         content = path.read_bytes()
         return Texts(content.count(b"\n"), len(content) // BYTES_PER_TOKEN, known=True)
     suite, rows, tail = plan.study.miniature, plan.rows(name), plan.study.extraction.tail_tokens
@@ -586,6 +586,7 @@ LARGEST_MEASURED = 1e9  # seconds, or MB: with more, which somebody else's resul
 def read_benchmark(path: Path) -> dict[str, float] | None:
     """Seconds `s` and peak memory `max_rss` (MB) of a finished job; None where they were not measured."""
     try:
+        require_regular(path)
         header, values, *_ = path.read_text().splitlines()
         found = dict(zip(header.split("\t"), values.split("\t")))
         measured = {key: float(found[key]) for key in ("s", "max_rss")}

@@ -43,10 +43,14 @@ def limited() -> Iterator[None]:
     ends, looked, written = time.thread_time() + SECONDS, time.thread_time(), 0
     before = None  # bytes that the process has; most templates have ended before the first look
 
-    def at_line(frame: FrameType, event: str, value: object) -> Callable:
-        nonlocal looked, written, before
+    def in_time() -> float:
         if (now := time.thread_time()) > ends:
             raise TooMuch(f"the template runs for more than {SECONDS:g} s; has it a loop without an end?")
+        return now
+
+    def at_line(frame: FrameType, event: str, value: object) -> Callable:
+        nonlocal looked, written, before
+        now = in_time()
         if now - looked > LOOKS:
             looked, held = now, psutil.Process().memory_info().rss
             before = held if before is None else before
@@ -62,6 +66,7 @@ def limited() -> Iterator[None]:
         return at_line
 
     def at_call(frame: FrameType, event: str, value: object) -> Callable | None:
+        in_time()  # of a filter's own loops, too, such as that of `wordwrap`
         return at_line if frame.f_code.co_filename == TEMPLATE else None
 
     tracing = sys.gettrace()
@@ -120,7 +125,9 @@ def require_bounded(operator: str, left: object, right: object) -> None:
 
 def _require_bounded_call(value: object, *arguments: object) -> None:
     """Raise `TooMuch` for a filter or a method of a text that would make a very large one."""
-    sizes = [len(held) for held in (value, *arguments) if isinstance(held, str | list | tuple)]
+    held = [value, *arguments]
+    held += [inner for table in held if isinstance(table, dict) for inner in table.values()]  # of `translate`
+    sizes = [len(text) for text in held if isinstance(text, str | list | tuple)]
     largest = sorted(sizes)[-2:]
     if any(isinstance(count, int) and abs(count) > COUNT for count in arguments) or (
         len(largest) == 2 and largest[0] * largest[1] > 100 * CHARACTERS

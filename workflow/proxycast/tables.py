@@ -18,7 +18,7 @@ from typing import BinaryIO
 import polars as pl
 from pydantic import BaseModel
 
-from proxycast.options import InputError, json_value, require_ends, told_reason
+from proxycast.options import InputError, json_value, require_regular, told_reason
 
 FINGERPRINT = "proxycast.fingerprint"
 LARGEST_WHOLE = 2**53  # up to which a float is a whole number: larger ones of somebody else's table are none
@@ -28,9 +28,10 @@ PARQUET_MAGIC = b"PAR1"
 SEAL = b"proxycast.sha256"
 DIGEST_BYTES = 32
 SEAL_SUFFIX = ".sha256"
-# What makes a spreadsheet compute a text: how the cell begins, or what stands behind what some take for its end.
-BEGINS_FORMULA = r"^([\s=+\-@＝＋－＠])"
-BEGINS_FORMULA_WITHIN = r"([;\t\r\n])([=+\-@＝＋－＠])"
+# What makes a spreadsheet compute a text: how the cell begins, or what stands behind what some take for its end. They
+# take away quotes there: `;"=` is a formula, too.
+BEGINS_FORMULA = r'^(\s|"*[=+\-@＝＋－＠])'
+BEGINS_FORMULA_WITHIN = r'([;\t\r\n]"*)([=+\-@＝＋－＠])'
 MANIFEST = "manifest.json"
 NAME = re.compile("[A-Za-z0-9][A-Za-z0-9_.-]{0,249}")  # a checkpoint, or part of one, as `SafeName`s make it
 HASHED_BYTES = 64_000_000  # an input file up to this size counts by its content, a larger one by what stat tells of it
@@ -71,7 +72,7 @@ def read_json(path: Path) -> dict:
 
 def read_csv(path: Path) -> pl.DataFrame:
     """A .csv with each column as text. Raises InputError for one that is none, or has a column's name twice."""
-    require_ends(path)
+    require_regular(path)
     try:
         header = pl.read_csv(path, has_header=False, n_rows=1, infer_schema=False, glob=False).row(0)
         table = pl.read_csv(path, infer_schema=False, glob=False)
@@ -168,7 +169,7 @@ def _plain(value: object) -> object:
 
 def digest_of(path: Path) -> str:
     """sha256 of a file, as hexadecimal digits."""
-    require_ends(path)
+    require_regular(path)
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -199,7 +200,8 @@ def input_states(
     states = []
     for path in sorted(map(Path, paths)):
         try:
-            state = digest_of(path) if path.stat().st_size <= most_bytes else stat_of(path)
+            is_read = path.is_file() and path.stat().st_size <= most_bytes  # a pipe is as it is
+            state = digest_of(path) if is_read else stat_of(path)
         except FileNotFoundError:
             state = None
         states.append((str(path), state))
@@ -233,12 +235,16 @@ def write_table(
 def as_cells(table: pl.DataFrame) -> pl.DataFrame:
     """The table as spreadsheets may read it: a text that one would take for a formula gets an apostrophe in front.
 
-    Numbers stay as they are. A name of somebody else, such as `=HYPERLINK(...)`, is then shown and not computed.
+    Numbers stay as they are. A name of somebody else, such as `=HYPERLINK(...)`, is then shown and not computed. So is
+    that of a column.
     """
-    texts = pl.col(pl.String, pl.Categorical, pl.Enum).cast(pl.String)
-    return table.with_columns(
-        texts.str.replace(BEGINS_FORMULA, "'$1").str.replace_all(BEGINS_FORMULA_WITHIN, "$1'$2"),
-    )
+
+    def shown(texts: pl.Expr) -> pl.Expr:
+        return texts.str.replace(BEGINS_FORMULA, "'$1").str.replace_all(BEGINS_FORMULA_WITHIN, "$1'$2")
+
+    names = pl.select(shown(pl.lit(pl.Series(table.columns, dtype=pl.String)))).to_series().to_list()
+    table = table.with_columns(shown(pl.col(pl.String, pl.Categorical, pl.Enum).cast(pl.String)))
+    return table.rename(dict(zip(table.columns, names)))
 
 
 def read_table(path: Path | str) -> pl.DataFrame:

@@ -15,7 +15,7 @@ from proxycast.config import Task, closest
 from proxycast.engines import Engine, ExtractionOptions
 from proxycast.extraction import TokenizedTexts, walk
 from proxycast.metrics import about_share, is_share, is_unbounded, mixed_units, outside_share
-from proxycast.options import InputError, require_ends, told_names, told_reason, told_value
+from proxycast.options import InputError, require_regular, told_names, told_reason, told_value
 from proxycast.patterns import first_groups
 from proxycast.solutions import Problem, ScoredSequence, once_each, tokenize
 from proxycast.tables import LARGEST_WHOLE, UNREADABLE, fingerprint, is_whole_parquet
@@ -276,7 +276,7 @@ def _read_any_table(path: Path) -> pl.DataFrame:
 
 
 def _read_csv(path: Path) -> pl.DataFrame:
-    require_ends(path)
+    require_regular(path)
     try:
         text = path.read_bytes().decode("utf-8-sig")  # spreadsheets begin a file with a byte-order mark
     except UnicodeDecodeError as error:

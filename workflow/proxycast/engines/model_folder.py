@@ -1,9 +1,10 @@
 """A model folder in the layout of `transformers`: is it whole, and which model is it, told without building it."""
 
 import json
+import math
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
@@ -13,7 +14,15 @@ from unittest.mock import patch
 
 from tokenizers import Tokenizer
 
-from proxycast.options import InputError, is_inner_name, json_value, library_errors, one_line, require_ends
+from proxycast.options import (
+    InputError,
+    is_inner_name,
+    json_value,
+    library_errors,
+    one_line,
+    require_regular,
+    told_value,
+)
 from proxycast.tables import damaged, digest_of, fingerprint
 
 if TYPE_CHECKING:
@@ -88,12 +97,33 @@ def check_folder(folder: Path) -> None:
     for path in weight_files(folder):
         safetensors_header(path)
     _require_floats(folder)
+    _require_own_model(folder)
     largest = _largest_token_id(folder)
     if largest >= vocabulary:
         raise InputError(
             f"{folder}: found token id {largest} in the tokenizer, but vocab_size {vocabulary} in config.json; "
             f"the id of every token that is not an added one must be below, so one of the two belongs to another model"
         )
+
+
+def _require_own_model(folder: Path) -> None:
+    """Raise InputError where config.json names another model, or code of the hub, that would run in its place."""
+    path = folder / "config.json"
+    for place in _objects(json_object(path)):
+        if "speculators_config" in place:  # vLLM takes the model that it names as `verifier`
+            raise InputError(f"{path}, key speculators_config: found a draft of another model, which vLLM would run")
+        for key, value in place.items():
+            if key.endswith("attn_implementation") and "/" in str(value):
+                raise InputError(f"{path}, key {key}: found {told_value(value)}, code of the hub; take the key away")
+
+
+def _objects(config: dict) -> Iterator[dict]:
+    """A configuration, and those within it."""
+    places = [config]
+    while places:
+        place = places.pop()
+        places += [value for value in place.values() if isinstance(value, dict)]
+        yield place
 
 
 def _require_floats(folder: Path) -> None:
@@ -182,6 +212,7 @@ def _require_as_written(folder: Path, content: str | None = None) -> None:
     if folder.parts[-4:-2] not in TRAINED:
         return
     try:
+        require_regular(folder / FINGERPRINT_FILE)
         _, *written = (folder / FINGERPRINT_FILE).read_text().split()
     except (OSError, ValueError):
         return
@@ -210,6 +241,7 @@ def is_finished(folder: Path, mark: str) -> bool:
     """Whether `folder` holds a whole checkpoint with the fingerprint `mark`."""
     try:
         check_folder(folder)
+        require_regular(folder / FINGERPRINT_FILE)
         return (folder / FINGERPRINT_FILE).read_text().split()[:1] == [mark]
     except (InputError, OSError):
         return False
@@ -281,10 +313,7 @@ def shape_in_file(folder: Path) -> Shape:
 def _require_buildable(folder: Path) -> None:
     """Raise InputError for a config.json with so many layers, or labels, that to read it or to build it never ends."""
     path = folder / "config.json"
-    places = [json_object(path)]
-    while places:
-        place = places.pop()
-        places += [value for value in place.values() if isinstance(value, dict)]
+    for place in _objects(json_object(path)):
         for key, value in place.items():
             most = next((most for pattern, most in COUNTED.items() if pattern.search(key)), None)
             if most and isinstance(value, int | float) and abs(value) > most:
@@ -466,7 +495,8 @@ def _header(path: Path) -> dict[str, dict]:
 
 def _dimensions(shape: object) -> list[int]:
     """`ValueError` for what is no shape of a tensor."""
-    if not isinstance(shape, list) or not all(type(length) is int and 0 <= length < 2**48 for length in shape):
+    is_shape = isinstance(shape, list) and all(type(length) is int and 0 <= length < 2**48 for length in shape)
+    if not is_shape or math.prod(shape) >= 2**48:  # numbers that no float holds would end planning
         raise ValueError("no shape")
     return shape
 
@@ -474,7 +504,7 @@ def _dimensions(shape: object) -> list[int]:
 def json_object(path: Path) -> dict:
     """The object in a JSON file. Raises InputError for one that is missing, broken or holds something else."""
     require_own_file(path)
-    require_ends(path)
+    require_regular(path)
     try:
         value = json_value(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
