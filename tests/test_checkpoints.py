@@ -1134,7 +1134,7 @@ def test_pipes_and_deep_json_stop_no_planning(tmp_path):
     (results / "text/trained/b.json").write_text("[" * 10**5)
     (results / "token_stats/job/.x.sha256").write_bytes(b"\xff")
     (results / "token_stats/job/x").touch()
-    assert len(remove_broken(results)) == 6
+    assert len(remove_broken(results)) == 7
     assert remove_broken(results) == []
 
 

@@ -512,7 +512,6 @@ PIPES = {
     "targets.parquet": read_target_table,
     "solutions.jsonl": read_solutions,
     "config.json": lambda path: shape_of(path.parent),
-    "state": lambda path: input_states([path]),
 }
 
 
