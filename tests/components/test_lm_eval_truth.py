@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import byte_level_tokenizer
 from olmo3_models import olmo3_folder, retrofit_folder
+from proxycast.consent import is_trusted
 from proxycast.engines import ExtractionOptions, make_engine
 from proxycast.harness import (
     LM_EVAL,
@@ -280,3 +281,49 @@ def test_unsafe_code_runs_where_it_is_allowed(model_folder, include_path, tmp_pa
     task = HarnessTask(task="toy_unsafe", metric="acc,none")
     [(*_, n)] = run(model_folder(), tmp_path, task, include_path=include_path, limit=3, run_unsafe_code=True)
     assert n == 3
+
+
+METRIC = """import pathlib
+
+import datasets
+import evaluate
+
+pathlib.Path({marker!r}).touch()
+
+
+class Own(evaluate.Metric):
+    def _info(self):
+        kinds = {{name: datasets.Value("string") for name in ("predictions", "references")}}
+        return evaluate.MetricInfo(description="", citation="", features=datasets.Features(kinds))
+
+    def _compute(self, predictions, references):
+        return {{"own": 1.0}}
+"""
+
+
+@pytest.mark.parametrize("run_unsafe_code", [False, True])
+def test_a_metric_is_code_that_is_asked_for(run_unsafe_code, model_folder, include_path, tmp_path, monkeypatch):
+    """lm-eval loads it from the hub, or from a folder, for any task that names it."""
+    marker, metric = tmp_path / "ran", tmp_path / "own"
+    metric.mkdir()
+    (metric / "own.py").write_text(METRIC.format(marker=str(marker)))
+    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
+    kind = WRITE.replace(
+        "metric: exact_match", f"metric: {metric}, hf_evaluate: true, aggregation: mean, higher_is_better: true"
+    )
+    rows = include_path / "rows.jsonl"
+    tasks = tmp_path / "tasks"
+    tasks.mkdir()
+    (tasks / "toy_own.yaml").write_text((COMMON + kind).format(name="toy_own", rows=rows))
+    task = {"own": HarnessTask(task="toy_own", metric="own,any")}
+    harness = Harness(batch_size=8, include_path=tasks, limit=2, run_unsafe_code=run_unsafe_code)
+    arguments = [("c1", model_folder())], [ExtractionOptions()], task, harness, "accuracy", tmp_path / "results"
+    with pytest.raises(InputError, match=f"task toy_own: it loads the metric {metric}, .* PROXYCAST_TRUST_CODE"):
+        harness_rows(*arguments, code="code", programs=["another"], trusts=is_trusted)
+    assert not marker.exists()
+    if run_unsafe_code:  # of this very task
+        harness_rows(*arguments, code="code", programs=["toy_own"], trusts=is_trusted)
+    else:
+        monkeypatch.setenv("PROXYCAST_TRUST_CODE", str(metric))
+        harness_rows(*arguments, code="code", programs=[], trusts=is_trusted)
+    assert marker.exists()

@@ -1,10 +1,10 @@
 """Whose code may run: the person who starts a study says it in the environment, by name. No file of a study can.
 
-PROXYCAST_TRUST_CODE names models whose own code may run (`trust_remote_code`) and folders of tasks for lm-eval, which
-have Python functions. An entry is a repository of the hub, or, if it begins with / or ., a folder with all that is in
-it; colons stand between entries. PROXYCAST_RUN_PROGRAMS names the tasks of lm-eval for which programs that models wrote
-may run (`run_unsafe_code`), separated by commas. Jobs inherit both. What was allowed is kept with the results, in
-consent.json.
+PROXYCAST_TRUST_CODE names models whose own code may run (`trust_remote_code`), folders of tasks for lm-eval, which
+have Python functions, and metrics that its tasks load. An entry is a repository of the hub, or, if it begins with / or
+., a folder with all that is in it; colons stand between entries. PROXYCAST_RUN_PROGRAMS names the tasks of lm-eval for
+which programs that models wrote may run (`run_unsafe_code`), separated by commas. Jobs inherit both. What was allowed
+is kept with the results, in consent.json.
 """
 
 import os
@@ -97,6 +97,11 @@ def allowing(code: Code) -> str | None:
             if Path(entry).resolve() in (folder, *folder.parents):
                 return entry
     return None
+
+
+def is_trusted(name: str) -> bool:
+    """Whether the environment allows the code of a folder or of a repository of the hub."""
+    return allowing(Code(TRUST_VARIABLE, name, "")) is not None
 
 
 def programs() -> frozenset[str]:

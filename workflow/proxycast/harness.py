@@ -15,12 +15,13 @@ import json
 import logging
 import math
 import sys
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Literal, Self
+from unittest.mock import patch
 
 from pydantic import Field, model_validator
 from tqdm import tqdm
@@ -125,12 +126,14 @@ def harness_rows(
     *,
     code: str,
     programs: Collection[str] | None = None,
+    trusts: Callable[[str], bool] = lambda name: True,
 ) -> list[Row]:
     """A row, named `metric`, for each (checkpoint, folder) and task, with the checkpoint's own of the `options`.
 
     `results/<checkpoint>/<task>.json` is what the harness found; one that was made from the same model, task, settings
     and `code` (a fingerprint of the code) is not made again. Every folder and every task's name is checked before the
     first model is loaded. `programs`: tasks of lm-eval for which `run_unsafe_code` counts; without it for all.
+    `trusts`: whether the code of a metric, a repository of the hub, may be loaded by other tasks.
     """
     require_harness()
     for (_, folder), own in zip(checkpoints, options):
@@ -151,7 +154,8 @@ def harness_rows(
         with loaded_model(harness, folder, own) as model:
             for task, (file, mark) in to_do.items():
                 allowed = harness.model_copy(update={"run_unsafe_code": may_run(task)})
-                found = _evaluate(model, tasks[task], allowed, own, manager)
+                with _metrics_asked_for(tasks[task].task, lambda name, task=task: may_run(task) or trusts(name)):
+                    found = _evaluate(model, tasks[task], allowed, own, manager)
                 write_json({"made_from": mark, "checkpoint": checkpoint, **found}, file)
                 bar.update()
 
@@ -338,6 +342,38 @@ def _runnable(folder: Path, architecture: str | None) -> Iterator[Path]:
             (Path(name) / path.name).symlink_to(path.resolve())
         write_json(renamed, Path(name) / "config.json")  # takes the place of the link
         yield Path(name)
+
+
+@contextmanager
+def _metrics_asked_for(task: str, trusts: Callable[[str], bool]) -> Iterator[None]:
+    """Raise InputError when a task loads the code of a metric that nobody has allowed: `evaluate` asks nobody."""
+    import evaluate
+
+    load, refused = evaluate.load, []
+
+    def asked(path: str, *arguments: object, **options: object) -> object:
+        name = path if "/" in path else f"evaluate-metric/{path}"
+        if trusts(name):
+            return load(path, *arguments, **options)
+        refused.append(name)
+        raise _loads_metric(task, name)
+
+    try:
+        with patch("evaluate.load", asked):
+            yield
+    except Exception:  # lm-eval goes on without the metric, and ends of that
+        if refused:
+            raise _loads_metric(task, refused[0]) from None
+        raise
+    if refused:
+        raise _loads_metric(task, refused[0])
+
+
+def _loads_metric(task: str, name: str) -> InputError:
+    return InputError(
+        f"lm_eval.task {task}: it loads the metric {name}, which is code from the hub with all rights of the job; if "
+        f"you trust it, add it to PROXYCAST_TRUST_CODE ({name}; several: colons between them)"
+    )
 
 
 def _evaluate(

@@ -31,7 +31,9 @@ def tell_edits():
     edits = changed_since(INPUTS) + [Path(path) for path, code in SCRIPTS.items() if code_now(Path(path)) != code]
     end_edits(edits, RECORD)
     for path in edits:
-        logger.warning(f"{printable(str(path))} was edited while the study ran; what is made of it is made again at the next start.")
+        logger.warning(
+            f"{printable(str(path))} was edited while the study ran; what is made of it is made again at the next start."
+        )
 
 
 onsuccess:

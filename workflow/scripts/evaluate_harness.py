@@ -6,7 +6,7 @@ import polars as pl
 import torch
 from proxycast.checkpoints import job_options
 from proxycast.config import load_plan
-from proxycast.consent import programs
+from proxycast.consent import is_trusted, programs
 from proxycast.harness import LM_EVAL, Harness, HarnessTask, harness_rows
 from proxycast.jobs import job
 from proxycast.resources import asked_gpus, own_gpus, with_gpus
@@ -28,6 +28,7 @@ def evaluate(snakemake) -> None:
         Path(params.results),
         code=params.code,
         programs=programs(),
+        trusts=is_trusted,
     )
     table = pl.DataFrame(rows, schema=TARGETS_SCHEMA, orient="row")
     write_table(table, Path(snakemake.output.targets), fingerprint(LM_EVAL, rows))
