@@ -165,6 +165,7 @@ def lm_eval(monkeypatch):
     monkeypatch.setattr(harness, "_index", lambda path: index({"toy.yaml": FOUND["results"]}))
     monkeypatch.setattr(harness, "loaded_model", loaded_model)
     monkeypatch.setattr(harness, "_evaluate", evaluate)
+    monkeypatch.setitem(sys.modules, "evaluate", SimpleNamespace(load=None))
     return state
 
 
@@ -269,6 +270,8 @@ class StandIn:
 
         registry = SimpleNamespace(get_model=lambda backend: Model)
         packages = {"lm_eval": SimpleNamespace(simple_evaluate=simple_evaluate), "lm_eval.api": SimpleNamespace()}
+        packages["evaluate"] = SimpleNamespace(load=None)
+        packages["evaluate"] = SimpleNamespace(load=None)
         for name, module in {**packages, "lm_eval.api.registry": registry}.items():
             monkeypatch.setitem(sys.modules, name, module)
         monkeypatch.setattr(harness, "require_harness", lambda: None)
