@@ -271,7 +271,6 @@ class StandIn:
         registry = SimpleNamespace(get_model=lambda backend: Model)
         packages = {"lm_eval": SimpleNamespace(simple_evaluate=simple_evaluate), "lm_eval.api": SimpleNamespace()}
         packages["evaluate"] = SimpleNamespace(load=None)
-        packages["evaluate"] = SimpleNamespace(load=None)
         for name, module in {**packages, "lm_eval.api.registry": registry}.items():
             monkeypatch.setitem(sys.modules, name, module)
         monkeypatch.setattr(harness, "require_harness", lambda: None)
