@@ -253,7 +253,9 @@ SUM = "print(sum(map(int, input().split())))"
         ("", 0),
     ],
 )
-def test_programs_are_judged_by_all_tests(judge, answer, solved):
+def test_programs_are_judged_by_all_tests(judge, answer, solved, monkeypatch):
+    if "sleep" in answer:
+        monkeypatch.setattr(judge, "WALL_SECONDS", 2)
     tests = {"inputs": ["1 2\n", "5 6\n"], "outputs": ["3\n", " 11"]}
     assert judge.process_results({"input_output": json.dumps(tests)}, [answer]) == {"solved": solved}
 
@@ -266,6 +268,11 @@ def sandbox(judge, request, monkeypatch):
     elif not judge.namespaces():
         pytest.skip("no namespaces here")
     return judge
+
+
+def test_a_busy_machine_is_no_fault_of_a_program(sandbox):
+    """Time is that of a processor: the program waits as it would for one."""
+    assert sandbox.passes(f"import time\ntime.sleep(3 * {sandbox.SECONDS})\n{SUM}", "1 2", "3")
 
 
 def test_a_program_has_no_environment(sandbox, monkeypatch):
@@ -343,7 +350,8 @@ while not os.path.exists({pids!r}): time.sleep(0.01)
 
 
 @pytest.mark.parametrize("then", ["", "time.sleep(600)", "os._exit(1)"])
-def test_what_a_program_starts_ends_with_it(sandbox, tmp_path, then):
+def test_what_a_program_starts_ends_with_it(sandbox, tmp_path, then, monkeypatch):
+    monkeypatch.setattr(sandbox, "WALL_SECONDS", 4)
     before = set(processes.descendants(os.getpid()))
     sandbox.passes(LEFT_BEHIND.format(pids=str(tmp_path / "pids"), then=then), "", "")
     assert (tmp_path / "pids").exists() and set(processes.descendants(os.getpid())) <= before
@@ -373,7 +381,8 @@ def read_bytes(path: Path) -> bytes:
         "x = '" + "y" * 3_000_000 + "'\nraise SystemExit(1)",
     ],
 )
-def test_limits_of_a_program(sandbox, program):
+def test_limits_of_a_program(sandbox, program, monkeypatch):
+    monkeypatch.setattr(sandbox, "WALL_SECONDS", 2)
     begun = time.monotonic()
     assert not sandbox.passes(program, "", "")
     assert time.monotonic() - begun < 20

@@ -19,8 +19,8 @@ from functools import cache
 
 from proxycast import processes
 
-SECONDS = 4  # for each test: USACO gives Python twice the two seconds of other languages
-START_SECONDS = 1  # until the program begins
+SECONDS = 4  # of a processor, for each test: USACO gives Python twice the two seconds of other languages
+WALL_SECONDS = 40  # of a clock, for programs that wait: a busy machine is no fault of a program
 MEMORY_BYTES = 1 << 30  # of each process
 OUTPUT_BYTES = 16 << 20  # of what it prints, and of each file
 FOLDER_BYTES = 64 << 20  # of all files in its folder, in a namespace
@@ -142,7 +142,7 @@ def tasks() -> int:
 
 def _ends(keeper: subprocess.Popen) -> bool:
     """Whether the program ends by itself, without an error, in its time, and never has more processes than it may."""
-    until = time.monotonic() + SECONDS + START_SECONDS
+    until = time.monotonic() + WALL_SECONDS
     while not (ended := os.waitid(os.P_PID, keeper.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)):
         if time.monotonic() > until or len(processes.descendants(keeper.pid)) > PROCESSES:
             return False
