@@ -48,7 +48,7 @@ def test_the_engine_changes_no_ranking(smoke, tmp_path):
     assert output.count("rule score:") == 1
     output = run(project, *arguments, VLLM_ENABLE_V1_MULTIPROCESSING="0")
     assert "rule score:" in output and "rule train_corpus:" not in output
-    for log in (project / "results/smoke/logs/score").iterdir():
+    for log in (project / "results/smoke/logs/score").glob("*.log"):
         assert "vLLM's model runner v1" in log.read_text()
     by_vllm = read(project)
 
