@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-from conftest import copy_project
+import yaml
+from conftest import copy_project, write_json
 from scipy.stats import spearmanr
 
 pytestmark = pytest.mark.slow
@@ -29,8 +30,7 @@ def run(project: Path, study: str, *arguments: str) -> str:
 
 
 def finished_study(folder: Path, study: str) -> Path:
-    """Results of the study, with its report; a second run must have nothing to do."""
-    copy_project(folder)
+    """Results of the study in the project, with its report; a second run must have nothing to do."""
     results = folder / "results" / study
     run(folder, study, "--report", str(results / "report.html"), "--report-after-run")
     assert "Nothing to be done" in run(folder, study)
@@ -39,12 +39,20 @@ def finished_study(folder: Path, study: str) -> Path:
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    return finished_study(tmp_path_factory.mktemp("models"), "miniature_model_selection")
+    return finished_study(copy_project(tmp_path_factory.mktemp("models")), "miniature_model_selection")
 
 
 @pytest.fixture(scope="module")
 def curves(tmp_path_factory):
-    return finished_study(tmp_path_factory.mktemp("curves"), "miniature_forecasting")
+    """With half of all steps."""
+    project = copy_project(tmp_path_factory.mktemp("curves"))
+    path = project / "config/miniature_forecasting.yaml"
+    study = yaml.safe_load(path.read_text())
+    [size] = study["miniature"]["sizes"].values()
+    size |= {"steps": size["steps"] // 2, "checkpoints": [step // 2 for step in size["checkpoints"]]}
+    study["forecasting"]["fit_up_to_step"] //= 2
+    write_json(study, path)
+    return finished_study(project, "miniature_forecasting")
 
 
 @pytest.mark.parametrize("study", ["model_selection", "forecasting", "forecasting_think"])
