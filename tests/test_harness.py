@@ -350,6 +350,22 @@ def test_arguments_of_a_study_load_nothing_else(name):
         Harness(model_args={name: True})
 
 
+@pytest.mark.parametrize(
+    "path, name",
+    [("rouge", "evaluate-metric/rouge"), ("org/rouge", "org/rouge"), ("own", "./own"), ("org/own", "./org/own")],
+)
+def test_a_metric_is_asked_for_by_what_would_be_loaded(lm_eval, tmp_path, monkeypatch, path, name):
+    """A folder of this name here goes before the metric of the hub, whose name may be allowed."""
+    for folder in ("own", "org/own"):
+        (tmp_path / folder).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    asked = []
+    with pytest.raises(InputError, match=f"loads the metric {name}, which is code"):
+        with harness._metrics_asked_for("toy_choice", asked.append):
+            sys.modules["evaluate"].load(path)
+    assert asked == [name]
+
+
 GENERATES = [
     "custom_generate",
     "trust_remote_code",

@@ -358,12 +358,13 @@ def test_untrained_models_are_left_out_of_logarithmic_axes(study):
         assert full.get_xlim() == bare.get_xlim() and full.get_xlim()[0] > 0
 
 
-def test_no_level_runs_through_the_name_of_another(study):
-    figure = plots.pareto_frontier(study.pareto, 0.759, [0.75, 0.8], HIGHLIGHTED)
+@pytest.mark.parametrize("ceiling", [0.5, 0.504, 0.759, 0.8])
+def test_no_level_runs_through_the_name_of_another(study, ceiling):
+    figure = plots.pareto_frontier(study.pareto, ceiling, [0.75, 0.8], HIGHLIGHTED)
     (axes,), (visible, boxes) = figure.axes, texts(figure)
     for text, (_, bottom, _, top) in zip(visible, boxes):
         if text.get_text().startswith(("noise ceiling", "threshold", "chance")):
-            for level in (0.5, 0.75, 0.759, 0.8):
+            for level in (0.5, 0.75, ceiling, 0.8):
                 assert not bottom < axes.transData.transform((1, level))[1] < top, text.get_text()
     assert overlapping(figure) == []
 

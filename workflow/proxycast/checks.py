@@ -48,7 +48,6 @@ from proxycast.targets import (
 from proxycast.wide_curve import read_wide_curve
 
 CLOCK_SECONDS = 60.0  # that the clocks of two machines may differ
-
 LINKS_VARIABLE = "PROXYCAST_LINKED_RESULTS"  # folders that links in results may lead to, with colons between them
 RUNNING = "inputs"  # key of a study's record: what its input files were when a run began that has not ended
 

@@ -14,6 +14,7 @@ import importlib.metadata
 import json
 import logging
 import math
+import os
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -352,7 +353,8 @@ def _metrics_asked_for(task: str, trusts: Callable[[str], bool]) -> Iterator[Non
     load, refused = evaluate.load, []
 
     def asked(path: str, *arguments: object, **options: object) -> object:
-        name = path if "/" in path else f"evaluate-metric/{path}"
+        is_here = os.path.exists(path)  # which `evaluate` looks for before it asks the hub
+        name = os.path.join(".", path) if is_here else path if "/" in path else f"evaluate-metric/{path}"
         if trusts(name):
             return load(path, *arguments, **options)
         refused.append(name)
@@ -371,7 +373,7 @@ def _metrics_asked_for(task: str, trusts: Callable[[str], bool]) -> Iterator[Non
 
 def _loads_metric(task: str, name: str) -> InputError:
     return InputError(
-        f"lm_eval.task {task}: it loads the metric {name}, which is code from the hub with all rights of the job; if "
+        f"lm_eval.task {task}: it loads the metric {name}, which is code of others, with all rights of the job; if "
         f"you trust it, add it to PROXYCAST_TRUST_CODE ({name}; several: colons between them)"
     )
 

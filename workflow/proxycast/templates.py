@@ -78,8 +78,8 @@ class Rows(Files):
                 _compile(info.field_name, source)
         except (TemplateSyntaxError, RecursionError, MemoryError, SyntaxError, ValueError) as error:
             kind = "template" if info.field_name in TEMPLATES else "expression"
-            shown = source if len(source) <= LONGEST_SHOWN else source[:LONGEST_SHOWN] + "..."
-            raise ValueError(f"{shown!r} is no Jinja {kind}: {getattr(error, 'message', error)}") from None
+            shown = told_value(source, LONGEST_SHOWN)
+            raise ValueError(f"{shown} is no Jinja {kind}: {getattr(error, 'message', error)}") from None
         return source
 
     @field_validator("where")

@@ -125,9 +125,8 @@ def _read(path: Path, columns: dict[str, str]) -> pl.DataFrame:
                 f"{path}, row {row + 2}, column {name}: found {told_value(table[name][row])}; it must be a number"
             )
     steps = numbers[step]
-    for row in (~steps.is_between(0, LARGEST_WHOLE) | (steps != steps.floor()) | ~steps.is_first_distinct()).arg_true()[
-        :1
-    ]:
+    is_wrong = ~steps.is_between(0, LARGEST_WHOLE) | (steps != steps.floor()) | ~steps.is_first_distinct()
+    for row in is_wrong.arg_true()[:1]:
         raise InputError(
             f"{path}, row {row + 2}, column {step}: found {told_value(table[step][row])}; every row must have a step "
             "of its own, a whole number of at least 0"

@@ -57,8 +57,6 @@ COUNTED = {
 }
 # Names in checkpoints that were written before their architecture was released -> what it has been called since.
 FORMER_NAMES = {"Olmo2RetrofitForCausalLM": "Olmo3ForCausalLM"}
-
-
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf")  # of files from which numbers alone are taken
 CACHED = re.compile("(models|datasets)--")  # begins the name of a folder in a hub cache
 HASH = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")  # the name of a file that one of its blobs is

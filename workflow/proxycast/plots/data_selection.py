@@ -414,13 +414,16 @@ def _about_lines(series: Sequence[tuple]) -> str:
 def _name_levels(axes: Axes, levels: Sequence[tuple[float, str, object, str]]) -> None:
     """Horizontal lines (height, name, dashes, colour), named at their left ends. The layout must be settled.
 
-    A name stands above its line, or below it where the next line would run through the name.
+    A name stands above its line, or below it where the next line would run through the name. Of two lines at one
+    height the later one is the next.
     """
     names, point = [], axes.figure.dpi / 72
     pixels = [axes.transData.transform((1, value))[1] for value, *_ in levels]
-    for (value, name, dashes, colour), height in zip(levels, pixels, strict=True):
+    for number, (value, name, dashes, colour) in enumerate(levels):
         axes.axhline(value, ls=dashes, lw=0.8, color=colour, zorder=0.5)
-        above = not any(0 < other - height < 1.5 * SMALL * point for other in pixels)
+        height = pixels[number]
+        following = [other for i, other in enumerate(pixels) if (other, i) > (height, number)]
+        above = not any(other - height < 1.5 * SMALL * point for other in following)
         place = (0, value), (3, 1.5 if above else -1.5), axes.get_yaxis_transform(), "offset points"
         names.append(axes.annotate(name, *place, fontsize=SMALL, color=colour, va="bottom" if above else "top"))
     boxes = [name.get_window_extent(axes.figure.canvas.get_renderer()) for name in names]
