@@ -1,10 +1,13 @@
 """Templates that never end or take all memory are one error, in any thread."""
 
+import re
 import threading
 import time
 
 import pytest
 from conftest import byte_level_tokenizer
+from jinja2 import Environment
+from jinja2.exceptions import SecurityError
 from proxycast.options import InputError
 from proxycast.sandbox import TooMuch, bounded_environment, limited
 from proxycast.solutions import tokenize
@@ -119,3 +122,69 @@ def test_what_a_text_holds_is_no_pattern(content):
     with limited():
         found = bounded_environment()().from_string(template).render(text=content)
     assert found == ImmutableSandboxedEnvironment().from_string(template).render(text=content)
+
+
+# Each tells of an object of Python where no sandbox is.
+ESCAPES = [
+    "{{ text.__class__ }}",
+    "{{ text['__class__'] }}",
+    "{{ text | attr('__class__') }}",
+    "{{ text | attr('__cla' ~ 'ss__') }}",
+    "{{ text | attr(('__ssalc__') | reverse) }}",
+    "{{ text.__class__.__mro__ }}",
+    "{{ text.__class__.__base__.__subclasses__() }}",
+    "{{ ''.__class__.__mro__[1] }}",
+    "{{ x.__class__ }}",
+    "{{ {}.__class__ }}",
+    "{{ ().__class__.__bases__ }}",
+    "{{ (1).__class__ }}",
+    "{{ text.upper.__self__.__class__ }}",
+    "{{ text.format.__self__.__class__ }}",
+    "{{ '{0.__class__}'.format(text) }}",
+    "{{ '{a.__class__.__mro__}'.format(a=text) }}",
+    "{{ '{0[0].__class__}'.format([text]) }}",
+    "{{ '{a.__class__}'.format_map({'a': text}) }}",
+    "{{ [text] | map(attribute='__class__') | list }}",
+    "{{ [text] | map('attr', '__class__') | list }}",
+    "{{ [text] | groupby('__class__') | list }}",
+    "{{ [text] | sort(attribute='__class__.__name__') | map(attribute='__class__') | list }}",
+    "{{ range.__class__ }}",
+    "{{ dict.__base__ }}",
+    "{{ cycler.__init__.__globals__ }}",
+    "{{ joiner.__init__.__globals__ }}",
+    "{{ namespace.__init__.__globals__ }}",
+    "{{ self.__init__.__globals__ }}",
+    "{{ self._TemplateReference__context.__class__ }}",
+    "{% macro m() %}{% endmacro %}{{ m.__init__.__globals__ }}",
+    "{% macro m() %}{% endmacro %}{{ m._func.__code__ }}",
+    "{% for a in x %}{{ loop.__class__ }}{% endfor %}",
+    "{% set a = text %}{{ a.__getattribute__('__class__') }}",
+    "{{ (x | map('upper')).gi_frame }}",
+]
+
+
+@pytest.mark.parametrize("template", ESCAPES)
+def test_templates_reach_no_object_of_python(template):
+    def rendered(environment):
+        return environment.from_string(template).render(text="a", x=["a"])
+
+    assert re.search("<(class|function|frame|code)|__name__", rendered(Environment()))  # so it would
+    try:
+        told = rendered(bounded_environment()())
+    except SecurityError:
+        return
+    assert not re.search("[<_]|class", told)
+
+
+def test_rows_tell_of_no_object_of_python(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"text": "a", "x": ["a"]}\n')
+    refused = 0
+    for template in ESCAPES:
+        try:
+            [solution] = render_solutions([path], Rows(files=str(path), prompt=template, solution="b"), "task a")
+            assert not re.search("<(class|function|frame|code)|__", solution.prompt), template
+        except InputError as error:
+            assert re.match("task a: .*prompt: ", str(error))
+            refused += 1
+    assert refused > 0.8 * len(ESCAPES)
