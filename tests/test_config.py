@@ -724,7 +724,7 @@ def test_mistakes_in_checkpoints(files, changes, line):
         ),
         ([{"files": "a", "wieght": 1}], "text.mixture[0].wieght: unknown key; did you mean 'weight'?; known are files"),
         ([{"files": "a", "hub": "a b"}], "text.mixture[0].hub: a repository of the hub is 'owner/name'"),
-        ([{"files": "a", "where": "a ="}], "text.mixture[0].where: 'a =' is no SQL condition"),
+        ([{"files": "a", "where": "a ="}], "text.mixture[0].where: 'a =' is no condition in SQL: "),
         ([{"hub": "a/b"}], "text.mixture[0].files: Field required"),
         ([], "text.mixture: Tuple should have at least 1 item after validation, not 0, found []"),
     ],

@@ -525,3 +525,26 @@ def test_a_pipe_is_no_file(name, tmp_path):
             PIPES[name](tmp_path / name)
     finally:
         signal.alarm(0)
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        "a IN (SELECT a FROM read_csv('{path}'))",
+        "EXISTS (FROM READ_CSV('{path}') SELECT a)",
+        "(SELECT a FROM \"read_csv\"('{path}')) = 1",
+        "a IN (WITH q AS (SELECT a FROM read_ndjson/**/('{path}')) SELECT a FROM q)",
+        "a = ANY (SELECT a FROM Read_Parquet('{path}'))",
+        "a IN (SELECT a FROM read_ipc('{path}')) OR b = $$'$$",
+    ],
+)
+def test_a_condition_opens_no_file(where, tmp_path):
+    """polars opens the file of a subquery as soon as it reads the condition: here a pipe, for ever."""
+    os.mkfifo(tmp_path / "pipe")
+    where = where.format(path=tmp_path / "pipe")
+    for make in (
+        lambda: Source(files="a", where=where),
+        lambda: Rows(files="a", prompt="a", solution="b", where=where),
+    ):
+        with pytest.raises(ValueError, match="has (?i:read_[a-z]+); a condition is about the columns of one row"):
+            make()

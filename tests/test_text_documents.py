@@ -246,8 +246,8 @@ def test_the_options_of_a_mixture():
     with pytest.raises(ValidationError, match="sum to 0.99999"):
         Text(mixture=[{"files": "a", "weight": 0.5}, {"files": "b", "weight": 0.49999}])
     for where, words in [
-        ("score >=", "is no SQL condition"),
-        ("a, b", "is no SQL"),
+        ("score >=", "is no condition in SQL"),
+        ("a, b", "is no condition in SQL"),
         ("COLUMNS(*) > 1", "gives several columns"),
     ]:
         with pytest.raises(ValidationError, match=words):

@@ -32,6 +32,7 @@ SEAL_SUFFIX = ".sha256"
 # take away quotes there: `;"=` is a formula, too.
 BEGINS_FORMULA = r'^(\s|"*[=+\-@＝＋－＠])'
 BEGINS_FORMULA_WITHIN = r'([;\t\r\n]"*)([=+\-@＝＋－＠])'
+TABLE_FUNCTION = re.compile(r"\bread_(csv|ipc|json|ndjson|parquet)\b", re.IGNORECASE)  # of polars's SQL
 MANIFEST = "manifest.json"
 NAME = re.compile("[A-Za-z0-9][A-Za-z0-9_.-]{0,249}")  # a checkpoint, or part of one, as `SafeName`s make it
 HASHED_BYTES = 64_000_000  # an input file up to this size counts by its content, a larger one by what stat tells of it
@@ -207,6 +208,19 @@ def input_states(
         states.append((str(path), state))
     edits = {path: edits[path] for path, _ in states if edits and path in edits}
     return fingerprint(states, *([edits] if edits else []))
+
+
+def sql_condition(where: str) -> pl.Expr:
+    """A condition in SQL on the columns of one row, as polars has it.
+
+    Raises ValueError for what is none, and for one that reads a table of its own: polars would open that file here.
+    """
+    if reads := TABLE_FUNCTION.search(where):
+        raise ValueError(f"{where!r} has {reads[0]}; a condition is about the columns of one row")
+    try:
+        return pl.sql_expr(where)
+    except UNREADABLE as error:
+        raise ValueError(f"{where!r} is no condition in SQL: {error}") from None
 
 
 def write_table(

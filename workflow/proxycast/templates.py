@@ -29,7 +29,7 @@ from proxycast.options import InputError, told_names, told_reason, told_value
 from proxycast.patterns import substitute
 from proxycast.sandbox import bounded_environment, limited
 from proxycast.solutions import Problem, Solution
-from proxycast.tables import UNREADABLE, is_whole_parquet
+from proxycast.tables import UNREADABLE, is_whole_parquet, sql_condition
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -85,10 +85,8 @@ class Rows(Files):
     @field_validator("where")
     @classmethod
     def _is_sql(cls, where: str | None) -> str | None:
-        try:
-            pl.sql_expr(where or "true")
-        except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
-            raise ValueError(f"{where!r} is no condition in SQL: {error}") from None
+        if where is not None:
+            sql_condition(where)
         return where
 
     @model_validator(mode="after")

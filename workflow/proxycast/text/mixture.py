@@ -20,14 +20,11 @@ class Source(Files):
     @field_validator("where")
     @classmethod
     def _one_condition(cls, where: str | None) -> str | None:
-        import polars as pl
+        from proxycast.tables import sql_condition
 
         if where is None:
             return None
-        try:
-            condition = pl.sql_expr(where)
-        except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
-            raise ValueError(f"{where!r} is no SQL condition ({error})") from None
+        condition = sql_condition(where)
         if condition.meta.has_multiple_outputs():
             raise ValueError(f"{where!r} gives several columns; it must be one condition")
         return where
