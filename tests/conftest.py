@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
@@ -56,7 +57,7 @@ COMPONENTS = {
     "slurm": ("the Slurm of tests/components/slurm-local.sh", ".ci/run starts it"),
     "published": (f"the folder {PUBLISHED}", "PROXYCAST_PUBLISHED names another one"),
 }
-LONGEST = ("test_workflow.py", "test_studies.py", "test_vllm.py", "test_stale.py")
+LONGEST = ("test_workflow.py", "test_studies.py", "test_vllm.py", "test_stale.py", "test_tutorials.py")
 NOT_RUN, SLOW = "not run", "slow"
 SLURM_CONF = Path("/etc/slurm/slurm.conf")
 
@@ -253,28 +254,40 @@ def write_rows(rows: list[dict], path: Path) -> None:
 
 
 @pytest.fixture(scope="session")
-def smoke(tmp_path_factory) -> Path:
-    """A project whose smoke study is finished, the same for all tests and processes; to be read only.
-
-    PROXYCAST_SMOKE may name one that ran already, as in .ci/run; it is copied, as another study may run there.
-    """
+def once(tmp_path_factory) -> Callable[[str, Callable[[Path], None]], Path]:
+    """`once(name, make)`: the folder of that name, filled by `make`, for all tests and processes; to be read only."""
     shared = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         shared = shared.parent
-    project, finished = shared / "smoke" / "project", shared / "smoke" / "finished"
-    project.parent.mkdir(exist_ok=True)
-    with project.with_name("lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not finished.exists():
-            shutil.rmtree(project, ignore_errors=True)
-            copy_project(project)
-            if "PROXYCAST_SMOKE" in os.environ:
-                for part in (".snakemake/metadata", "results/smoke"):
-                    shutil.copytree(Path(os.environ["PROXYCAST_SMOKE"], part), project / part, symlinks=True)
-            started = time.monotonic()
-            command = [sys.executable, "-m", "snakemake", "--configfile", "config/smoke.yaml", "--cores", "2"]
-            run = subprocess.run(command, cwd=project, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-            assert run.returncode == 0, run.stdout[-5000:]
-            print(f"the smoke study took {time.monotonic() - started:.0f} s")
-            finished.touch()
-    return project
+
+    def made(name: str, make: Callable[[Path], None]) -> Path:
+        project, finished = shared / name / "project", shared / name / "finished"
+        project.parent.mkdir(exist_ok=True)
+        with project.with_name("lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not finished.exists():
+                shutil.rmtree(project, ignore_errors=True)
+                project.mkdir()
+                started = time.monotonic()
+                make(project)
+                print(f"{name}: made in {time.monotonic() - started:.0f} s")
+                finished.touch()
+        return project
+
+    return made
+
+
+def finish_smoke(project: Path) -> None:
+    copy_project(project)
+    if "PROXYCAST_SMOKE" in os.environ:
+        for part in (".snakemake/metadata", "results/smoke"):
+            shutil.copytree(Path(os.environ["PROXYCAST_SMOKE"], part), project / part, symlinks=True)
+    command = [sys.executable, "-m", "snakemake", "--configfile", "config/smoke.yaml", "--cores", "2"]
+    run = subprocess.run(command, cwd=project, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert run.returncode == 0, run.stdout[-5000:]
+
+
+@pytest.fixture(scope="session")
+def smoke(once) -> Path:
+    """A project whose smoke study is finished; PROXYCAST_SMOKE may name one that ran already, as in .ci/run."""
+    return once("smoke", finish_smoke)

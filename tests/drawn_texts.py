@@ -5,7 +5,7 @@ import pytest
 from matplotlib.path import Path
 from matplotlib.text import Text
 from matplotlib.transforms import Affine2D, BboxTransformTo
-from proxycast.labels import boxes_overlap
+from proxycast.report.label_placement import boxes_overlap
 
 
 def texts(figure):

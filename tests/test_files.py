@@ -10,8 +10,8 @@ from tempfile import TemporaryDirectory
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from proxycast.corpora import CheckpointEntry
-from proxycast.files import RULES, Files, HubId, Revision, own_files
+from proxycast.config.corpora import CheckpointEntry
+from proxycast.files import PATTERN_RULES, Files, HubId, Revision, own_files
 from proxycast.options import InputError, InputPath
 from pydantic import TypeAdapter, ValidationError
 
@@ -147,14 +147,14 @@ def test_names_that_a_terminal_obeys_are_refused(tmp_path, name):
     (tmp_path / "inner").mkdir()
     (tmp_path / "inner" / name).touch()
     (tmp_path / "inner" / "ä b.txt").touch()
-    with pytest.raises(InputError, match="files: .* has a character that is not seen") as told:
+    with pytest.raises(InputError, match="files: .* has an invisible character") as told:
         Files(files=f"{tmp_path}/**/*.txt").paths()
     assert name not in str(told.value)
     (tmp_path / "inner" / name).unlink()
     assert len(Files(files=f"{tmp_path}/**/*.txt").paths()) == 1
-    with pytest.raises(ValidationError, match="not seen"):
+    with pytest.raises(ValidationError, match="invisible"):
         TypeAdapter(InputPath).validate_python(f"data/{name}")
-    with pytest.raises(ValidationError, match="not seen"):
+    with pytest.raises(ValidationError, match="invisible"):
         CheckpointEntry(folder=f"data/{name}", size="a", step=1, tokens=1)
 
 
@@ -209,8 +209,8 @@ def test_what_is_allowed_is_a_path_that_leads_down(text, kind):
 
 
 def test_every_rule_has_words():
-    assert all("letters, digits" in words for words in RULES.values())
-    assert len(RULES) == 2
+    assert all("letters, digits" in words for words in PATTERN_RULES.values())
+    assert len(PATTERN_RULES) == 2
 
 
 def test_all_files_of_a_folder_count_whatever_their_names(tmp_path):

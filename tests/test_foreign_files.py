@@ -19,38 +19,36 @@ import polars as pl
 import psutil
 import pytest
 from conftest import byte_level_tokenizer, tiny_model
+from evaluation_rows import CORPORA, LADDER, all_rows
+from evaluation_rows import TASKS as EVALUATED
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from proxycast.checkpoints import plan_checkpoints
-from proxycast.config import load_plan, read_yaml
-from proxycast.corpora import CheckpointEntry
-from proxycast.engines import ExtractionOptions
-from proxycast.engines.model_folder import (
-    check_folder,
-    is_finished,
-    read_config,
-    safetensors_header,
-    shape_of,
-    weight_files,
-)
-from proxycast.engines.tokenizer import end_tokens, load_tokenizer
-from proxycast.evaluations import read_evaluations
-from proxycast.experts import inactive_parameters
-from proxycast.ladder import Ladder
-from proxycast.models import ReleasedModel
+from proxycast.cluster.model_jobs import count_texts, read_benchmark
+from proxycast.config.corpora import CheckpointEntry
+from proxycast.config.experiments.forecasting_options import WideCurve
+from proxycast.config.extraction import ExtractionOptions
+from proxycast.config.ladder import Ladder
+from proxycast.config.models import ReleasedModel
+from proxycast.config.tasks import Rows
+from proxycast.config.training import Source
 from proxycast.options import InputError
-from proxycast.published import _read as read_published
-from proxycast.resources import count_texts, read_benchmark
-from proxycast.solutions import read_problems, read_solutions
+from proxycast.solutions.rows import read_problems, read_solutions
+from proxycast.solutions.templates import render_solutions
+from proxycast.study.checkpoint_plan import plan_checkpoints
+from proxycast.study.loader import load_plan
+from proxycast.study.yaml_files import read_yaml
 from proxycast.tables import input_states, read_json
-from proxycast.targets import read_target_table
-from proxycast.templates import Rows, render_solutions
-from proxycast.text.documents import documents
-from proxycast.text.mixture import Source
-from proxycast.wide_curve import WideCurve, read_wide_curve
+from proxycast.training.text.documents import documents
+from proxycast.truth.evaluations import read_evaluations
+from proxycast.truth.outside_statistics import read_statistics
+from proxycast.truth.targets import read_target_table
+from proxycast.truth.training_log import read_wide_curve
+from proxycast.weights.experts import inactive_parameters
+from proxycast.weights.model_config import read_config, shape_of
+from proxycast.weights.model_files import safetensors_header, weight_files
+from proxycast.weights.model_folder import check_folder, is_finished
+from proxycast.weights.tokenizer import end_tokens, load_tokenizer
 from pydantic import ValidationError
-from test_evaluations import CORPORA, LADDER, all_rows
-from test_evaluations import TASKS as EVALUATED
 from test_names import OF_DATA
 
 EXAMPLES = 40  # of each reader
@@ -105,7 +103,11 @@ CURVE_KEYS = {
     "shared": {"generic_cross_entropy": "loss"},
     "tasks": {"sums": {"truth": "truth"}},
 }
-PUBLISHED = {"step": pl.Int64, "loss": pl.Float64}
+STATISTICS = [
+    {"unit": f"model {n}", "task": "sums", "statistic": "loss", "value": 1 / n, "n": 10, "parameters": 100 * n}
+    | {"tokens": 5, "flops": 3e3 * n, "size": "small", "step": n, "seed": 0, "family": "llama"}
+    for n in (1, 2)
+]
 CURVE = [{"step": n, "loss": 3.0 - n / 10, "truth": 0.2 + n / 50} for n in range(1, 9)]
 DOCUMENTS = [{"text": f"the cat number {n}", "kind": "x"} for n in range(4)]
 LADDER_FILES = {name: json.dumps(document).encode() for name, document in OF_DATA.items()}
@@ -196,7 +198,8 @@ READERS = {
     "targets.csv": one_file("targets.csv", read_target_table, csv(TARGETS)),
     "targets.parquet": one_file("targets.parquet", read_target_table, parquet(TARGETS)),
     "evaluations.parquet": one_file("evaluations.parquet", evaluations, parquet_of_evaluations),
-    "published.csv": one_file("published.csv", lambda path: read_published(path, PUBLISHED), csv(CURVE)),
+    "statistics.csv": one_file("statistics.csv", read_statistics, csv(STATISTICS)),
+    "statistics.parquet": one_file("statistics.parquet", read_statistics, parquet(STATISTICS)),
     "curve.csv": one_file(
         "curve.csv",
         lambda path: read_wide_curve(WideCurve(**CURVE_KEYS, path=path), "score"),
@@ -369,8 +372,8 @@ LAUGHS = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
     [
         (LAUGHS, "its aliases unfold to more than 1,000,000 values"),
         (LAUGHS.replace("[", "{k: [").replace("]", "]}"), "its aliases unfold"),
-        ("a: &a [*a]", "nested more than 50 deep, or within itself"),
-        ("a: &a {b: *a}", "nested more than 50 deep, or within itself"),
+        ("a: &a [*a]", "nested more than 50 deep, or contains itself"),
+        ("a: &a {b: *a}", "nested more than 50 deep, or contains itself"),
         ("a: " + "[" * 100_000, "nest"),
         ("a: " + "{b: " * 100_000, "nest"),
         ("\n".join(" " * n + "a:" for n in range(3000)), "nested more than 50 deep"),
@@ -473,7 +476,7 @@ def test_a_header_has_shapes_of_whole_numbers(shape, tmp_path):
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz"])
 def test_a_line_without_an_end_is_not_read_whole(suffix, tmp_path, monkeypatch):
-    monkeypatch.setattr("proxycast.text.documents.LINE_BYTES", 1 << 20)
+    monkeypatch.setattr("proxycast.training.text.documents.LINE_BYTES", 1 << 20)
     write = gzip.open if suffix.endswith("gz") else open
     with write(tmp_path / f"a{suffix}", "wb") as file:
         file.write(b'{"text": "short"}\n{"text": "')

@@ -1,5 +1,6 @@
 """How a script runs: its log, how an error is told, and that no two processes do the same job at once."""
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -12,7 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 from proxycast import jobs
-from proxycast.jobs import any_runs, attempts, job
+from proxycast.jobs import any_runs, attempts, job, running, takeover
+from proxycast.jobs.attempt_log import unended
 from proxycast.options import InputError
 
 SLEEPER = """
@@ -185,7 +187,7 @@ def test_a_job_that_slurm_has_put_back_does_not_cancel_itself(log, tmp_path):
 
 
 def test_the_lock_of_another_host_is_believed_for_a_while_only(log, monkeypatch, capfd):
-    monkeypatch.setattr(jobs, "LOCK_SECONDS", 0.5)
+    monkeypatch.setattr(takeover, "LOCK_SECONDS", 0.5)
     first = start(log, 60)
     wait_until(lambda: began(log))
     identity = jobs.identity_file(log)
@@ -202,7 +204,7 @@ def test_a_file_system_without_locks_is_told_and_used(log, monkeypatch, capfd):
     def refuse(*_):
         raise OSError(95, "Operation not supported")
 
-    monkeypatch.setattr(jobs.fcntl, "flock", refuse)
+    monkeypatch.setattr(fcntl, "flock", refuse)
     with job(log):
         pass
     assert "not locked, as its file system knows no locks" in capfd.readouterr().err
@@ -212,7 +214,7 @@ def test_a_file_system_without_locks_is_told_and_used(log, monkeypatch, capfd):
 def test_a_full_disk_is_told_on_the_console(log, capfd, monkeypatch):
     real = jobs.open_private
     full = {jobs.attempts_file(log): lambda: os.open("/dev/full", os.O_WRONLY)}
-    monkeypatch.setattr(jobs, "open_private", lambda path: full.get(path, lambda: real(path))())
+    monkeypatch.setattr(running, "open_private", lambda path: full.get(path, lambda: real(path))())
     with pytest.raises((SystemExit, OSError)), job(log):
         pass
     assert "error: OSError: [Errno 28] No space left on device" in capfd.readouterr().err
@@ -390,7 +392,7 @@ def test_records_that_others_may_have_written_are_none(log):
     assert len(attempts(log)) == 1
     for mode in (0o620, 0o602, 0o666):
         jobs.identity_file(log).chmod(mode)
-        assert attempts(log) == [] and jobs._unended(log) == []
+        assert attempts(log) == [] and unended(log) == []
 
 
 def test_forged_positions_read_no_byte_twice(log):
@@ -485,11 +487,11 @@ def test_a_file_system_without_modes_is_used_as_it_is(log, monkeypatch):
 
 def test_a_lock_that_no_living_attempt_holds_is_waited_for_for_a_while(log, monkeypatch, capfd):
     """Of this host, too: here by another program, after an attempt that has ended, and one of a number used again."""
-    monkeypatch.setattr(jobs, "LOCK_SECONDS", 1.0)
+    monkeypatch.setattr(takeover, "LOCK_SECONDS", 1.0)
     with job(log):
         pass
     with jobs.attempts_file(log).open() as file:
-        jobs.fcntl.flock(file, jobs.fcntl.LOCK_SH)
+        fcntl.flock(file, fcntl.LOCK_SH)
         with job(log):
             pass
         identity = jobs.identity_file(log)

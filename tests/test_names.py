@@ -11,11 +11,15 @@ import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from proxycast.checkpoints import Checkpoint, plan_checkpoints, scoring_jobs
-from proxycast.config import Plan, load_plan, read_yaml
+from proxycast.config.tasks import Rows
 from proxycast.options import InputError
-from proxycast.targets import read_target_table
-from proxycast.templates import Rows, render_solutions
+from proxycast.solutions.templates import render_solutions
+from proxycast.study.checkpoint_plan import plan_checkpoints
+from proxycast.study.checkpoints import Checkpoint, scoring_jobs
+from proxycast.study.loader import load_plan
+from proxycast.study.study_plan import Plan
+from proxycast.study.yaml_files import read_yaml
+from proxycast.truth.targets import read_target_table
 
 LONGEST = 255  # bytes of a file's name
 HOSTILE = [
@@ -184,7 +188,8 @@ def require_harmless(plan: Plan, checkpoints: list[Checkpoint]) -> None:
     """Names that become part of a path are one plain word each, and what is made lies in the results."""
     words = {plan.study.study, *(corpus.name for corpus in plan.corpora), *plan.solution_names, *plan.study.writers}
     words |= {c.checkpoint for c in checkpoints} | {c.run for c in checkpoints} | {c.size for c in checkpoints}
-    words |= {*scoring_jobs(plan, checkpoints), *plan.file_sets(), *(model.family for model in plan.models)}
+    words |= {*scoring_jobs(plan, checkpoints), *plan.file_sets()}
+    words |= {*(model.family for model in plan.models if model.family)}
     words |= {*(task.family for task in plan.tasks if task.family)}
     words |= {*plan.study.miniature.tokenizers, *plan.study.miniature.sizes} if plan.study.miniature else set()
     for word in words:

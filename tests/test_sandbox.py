@@ -8,10 +8,11 @@ import pytest
 from conftest import byte_level_tokenizer
 from jinja2 import Environment
 from jinja2.exceptions import SecurityError
+from proxycast.config.tasks import Rows
 from proxycast.options import InputError
 from proxycast.sandbox import TooMuch, bounded_environment, limited
-from proxycast.solutions import tokenize
-from proxycast.templates import Rows, render_solutions
+from proxycast.solutions.templates import render_solutions
+from proxycast.solutions.tokenisation import tokenize
 
 ENDLESS = [
     "{% for a in x * 999 %}{% for b in x * 999 %}{% for c in x * 999 %}{% endfor %}{% endfor %}{% endfor %}",
@@ -69,7 +70,7 @@ def test_it_is_ended_in_another_thread_too(monkeypatch):
     thread = threading.Thread(target=render)
     thread.start()
     thread.join(20)
-    assert raised == ["the template runs for more than 0.5 s; has it a loop without an end?"]
+    assert raised == ["the template runs for more than 0.5 s; does it have an endless loop?"]
 
 
 @pytest.mark.parametrize("template", [*ENDLESS[:4], *ENDLESS[5:7]])

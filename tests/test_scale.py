@@ -13,13 +13,16 @@ from types import SimpleNamespace
 import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
-from proxycast.checkpoints import checkpoints_of_command, checkpoints_table, plan_checkpoints, scoring_jobs
-from proxycast.config import GENERIC_TEXT, load_plan, read_yaml
-from proxycast.data_selection import predictions, predictions_by_size
-from proxycast.engines.replay import replay
-from proxycast.extraction import EXTRACTED_SCHEMA
+from proxycast.experiments.data_selection.corpus_scores import predictions, predictions_by_size
+from proxycast.extraction.engines.replay import replay
+from proxycast.extraction.sweep import EXTRACTED_SCHEMA
 from proxycast.options import InputError
-from proxycast.proxies import BASELINES, STATISTICS, WEIGHTINGS
+from proxycast.proxy_formulas import BASELINES, STATISTICS, WEIGHTINGS
+from proxycast.solutions.rows import GENERIC_TEXT
+from proxycast.study.checkpoint_plan import checkpoints_of_command, plan_checkpoints
+from proxycast.study.checkpoints import checkpoints_table, scoring_jobs
+from proxycast.study.loader import load_plan
+from proxycast.study.yaml_files import read_yaml
 from proxycast.tables import of_size, table_fingerprint, write_table
 from snakemake.iocontainers import Namedlist
 
@@ -278,7 +281,10 @@ def test_replaying_needs_a_truth_from_elsewhere(monkeypatch):
 
 
 def test_replaying_and_planning_import_nothing_heavy():
-    modules = "proxycast.engines.replay, proxycast.jobs, proxycast.checkpoints, proxycast.checks, proxycast.resources"
+    modules = (
+        "proxycast.extraction.engines.replay, proxycast.jobs, proxycast.study.checkpoints, proxycast.study.checks, "
+    )
+    modules += "proxycast.cluster.model_jobs"
     heavy = "{'torch', 'transformers', 'scipy', 'matplotlib', 'rich', 'vllm'}"
     code = f"import sys, {modules}; print(sorted({heavy} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

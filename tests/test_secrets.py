@@ -13,9 +13,11 @@ import polars as pl
 import pytest
 from conftest import byte_level_tokenizer, tiny_model
 from hub_stub import Fault, HubStub, Status
-from proxycast import hub
-from proxycast.hub import HubOptions, Source, download, resolve
+from proxycast.config.study import HubOptions
 from proxycast.options import InputError
+from proxycast.weights.hub import download
+from proxycast.weights.hub_requests import _cause_of, resolve
+from proxycast.weights.hub_snapshots import HubSource
 
 ROOT = Path(__file__).parents[1]
 STUDY = "config/hub.yaml"
@@ -118,10 +120,10 @@ def test_the_password_of_a_mirror_is_not_told(status, monkeypatch, caplog):
     with HubStub({"lab/model": {"main": {}}}) as hub:
         address = hub.endpoint.replace("//", "//user:planted@")
         monkeypatch.setenv("HF_ENDPOINT", address if status else "http://user:planted@127.0.0.1:9")
-        monkeypatch.setattr("proxycast.hub.LONGEST_WAIT", 0.01)
+        monkeypatch.setattr("proxycast.weights.hub_requests.LONGEST_BACKOFF", 0.01)
         hub.fail("lab/model", Status(status or 500), times=9)
         with pytest.raises(InputError) as refused:
-            resolve(Source("lab/model"), HubOptions(retries=1))
+            resolve(HubSource("lab/model"), HubOptions(retries=1))
     assert "127.0.0.1" in str(refused.value)
     assert "planted" not in str(refused.value) + caplog.text
 
@@ -143,9 +145,9 @@ GOOD_ADDRESSES = [
 @pytest.mark.parametrize("address", [*ODD_ADDRESSES, *GOOD_ADDRESSES])
 def test_no_spelling_of_a_mirrors_address_tells_its_password(address, monkeypatch, caplog, capfd):
     monkeypatch.setenv("HF_ENDPOINT", address)
-    monkeypatch.setattr("proxycast.hub.LONGEST_WAIT", 0.01)
+    monkeypatch.setattr("proxycast.weights.hub_requests.LONGEST_BACKOFF", 0.01)
     with caplog.at_level("INFO"), pytest.raises(InputError) as refused:
-        resolve(Source("lab/model"), HubOptions(retries=1))
+        resolve(HubSource("lab/model"), HubOptions(retries=1))
     said = "".join([*traceback.format_exception(refused.value), caplog.text, *capfd.readouterr()])
     assert "nted" not in said
     assert "HF_ENDPOINT" in str(refused.value) and (address in GOOD_ADDRESSES) == ("no use of" in str(refused.value))
@@ -155,18 +157,18 @@ def test_no_spelling_of_a_mirrors_address_tells_its_password(address, monkeypatc
 def test_what_a_library_says_of_the_address_of_a_proxy_is_not_told(name, monkeypatch):
     """httpx takes what stands before the slash of http://user:planted/2@host for a port, and tells it."""
     monkeypatch.setenv(name, "http://user:planted/2@127.0.0.1:9")
-    assert hub._words(ValueError("Invalid port: 'planted'")) == "ValueError"
+    assert _cause_of(ValueError("Invalid port: 'planted'")) == "ValueError"
 
 
 def test_what_huggingface_hub_says_of_a_broken_download_holds_no_password(monkeypatch, tmp_path, caplog, capfd):
     files = {"a.bin": b"a" * 5000, "b.txt": b"b" * 5000}
-    monkeypatch.setattr("proxycast.hub.LONGEST_WAIT", 0.01)
+    monkeypatch.setattr("proxycast.weights.hub_requests.LONGEST_BACKOFF", 0.01)
     with HubStub(datasets={"lab/data": {"main": files}}) as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.endpoint.replace("//", "//user:planted@"))
         hub.fail("resolve|storage", Fault.CUT, times=2)
         hub.fail("resolve.*b.txt", Status(503), times=1, method="GET")
         with caplog.at_level("INFO"):
-            record = download(Source("lab/data", repo_type="dataset"), lambda names: names, tmp_path, HubOptions())
+            record = download(HubSource("lab/data", repo_type="dataset"), lambda names: names, tmp_path, HubOptions())
     assert set(record["files"]) == set(files)
     assert "planted" not in caplog.text + "".join(capfd.readouterr()) + json.dumps(record)
 

@@ -29,8 +29,11 @@ RESULTS = Path("results/stale")
 RANKING = RESULTS / "data_selection/ranking.parquet"
 CHECKPOINTS = {f"{corpus}-small-seed0-step{step}" for corpus in ("left", "right") for step in (10, 20)}
 RULE = re.compile(r"^ *rule (\w+):", re.MULTILINE)
-AFTER_SCORING = {"solution_proxies", "join_proxies", "data_selection", "data_selection_figures", "all"}
-AFTER_THE_TRUTH = {"join_targets", "data_selection", "data_selection_figures", "all"}
+COUNTS = {"solution_counts", "solution_count_figures"}
+JUDGED = {"data_selection", "data_selection_figures", "choices", "choice_figures", "all"}
+AFTER_PROXIES = JUDGED | {"signal_to_noise", "signal_figures"}
+AFTER_SCORING = {"solution_proxies", "join_proxies"} | COUNTS | AFTER_PROXIES
+AFTER_THE_TRUTH = {"join_targets"} | COUNTS | AFTER_PROXIES
 
 
 def write_model(folder: Path, seed: int) -> None:
@@ -124,15 +127,16 @@ def with_its_time_kept(path: Path, change) -> None:
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """The finished study; to be read only."""
-    project = tmp_path_factory.mktemp("stale") / "project"
-    project.mkdir()
+def finish(project: Path) -> None:
     write_study(project)
     snakemake(project)
     assert "Nothing to be done" in snakemake(project)
-    return project
+
+
+@pytest.fixture(scope="session")
+def finished(once):
+    """The finished study; to be read only."""
+    return once("stale", finish)
 
 
 @pytest.fixture
@@ -149,10 +153,20 @@ def project(finished, tmp_path):
 @pytest.mark.parametrize(
     "module, old, new, expected",
     [
-        ("proxies.py", '"margin": Statistic(_p_max - _p,', '"margin": Statistic(_p_max - 2 * _p,', AFTER_SCORING),
-        ("token_stats.py", '"""', '"""Another word. ', set()),
-        ("extraction.py", "import logging\n", "import logging\n\nOTHER = 1\n", {"score", "join_targets"}),
-        ("ranking.py", "import numpy as np", "import numpy as np\n\nOTHER = 1", AFTER_SCORING | {"join_proxies"}),
+        (
+            "proxy_formulas.py",
+            '"margin": Statistic(_p_max - _p,',
+            '"margin": Statistic(_p_max - 2 * _p,',
+            AFTER_SCORING,
+        ),
+        ("extraction/token_stats.py", '"""', '"""Another word. ', set()),
+        ("extraction/sweep.py", "import logging\n", "import logging\n\nOTHER = 1\n", {"score"}),
+        (
+            "experiments/data_selection/ranking.py",
+            "import numpy as np",
+            "import numpy as np\n\nOTHER = 1",
+            JUDGED,
+        ),
     ],
     ids=["a formula", "a docstring", "scoring", "the ranking"],
 )
@@ -166,7 +180,7 @@ def test_changed_code_reruns_what_depends_on_it(project, module, old, new, expec
 
 
 def test_changed_scoring_scores_every_checkpoint_again(project):
-    path = project / "workflow/proxycast/token_stats.py"
+    path = project / "workflow/proxycast/extraction/token_stats.py"
     path.write_text(path.read_text() + "\n\nOTHER = 1\n")
     snakemake(project, library=project / "workflow")
     assert {name for corpus in ("left", "right") for name in written(project, corpus)[-1]} == CHECKPOINTS
@@ -282,7 +296,7 @@ def outputs_and_targets(study: str) -> tuple[dict[str, set[str]], set[str]]:
     return made, targets
 
 
-PLANNED = ["smoke", "miniature_model_selection", "miniature_forecasting", "hub_check", "forecasting_think"]
+PLANNED = ["config", "miniature_model_selection", "miniature_forecasting", "hub_check", "forecasting_think"]
 
 
 def test_all_names_every_file_that_a_result_rests_on():
@@ -295,8 +309,8 @@ def test_all_names_every_file_that_a_result_rests_on():
         kept = {file for file in files if "/revisions/" in file or not re.search(r"/(weights|writers)/", file)}
         assert kept <= targets, study
     rules_there = {rule for file in (ROOT / "workflow/rules").glob("*.smk") for rule in RULE.findall(file.read_text())}
-    # Of a corpus of text, of the conversion of folders, and of published measurements there is no study without files.
-    assert rules_there - seen == {"tokenize_text", "train_run", "convert_run", "read_published"}
+    # Of text, of the conversion of folders, of statistics from outside and of judges there is no study without files.
+    assert rules_there - seen == {"tokenize_text", "train_run", "convert_run", "read_statistics", "judged"}
 
 
 # A study that is edited while it runs
@@ -391,7 +405,7 @@ def test_an_input_that_is_edited_and_restored_around_a_kill_is_read_again(finish
 
 def test_code_that_is_edited_and_undone_while_a_study_runs_counts_as_changed(project):
     library = project / "workflow"
-    path = library / "proxycast/proxies.py"
+    path = library / "proxycast/proxy_formulas.py"
     before = path.read_text()
     shutil.rmtree(project / RESULTS / "token_stats")
     process = begin(project, library)

@@ -3,7 +3,6 @@
 What a user would type is what runs here: `snakemake --configfile ...` in a process of its own.
 """
 
-import gzip
 import json
 import os
 import re
@@ -11,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import textwrap
 import time
 from collections import Counter, defaultdict
 from itertools import combinations
@@ -23,18 +21,20 @@ import torch
 from conftest import write_json, write_rows
 from polars.testing import assert_frame_equal
 from proxycast.jobs import attempts
-from proxycast.miniature.sources import write_sources
-from proxycast.proxies import STATISTICS, WEIGHTINGS
+from proxycast.proxy_formulas import STATISTICS, WEIGHTINGS
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 ROOT = Path(__file__).parents[1]
 SMOKE = "config/smoke.yaml"
-README = ROOT / "config/README.md"
 CORPORA = ["base", "core", "core_wiki_10", "web_crawl", "web_edu"]
 TASKS = ["days_after", "homes", "products"]
-FIGURES = ["pareto_frontier", "decision_accuracy_over_training"]
-FIGURES_OF_A_BUDGET = ["ranking_with_intervals", "proxy_against_truth", "decision_accuracy_heatmap"]
+FIGURES = ["pareto_frontier", "decision_accuracy_over_training", "snr_against_decision_accuracy"]
+FIGURES += ["repeats_over_compute", "regret_over_compute"]
+OF_RECIPES = ["mixtures_held_out", "mixtures_next"]
+FIGURES_OF_A_BUDGET = ["ranking_with_intervals", "proxy_against_truth", "decision_accuracy_heatmap", "signal_to_noise"]
+FIGURES_OF_A_BUDGET += ["solution_counts", "regret_by_method", "gap_calibration"]
+NOT_ON_THE_PAGE = {"decision_accuracy", "repeats"}  # too large
 COLUMNS = {
     "summary": {"budget", "statistic", "weighting", "kind", "decision_accuracy", "low", "high", "noise_ceiling"},
     "ranking": {"corpus", "statistic", "weighting", "size", "step", "predicted", "predicted_rank", "truth", "true_rank"}
@@ -44,13 +44,28 @@ COLUMNS = {
     "pareto": {"statistic", "weighting", "kind", "size", "step", "flops", "compute_fraction", "scoring_flops"}
     | {"decision_accuracy", "low", "high", "on_frontier", "on_own_frontier"},
     "compute_to_reach": {"statistic", "weighting", "kind", "threshold", "compute_fraction", "size", "step"},
+    "signal_to_noise": {
+        "task",
+        "statistic",
+        "size",
+        "step",
+        "dispersion",
+        "seed_noise",
+        "snr_seeds",
+        "snr_checkpoints",
+    },
+    "snr_and_accuracy": {"over", "noise", "task", "size", "judged_size", "spearman", "spearman_low", "spearman_high"},
+    "task_choice": {"statistic", "size", "step", "rule", "left_out", "gain", "gain_low", "gain_high"},
+    "repeats": {"statistic", "size", "seeds", "checkpoints", "compute_fraction", "decision_accuracy", "over_rival"},
     "truth": {"metric", "corpora", "seeds", "reliability", "ceiling_decision_accuracy", "chance", "above_chance"},
 }
 SCORED_BASELINES = {"expert_cross_entropy", "bits_per_byte", "generic_cross_entropy"}
 KNOWN_BASELINES = {"parameters", "training_compute", "chance"}
 MEASURED_BASELINES = {"multiple_choice_accuracy", "choice_log_likelihood"}
 PER_CORPUS = {"train_corpus", "score", "solution_proxies"}
-JOINS = {"join_proxies", "join_targets", "data_selection", "data_selection_figures", "all"}
+JUDGING = {"data_selection", "data_selection_figures", "signal_to_noise", "signal_figures"}
+JUDGING |= {"solution_counts", "solution_count_figures", "choices", "choice_figures", "mixtures"}
+JOINS = {"join_proxies", "join_targets", "all", *JUDGING}
 
 
 def figures(*budgets: str) -> list[str]:
@@ -121,7 +136,7 @@ def test_every_table_is_there_twice(results, name):
     assert_frame_equal(csv, table, check_exact=False, rel_tol=1e-12)
 
 
-@pytest.mark.parametrize("name", figures("30k_step20", "30k_step40"))
+@pytest.mark.parametrize("name", [*figures("30k_step20", "30k_step40"), *OF_RECIPES])
 def test_every_figure_is_there_twice(results, name):
     assert (results / f"data_selection/{name}.png").read_bytes().startswith(b"\x89PNG")
     assert "</svg>" in (results / f"data_selection/{name}.svg").read_text()[-20:]
@@ -239,55 +254,9 @@ def test_an_edited_corpus_reruns_that_corpus_alone(project):
     assert {rule for rule, _ in planned} - PER_CORPUS == JOINS
 
 
-@pytest.mark.slow
-def test_own_corpora_join_by_the_walk_of_the_readme(project):
-    """config/README.md, followed to the letter: models that exist and text, each a file, and one line in the study."""
-    models, results = project / "results/smoke/suite/models", project / "results/smoke"
-    for seed in (0, 1):
-        shutil.copytree(models / f"core-30k-seed{seed}", project / f"models/elsewhere-30k-seed{seed}")
-    documents = write_sources(seed=1, scale=0.1)["text"].to_list()
-    (project / "data/notes").mkdir(parents=True)
-    with gzip.open(project / "data/notes/a.jsonl.gz", "wt") as file:
-        file.writelines(json.dumps({"text": text}) + "\n" for text in documents[1000:])
-    (project / "data/more/deep").mkdir(parents=True)
-    for number, text in enumerate(documents[:1000]):
-        (project / f"data/more/deep/{number}.txt").write_text(text)
-    before = pl.read_parquet(results / "data_selection/decision_accuracy.parquet")
-
-    walks = re.findall(r"Write `(config/corpora/mine/\w+\.yaml)`.*?```yaml\n(.*?)```", README.read_text(), re.DOTALL)
-    assert [Path(path).stem for path, _ in walks] == ["elsewhere", "notes"]
-    for path, lines in walks:
-        (project / path).parent.mkdir(exist_ok=True)
-        (project / path).write_text(textwrap.dedent(lines))
-    change(project / SMOKE, "web_crawl, web_edu]}", "web_crawl, web_edu], mine: all}")
-    started = jobs(snakemake(project))
-
-    own = {("tokenize_text", "notes"), ("train_corpus", "notes"), ("checkpoints", "")}
-    own |= {(rule, corpus) for rule in ("score", "solution_proxies") for corpus in ("elsewhere", "notes")}
-    assert started - {(rule, "") for rule in JOINS} == own
-
-    checkpoints = pl.read_parquet(results / "checkpoints.parquet").filter(
-        pl.col("corpus").is_in(["elsewhere", "notes"])
-    )
-    assert checkpoints.group_by("corpus").len().sort("corpus")["len"].to_list() == [4, 4]
-    assert set(checkpoints["role"]) == {"proxy"} and set(checkpoints["size"]) == {"30k"}
-    ranking = pl.read_parquet(results / "data_selection/ranking.parquet").filter(statistic="top5_accuracy", step=40)
-    rows = {row["corpus"]: row for row in ranking.iter_rows(named=True)}
-    assert set(rows) == {*CORPORA, "elsewhere", "notes"}
-    assert rows["elsewhere"]["truth"] is None and rows["notes"]["true_rank"] is None
-    # The same models as core's: the same score, and a place right beside it.
-    assert rows["elsewhere"]["predicted"] == pytest.approx(rows["core"]["predicted"], abs=1e-9)
-    assert rows["elsewhere"]["predicted_rank"] == rows["core"]["predicted_rank"] + 0.5
-    assert 1 <= rows["notes"]["predicted_rank"] <= len(CORPORA) + 1
-    # The others are judged as before.
-    after = pl.read_parquet(results / "data_selection/decision_accuracy.parquet")
-    assert_frame_equal(before, after)
-    assert "Nothing to be done" in snakemake(project)
-
-
 def test_a_changed_bootstrap_trains_and_scores_nothing(project):
     change(project / SMOKE, "bootstrap_replicates: 200", "bootstrap_replicates: 100")
-    assert jobs(snakemake(project, "-n")) == {("data_selection", ""), ("data_selection_figures", ""), ("all", "")}
+    assert jobs(snakemake(project, "-n")) == {(rule, "") for rule in (*JUDGING, "all")}
 
 
 def test_changed_extraction_scores_everything_and_trains_nothing(project):
@@ -354,8 +323,8 @@ def test_damage_and_a_kill_cost_only_what_was_lost(project):
 def test_the_report_holds_figures_and_captions(smoke, tmp_path):
     snakemake(smoke, "--report", str(tmp_path / "report.html"))
     report = (tmp_path / "report.html").read_text()
-    for name in {*FIGURES, *FIGURES_OF_A_BUDGET, *COLUMNS} - {"decision_accuracy"}:  # too large for a page
-        file = f"data_selection_{name}" if name in COLUMNS else name
+    for name in {*FIGURES, *OF_RECIPES, *FIGURES_OF_A_BUDGET, *COLUMNS} - NOT_ON_THE_PAGE:
+        file = f"data_selection_{name}" if name in COLUMNS and name not in FIGURES_OF_A_BUDGET else name
         caption = (ROOT / f"workflow/report/{file}.rst").read_text()
         # Words that stand between two marks of markup come through as they are.
         phrase = max(re.findall(r"[A-Za-z ,]+", caption), key=len).strip()

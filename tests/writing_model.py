@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 from awkward_models import byte_level
-from proxycast.solutions import Problem
+from proxycast.solutions.rows import Problem
 from transformers import LlamaConfig, LlamaForCausalLM
 
 END = "<|end|>"

@@ -1,6 +1,6 @@
 """How long DataDecide's published evaluations take to read, and how much memory.
 
-    python tests/benchmarks/evaluations.py --out docs/evaluations_benchmark.md
+    python tests/benchmarks/evaluations.py --out table.md
 
 Writes files of the size and shape of `allenai/DataDecide-eval-results` with random figures to a temporary folder: 25
 corpora, 14 sizes, 3 seeds, 9 tasks and 57 subjects of mmlu, 855 checkpoints of each corpus, 1,410,750 rows in four
@@ -21,8 +21,8 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-from proxycast.evaluations import METRICS, PROBLEMS, read_evaluations
-from proxycast.ladder import Ladder, LadderSize, Tokenizer
+from proxycast.config.ladder import Ladder, LadderSize, Tokenizer
+from proxycast.truth.evaluations import METRICS, PROBLEMS, read_evaluations
 from tqdm import tqdm
 
 CORPORA = [f"Corpus {number} (QC {number}%)" for number in range(25)]
@@ -142,7 +142,7 @@ def main() -> None:
     head = [
         "# Reading the published evaluations of DataDecide",
         "",
-        "    python tests/benchmarks/evaluations.py --out docs/evaluations_benchmark.md",
+        "    python tests/benchmarks/evaluations.py --out table.md",
         "",
         f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}, polars {pl.__version__}; "
         f"load average before the start {load:.1f}, at the end {os.getloadavg()[0]:.1f}: beyond the number of cores, "

@@ -1,6 +1,6 @@
 """How fast each engine turns expert solutions into token statistics, next to what else reads them.
 
-    python tests/benchmarks/extraction.py --out docs/extraction_benchmark.md
+    python tests/benchmarks/extraction.py --out table.md
 
 On a CPU (one core): a small random Llama under vocabularies of 8k, 50k and 152k tokens, which decide the cost. On a
 GPU: random Llamas of 135M to 8B parameters in bfloat16. Each row of a table is a process of its own. On a CPU all rows

@@ -21,8 +21,9 @@ from dataclasses import asdict, dataclass
 from functools import cache, partial
 from pathlib import Path
 
-from proxycast.engines import ExtractionOptions, make_engine
-from proxycast.solutions import ScoredSequence, tokenize
+from proxycast.config.extraction import ExtractionOptions
+from proxycast.extraction.engines.factory import make_engine
+from proxycast.solutions.tokenisation import ScoredSequence, tokenize
 
 TOKENIZER_VOCABULARY = 8192  # what the text below fills; larger models pad it, so that all read the same tokens
 CONTEXT = 2048
@@ -107,7 +108,7 @@ def library_functions() -> list[tuple[str, str]]:
 
 def prepare(folder: Path, shape: Shape, documents: int, dtype: str, device: str) -> list[tuple[int, int]]:
     """Write tokenizer, random model and texts into `folder`; returns (tokens, scored tokens) of each document."""
-    from proxycast.miniature.tokenizer import save_tokenizer, train_tokenizer
+    from proxycast.training.miniature.suite_tokenizer import save_tokenizer, train_tokenizer
     from transformers import AutoTokenizer
 
     functions = library_functions()
@@ -371,7 +372,7 @@ ROWS = {
     "stock-20": Row("vLLM, stock `prompt_logprobs=20`", ("vllm",), partial(stock_vllm, prompt_logprobs=20)),
     OURS: Row(
         "**proxycast, vLLM engine**",
-        ("vllm", "proxycast.engines.vllm"),
+        ("vllm", "proxycast.extraction.engines.vllm"),
         partial(proxycast_engine, engine="vllm"),
     ),
     "lm-eval-vllm": Row("lm-eval, vllm backend", ("lm_eval", "vllm"), lm_eval_vllm),

@@ -75,7 +75,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         sys.exit("fused_head.py: torch sees no GPU here, and there is nothing to measure without one")
-    from proxycast.token_stats_triton import Tile, from_logits, fused
+    from proxycast.extraction.token_stats_triton import Tile, from_logits, fused
 
     flops, bandwidth = ceilings()
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}: a bfloat16 product of 8192 x 8192 matrices runs")

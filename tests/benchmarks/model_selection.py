@@ -17,10 +17,12 @@ import time
 from itertools import combinations
 
 import numpy as np
-from proxycast.model_selection import Measured, Method, leave_two_tasks_out, score_folds, summary_table
-from proxycast.proxies import STATISTICS, WEIGHTINGS
-from proxycast.ranking import SelectionOptions
-from proxycast.scorers import SCORERS, Sparse3, standardise
+from proxycast.config.experiments.selection_options import SelectionOptions
+from proxycast.experiments.model_selection.fold_tables import method_summary
+from proxycast.experiments.model_selection.folds import leave_two_tasks_out, score_folds
+from proxycast.experiments.model_selection.known_models import KnownModels, Method
+from proxycast.experiments.model_selection.scorers import SCORERS, Sparse3, standardise
+from proxycast.proxy_formulas import STATISTICS, WEIGHTINGS
 from scipy.stats import rankdata, zscore
 from tqdm import tqdm
 
@@ -28,7 +30,7 @@ MODELS, TASKS = 18, 6
 LIMITS = {"seconds": 60, "ratio": 50}
 
 
-def study(seed: int) -> Measured:
+def study(seed: int) -> KnownModels:
     """Random models: one ability, a direction of its own for every family, noise of tasks and of proxies."""
     rng, proxies = np.random.default_rng(seed), [(s, w) for s in STATISTICS for w in WEIGHTINGS]
     ability, family = rng.normal(size=MODELS), np.arange(MODELS) % 6
@@ -40,7 +42,7 @@ def study(seed: int) -> Measured:
     tasks = [f"task{number}" for number in range(TASKS)]
     families = [f"family{number}" for number in family]
     problems = np.full(truth.shape, 100.0)
-    return Measured(names, families, tasks, truth, problems, proxies, {"tokens": features}, chance, {})
+    return KnownModels(names, families, tasks, truth, problems, proxies, {"tokens": features}, chance, {})
 
 
 def processor_seconds(work, *arguments) -> tuple[float, object]:
@@ -49,11 +51,11 @@ def processor_seconds(work, *arguments) -> tuple[float, object]:
     return time.process_time() - start, result
 
 
-def protocol(known: Measured, names: list[str]) -> float:
+def protocol(known: KnownModels, names: list[str]) -> float:
     """Mean Spearman over folds and the named scorers."""
     folds = leave_two_tasks_out(known)
     scores, _ = score_folds(known, folds, {name: SCORERS[name]() for name in names})
-    table = summary_table(known, folds, scores, SelectionOptions())
+    table = method_summary(known, folds, scores, SelectionOptions())
     return table.filter(kind="scorer")["spearman"].mean()
 
 

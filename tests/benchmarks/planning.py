@@ -1,4 +1,4 @@
-"""Time and memory of `snakemake -n` for DataDecide's studies: planning.py --out docs/planning_benchmark.md
+"""Time and memory of `snakemake -n` for DataDecide's studies: planning.py --out table.md
 
 A plan is made offline, from the configuration alone, and once more where every checkpoint has been scored, so that tens
 of thousands of tables are looked at. Processor time counts, because other work on the machine does not change it much;
@@ -20,8 +20,10 @@ import polars as pl
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "workflow"))
 
-from proxycast.checkpoints import plan_checkpoints, scoring_jobs  # noqa: E402
-from proxycast.config import load_plan, read_yaml  # noqa: E402
+from proxycast.study.checkpoint_plan import plan_checkpoints  # noqa: E402
+from proxycast.study.checkpoints import scoring_jobs  # noqa: E402
+from proxycast.study.loader import load_plan  # noqa: E402
+from proxycast.study.yaml_files import read_yaml  # noqa: E402
 
 STUDIES = ("data_selection", "datadecide_full")
 

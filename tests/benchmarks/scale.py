@@ -26,10 +26,13 @@ import yaml
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "workflow"))
 
-from proxycast.checkpoints import checkpoints_table, plan_checkpoints  # noqa: E402
-from proxycast.config import GENERIC_TEXT, load_plan, read_yaml  # noqa: E402
-from proxycast.extraction import EXTRACTED_SCHEMA  # noqa: E402
-from proxycast.proxies import BASELINES, STATISTICS, WEIGHTINGS  # noqa: E402
+from proxycast.extraction.sweep import EXTRACTED_SCHEMA  # noqa: E402
+from proxycast.proxy_formulas import BASELINES, STATISTICS, WEIGHTINGS  # noqa: E402
+from proxycast.solutions.rows import GENERIC_TEXT  # noqa: E402
+from proxycast.study.checkpoint_plan import plan_checkpoints  # noqa: E402
+from proxycast.study.checkpoints import checkpoints_table  # noqa: E402
+from proxycast.study.loader import load_plan  # noqa: E402
+from proxycast.study.yaml_files import read_yaml  # noqa: E402
 from proxycast.tables import write_table  # noqa: E402
 
 STUDY = "config/datadecide_full.yaml"
@@ -74,7 +77,7 @@ def write_measurements(folder: Path, study: dict, checkpoints: pl.DataFrame, tas
         kept = found.join(at_budgets, ["size", "step"], "semi").select("checkpoint")
         kept = kept.join(pl.DataFrame({"task": tasks}), how="cross").join(solutions, how="cross")
         kept = kept.join(highlighted, how="cross").with_columns(tokens=pl.lit(TOKENS), tail=pl.lit("tokens"))
-        values = {"value": pl.Series(random.normal(size=len(kept)))}
+        values = {"value": pl.Series(random.normal(size=len(kept))), "denominator": pl.lit(1.0)}
         write_table(kept.with_columns(**values), folder / f"solution_proxies/{corpus}.parquet", corpus)
     truth = checkpoints.select("checkpoint").join(pl.DataFrame({"task": tasks}), how="cross")
     value = pl.Series(random.random(len(truth)))
@@ -89,13 +92,19 @@ def write_measurements(folder: Path, study: dict, checkpoints: pl.DataFrame, tas
 def scripts(folder: Path, study: dict, checkpoints: pl.DataFrame, tasks: list[str]) -> dict[str, dict]:
     """Script -> input, output and params, as the rules give them."""
     corpora = checkpoints.filter(role="proxy")["corpus"].unique(maintain_order=True)
-    tables = ["summary", "ranking", "decision_accuracy", "pareto", "compute_to_reach", "truth"]
-    judged = {name: f"{folder}/data_selection/{name}.parquet" for name in tables}
-    keys = ("target", "highlighted", "budgets")
+    tables = ["summary", "ranking", "pairs", "agreement", "decision_accuracy", "pareto", "compute_to_reach", "truth"]
+    keys = ("study", "target", "highlighted", "budgets")
     params = {"study": {key: study[key] for key in keys} | {"selection": {}}, "tasks": tasks}
+    params |= {"left_out": [], "rates": [], "reading": None, "tokenizers": []}
     figures = ["pareto_frontier", "decision_accuracy_over_training"]
     for kind in ("ranking_with_intervals", "proxy_against_truth", "decision_accuracy_heatmap"):
         figures += [f"{kind}_{budget['size']}_step{budget['step']}" for budget in study["budgets"]]
+    of_solutions = [f"{folder}/solution_proxies/{corpus}.parquet" for corpus in corpora]
+    finished = {name: f"{folder}/{name}.parquet" for name in ("checkpoints", "targets", "proxies")}
+
+    def named(*names: str) -> dict[str, str]:
+        return {name: f"{folder}/data_selection/{name}.parquet" for name in names}
+
     return {
         "join_proxies": {
             "input": {"proxies": [f"{folder}/proxies/{corpus}.parquet" for corpus in corpora]},
@@ -103,19 +112,36 @@ def scripts(folder: Path, study: dict, checkpoints: pl.DataFrame, tasks: list[st
             "params": {},
         },
         "data_selection": {
-            "input": {
-                "checkpoints": f"{folder}/checkpoints.parquet",
-                "targets": f"{folder}/targets.parquet",
-                "proxies": f"{folder}/proxies.parquet",
-                "solution_proxies": [f"{folder}/solution_proxies/{corpus}.parquet" for corpus in corpora],
+            "input": finished
+            | {
+                "solution_proxies": of_solutions,
                 "token_stats": [f"{folder}/token_stats/one/manifest.json"],
                 "problems": [],
             },
-            "output": judged,
+            "output": named(*tables),
+            "params": params,
+        },
+        "signal_to_noise": {
+            "input": finished,
+            "output": named("signal_to_noise", "snr_and_accuracy", "task_choice", "repeats"),
+            "params": params,
+        },
+        "choices": {
+            "input": finished | {"proxies": [finished["proxies"]], "outside": [], **named("pairs")},
+            "output": named("choices", "decisions", "margins"),
+            "params": params,
+        },
+        "solution_counts": {
+            "input": {
+                "checkpoints": finished["checkpoints"],
+                "targets": [finished["targets"]],
+                "solution_proxies": of_solutions,
+            },
+            "output": named("solution_counts", "picked_solutions"),
             "params": params,
         },
         "data_selection_figures": {
-            "input": judged,
+            "input": named(*tables),
             "output": {name: f"{folder}/data_selection/{name}.png" for name in figures},
             "params": params,
         },

@@ -16,7 +16,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from proxycast.engines import ExtractionOptions, make_engine
+from proxycast.config.extraction import ExtractionOptions
+from proxycast.extraction.engines.factory import make_engine
 from tqdm import tqdm
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 

@@ -1,6 +1,6 @@
 """How fast a ladder's model is trained, beside the loop that one would write first.
 
-    python tests/benchmarks/text_training.py [--steps 2] [--sequences 4] [--out docs/text_training_benchmark.md]
+    python tests/benchmarks/text_training.py [--steps 2] [--sequences 4] [--out table.md]
 
 One side is `pretrain` on tokens that lie on disk. The other is a bare loop over random tokens: the same shape, the loss
 of transformers (all logits at once), AdamW as it comes, two sequences at a time, which is what 8 GB hold. Both train
@@ -18,9 +18,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from proxycast.ladder import Ladder
-from proxycast.text.pretraining import pretrain
-from proxycast.text.shards import TokenStream, tokenize_source
+from proxycast.config.ladder import Ladder
+from proxycast.training.text.shards import TokenStream, tokenize_source
+from proxycast.training.text.train_run import pretrain
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 

@@ -1,6 +1,6 @@
 """How much tokenising a user's text costs over the tokenizer itself, and whether its memory stays bounded.
 
-    python tests/benchmarks/tokenisation.py [--megabytes 16] [--stream-gb 10] [--out docs/tokenisation_benchmark.md]
+    python tests/benchmarks/tokenisation.py [--megabytes 16] [--stream-gb 10] [--out table.md]
 
 Speed: MB of text per second of processor time, on one core, of the whole way from compressed files to shards (read,
 decompress, parse, filter, tokenise, write), beside the library's `encode_batch_fast` alone on the same batches in
@@ -31,9 +31,9 @@ if __name__ == "__main__" and "--stream" not in sys.argv:  # before the librarie
 import polars as pl
 import tokenizers
 from backports import zstd
-from proxycast.text.documents import documents
-from proxycast.text.mixture import Source
-from proxycast.text.shards import tokenize_source
+from proxycast.config.training import Source
+from proxycast.training.text.documents import documents
+from proxycast.training.text.shards import tokenize_source
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from tqdm import tqdm
 

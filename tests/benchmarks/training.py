@@ -19,9 +19,9 @@ from multiprocessing import get_context
 import numpy as np
 import torch
 import torch.nn.functional as F
-from proxycast.miniature import llama
-from proxycast.miniature.pretraining import ADAM_BETAS, MUON_MOMENTUM, compiled_loss, orthogonalise, train
-from proxycast.miniature.suite import HEAD_DIMENSION, Size, Training
+from proxycast.config.training import HEAD_DIMENSION, Size, Training
+from proxycast.training.miniature import llama
+from proxycast.training.miniature.train_corpus import ADAM_BETAS, MUON_MOMENTUM, compiled_loss, orthogonalise, train
 from torch import Tensor
 
 SECONDS, REPEATS, WARM_UP_STEPS = 0.8, 5, 3

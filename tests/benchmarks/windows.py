@@ -1,4 +1,4 @@
-"""What windows cost in tokens read, for the table of docs/texts.md: python tests/benchmarks/windows.py
+"""What windows cost in tokens read, for the table of docs/how/texts.md: python tests/benchmarks/windows.py
 
 The layout is counted, not timed: an engine reads each window's tokens once.
 """
@@ -8,7 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "workflow"))
 
-from proxycast.solutions import window_spans  # noqa: E402
+from proxycast.solutions.tokenisation import window_spans  # noqa: E402
 
 CONTEXT, TAIL = 2048, 1000  # tokens; TAIL: as `tail_tokens` has it
 STRIDES = (0.75, 0.5, 0.25, 0.1, 0.05)

@@ -19,8 +19,9 @@ def main() -> None:
         os.environ |= {"VLLM_USE_V2_MODEL_RUNNER": "1", "TRITON_INTERPRET": "1"}
         pretend_cpu_backend()
 
-    from proxycast.engines import ExtractionOptions, make_engine
-    from proxycast.solutions import tokenize
+    from proxycast.config.extraction import ExtractionOptions
+    from proxycast.extraction.engines.factory import make_engine
+    from proxycast.solutions.tokenisation import tokenize
 
     engine = make_engine(ExtractionOptions(engine="vllm", **settings["options"]))
     tables = []

@@ -246,7 +246,7 @@ def test_a_run_that_fails_for_good_leaves_the_room_to_the_others(project, tmp_pa
 
 
 BROKEN_CONVERSION = """
-from proxycast import conversion
+from proxycast.weights import conversion
 whole = conversion.convert
 def convert(source, folder, *others):
     if "alpha" in str(folder) and "step12" in str(folder):
@@ -259,7 +259,7 @@ conversion.convert = convert
 def test_a_failed_conversion_is_repeated_without_the_download(project, tmp_path):
     """The last checkpoint of a run cannot be written, as on a full disk; the others of it are not converted again."""
     # Behind a module whose code does not count: what another code converts is converted anew, from another download.
-    module = project / "workflow/proxycast/jobs.py"
+    module = project / "workflow/proxycast/jobs/running.py"
     whole = module.read_text()
     with hub(tmp_path / "models") as stub:
         module.write_text(whole + BROKEN_CONVERSION)

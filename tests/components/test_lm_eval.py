@@ -5,8 +5,9 @@ import importlib.metadata
 import numpy as np
 import pytest
 from conftest import byte_level_tokenizer
-from proxycast.engines import ExtractionOptions, make_engine
-from proxycast.solutions import tokenize
+from proxycast.config.extraction import ExtractionOptions
+from proxycast.extraction.engines.factory import make_engine
+from proxycast.solutions.tokenisation import tokenize
 
 pytestmark = [pytest.mark.vllm, pytest.mark.lm_eval]
 

@@ -11,21 +11,15 @@ from pathlib import Path
 import pytest
 from conftest import byte_level_tokenizer
 from olmo3_models import olmo3_folder, retrofit_folder
-from proxycast.consent import is_trusted
-from proxycast.engines import ExtractionOptions, make_engine
-from proxycast.harness import (
-    LM_EVAL,
-    Harness,
-    HarnessTask,
-    _evaluate,
-    _task_manager,
-    harness_rows,
-    loaded_model,
-    read_score,
-)
+from proxycast.config.extraction import ExtractionOptions
+from proxycast.config.tasks import HarnessTask
+from proxycast.config.truth import Harness
+from proxycast.extraction.engines.factory import make_engine
 from proxycast.options import InputError
-from proxycast.solutions import Solution
-from proxycast.targets import multiple_choice
+from proxycast.solutions.rows import Solution
+from proxycast.study.consent import is_trusted
+from proxycast.truth.harness import LM_EVAL, _run_task, _task_manager, harness_rows, loaded_model, read_score
+from proxycast.truth.measurement import multiple_choice
 
 pytestmark = pytest.mark.lm_eval
 
@@ -134,7 +128,7 @@ def test_accuracy_is_ours_and_a_finished_task_is_kept(model_folder, include_path
     assert (kept["versions"], kept["n-shot"]) == ({"toy_choice": 3}, {"toy_choice": 0})
 
     with monkeypatch.context() as patch:  # a rerun loads no model
-        patch.setattr("proxycast.harness.loaded_model", lambda *_: pytest.fail("loaded"))
+        patch.setattr("proxycast.truth.harness.loaded_model", lambda *_: pytest.fail("loaded"))
         assert run(folder, results, tasks, include_path=include_path) == rows
     # A file cut by a kill, and another setting, are made again; a model of another seed is another one.
     (results / "c1" / "choices.json").write_text("{")
@@ -272,7 +266,7 @@ def test_our_own_tasks_ask_and_judge(name, own_tasks, tmp_path):
 
     harness = Harness(include_path=own_tasks, run_unsafe_code=True, generation={"max_gen_toks": 99})
     wanted = HarnessTask(task=name, metric=metric)
-    found = _evaluate(Canned(), wanted, harness, ExtractionOptions(), _task_manager({"t": wanted}, harness))
+    found = _run_task(Canned(), wanted, harness, ExtractionOptions(), _task_manager({"t": wanted}, harness))
     (tmp_path / "found.json").write_text(json.dumps(found))
     assert read_score(tmp_path / "found.json", wanted) == (pytest.approx(value), len(rows))
 

@@ -10,7 +10,7 @@ from dataclasses import asdict, fields
 import pytest
 import torch
 from conftest import byte_level_tokenizer
-from proxycast.conversion import IRRELEVANT, OlmoConfig, convert
+from proxycast.weights.conversion import IRRELEVANT, OlmoConfig, convert
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 

@@ -37,7 +37,6 @@ from slurm_study import (
     cluster_to_break,
     daemon,
     last_attempt,
-    locked,
     log_of,
     parts,
     score_job,
@@ -55,17 +54,16 @@ pytestmark = pytest.mark.slurm
 LEFT, RIGHT = JOBS
 
 
+def finish(project: Path) -> None:
+    write_study(copy_project(project))
+    command = [sys.executable, "-m", "snakemake", "--configfile", STUDY, "--cores", "2"]
+    subprocess.run(command, cwd=project, check=True)
+
+
 @pytest.fixture(scope="session")
-def undisturbed(tmp_path_factory, worker_id):
-    """The study, finished without Slurm, once for all workers of pytest; to be read only."""
-    base = tmp_path_factory.getbasetemp()
-    project = (base if worker_id == "master" else base.parent) / "undisturbed"
-    with locked(project.parent):
-        if not project.exists():
-            project.mkdir()
-            write_study(copy_project(project))
-            command = [sys.executable, "-m", "snakemake", "--configfile", STUDY, "--cores", "2"]
-            subprocess.run(command, cwd=project, check=True)
+def undisturbed(once):
+    """The study, finished without Slurm; to be read only."""
+    project = once("undisturbed", finish)
     assert times_written(project) == dict.fromkeys(CHECKPOINTS, 1)
     return project
 
@@ -161,8 +159,8 @@ def the_faster(run: Snakemake) -> tuple[str, str]:
 
 
 def submit_as_documented(project: Path) -> str:
-    """The lines of docs/cluster.md that run Snakemake in a job of its own. -> the number of that job"""
-    page = (ROOT / "docs/cluster.md").read_text()
+    """The lines of docs/tutorials/cluster.md that run Snakemake in a job of its own. -> the number of that job"""
+    page = (ROOT / "docs/tutorials/cluster.md").read_text()
     lines = re.search(r"^```sh\n(study=.*?)```$", page, re.MULTILINE | re.DOTALL)[1]
     options = f"{PROXIES} --set-threads score=1 --slurm-init-seconds-before-status-checks 1"
     command = f"{sys.executable} -m snakemake {options} --profile slurm"

@@ -16,6 +16,8 @@ import polars as pl
 import pytest
 import yaml
 from conftest import copy_project, write_json
+from proxycast.experiments.judges.judge_application import apply_judge
+from proxycast.experiments.judges.judge_file import read_judge
 from scipy.stats import spearmanr
 
 pytestmark = pytest.mark.slow
@@ -29,30 +31,40 @@ def run(project: Path, study: str, *arguments: str) -> str:
     return finished.stdout
 
 
-def finished_study(folder: Path, study: str) -> Path:
-    """Results of the study in the project, with its report; a second run must have nothing to do."""
-    results = folder / "results" / study
-    run(folder, study, "--report", str(results / "report.html"), "--report-after-run")
-    assert "Nothing to be done" in run(folder, study)
-    return results
+def finish(project: Path, study: str) -> None:
+    """The study in the project, with its report; a second run must have nothing to do."""
+    run(project, study, "--report", str(project / "results" / study / "report.html"), "--report-after-run")
+    assert "Nothing to be done" in run(project, study)
 
 
-@pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    return finished_study(copy_project(tmp_path_factory.mktemp("models")), "miniature_model_selection")
+def finish_models(project: Path) -> None:
+    """Without one of its corpora: with 20 models."""
+    path = copy_project(project) / "config/miniature_model_selection.yaml"
+    study = yaml.safe_load(path.read_text())
+    study["corpora"]["miniature"].remove("web_crawl_books_60")
+    write_json(study, path)
+    finish(project, "miniature_model_selection")
 
 
-@pytest.fixture(scope="module")
-def curves(tmp_path_factory):
-    """With half of all steps."""
-    project = copy_project(tmp_path_factory.mktemp("curves"))
-    path = project / "config/miniature_forecasting.yaml"
+def finish_curves(project: Path) -> None:
+    """With a quarter of all steps."""
+    path = copy_project(project) / "config/miniature_forecasting.yaml"
     study = yaml.safe_load(path.read_text())
     [size] = study["miniature"]["sizes"].values()
-    size |= {"steps": size["steps"] // 2, "checkpoints": [step // 2 for step in size["checkpoints"]]}
-    study["forecasting"]["fit_up_to_step"] //= 2
+    size |= {"steps": size["steps"] // 4, "checkpoints": [step // 4 for step in size["checkpoints"]]}
+    study["forecasting"]["fit_up_to_step"] //= 4
     write_json(study, path)
-    return finished_study(project, "miniature_forecasting")
+    finish(project, "miniature_forecasting")
+
+
+@pytest.fixture(scope="session")
+def models(once):
+    return once("models", finish_models) / "results/miniature_model_selection"
+
+
+@pytest.fixture(scope="session")
+def curves(once):
+    return once("curves", finish_curves) / "results/miniature_forecasting"
 
 
 @pytest.mark.parametrize("study", ["model_selection", "forecasting", "forecasting_think"])
@@ -120,6 +132,14 @@ def test_the_other_tables_of_the_models(models):
     assert read(models, "model_selection/chosen").filter(scorer="sparse3").group_by("split", "fold", "tail").len()[
         "len"
     ].unique().to_list() == [3]
+    ranking = read(models, "model_selection/ranking")
+    first, summary = ranking.row(0, named=True), read(models, "model_selection/summary")
+    assert (
+        first["task"] == "all"
+        and first["place"] == 1
+        and first["held_out_spearman"] >= summary.filter(split="two_tasks", kind="scorer")["spearman"].max()
+    )
+    assert set(ranking.filter(kind="scorer")["rests_on"]) == {"in sample"} and ranking["truth"].null_count() == 0
     require_in_report(models, "model_selection")
 
 
@@ -140,3 +160,18 @@ def test_curves_are_long_enough_and_errors_follow_from_the_forecasts(curves):
     known = joined.drop_nulls("coverage")
     np.testing.assert_allclose(known["coverage"], known["coverage_by_hand"])
     require_in_report(curves, "forecasting")
+
+
+def test_the_judge_of_the_models_scores_them_as_the_study_does(models):
+    """What outlives the study are its scorers: applied to the same models they give the ranking's scores."""
+    judge = read_judge(models / "model_selection/judge.json")
+    checkpoints = pl.read_parquet(models / "checkpoints.parquet")
+    values = pl.read_parquet(models / "proxies.parquet").with_columns(solution=pl.lit(""))
+    values = values.filter(pl.col("weighting") != "none", pl.col("task") != "generic_text")
+    ours = apply_judge(judge, values, checkpoints)
+    theirs = read(models, "model_selection/ranking").filter(kind="scorer")
+    theirs = theirs.select("tail", "task", scorer="method", model="checkpoint", expected="score")
+    both = ours.join(theirs, on=["scorer", "tail", "task", "model"])
+    assert len(both) == len(ours) > 0
+    assert both["score"].to_numpy() == pytest.approx(both["expected"].to_numpy(), abs=1e-6)
+    assert ours.filter(pl.col("task") != "all")["predicted"].null_count() == 0

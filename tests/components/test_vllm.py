@@ -14,9 +14,11 @@ import pytest
 import torch
 from awkward_models import AWKWARD
 from conftest import byte_level_tokenizer
-from proxycast.engines import STATISTICS, ExtractionOptions, make_engine
+from proxycast.config.extraction import ExtractionOptions
+from proxycast.extraction.engines.factory import make_engine
+from proxycast.extraction.schema import TokenStats
 from proxycast.options import InputError
-from proxycast.solutions import tokenize
+from proxycast.solutions.tokenisation import tokenize
 from transformers import AutoModelForCausalLM, Phi3Config, Phi3ForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 pytestmark = pytest.mark.vllm
@@ -44,11 +46,11 @@ def reference(folder: Path, sequences) -> dict[str, np.ndarray]:
             entropy = float(-(logprobs.exp() * logprobs).sum())
             rank = int((row > row[token]).sum()), int((row == row[token]).sum())
             rows.append((float(logprobs[token]), float(top[0]), float(top[1]), entropy, *rank))
-    return dict(zip(STATISTICS, np.array(rows).T))
+    return dict(zip(TokenStats._fields, np.array(rows).T))
 
 
 def assert_agrees(table: pl.DataFrame, expected: dict[str, np.ndarray], tolerance: float = 1e-4) -> None:
-    for name in STATISTICS[:4]:
+    for name in TokenStats._fields[:4]:
         np.testing.assert_allclose(table[name].to_numpy(), expected[name], atol=tolerance, rtol=0, err_msg=name)
     # Logits that differ by rounding only can change places; away from such ties the rank is exact.
     apart = np.abs(table["n_greater"].to_numpy() - expected["n_greater"])
@@ -168,7 +170,7 @@ def test_another_architecture_gets_another_engine(tmp_path, llama_folders, vllm_
 
 
 def test_what_vllm_says_of_unloaded_layers_is_heard():
-    from proxycast.engines.vllm_worker import _unloaded_layers
+    from proxycast.extraction.engines.vllm_worker import _unloaded_layers
     from vllm.model_executor.model_loader.reload import layerwise
 
     with _unloaded_layers() as unloaded:
@@ -227,8 +229,8 @@ def test_chunks_of_a_prompt_in_several_steps_change_nothing(llama_folders, vllm_
         texts = [(f"{key}{i}", prompt, text) for i in range(5) for key, prompt, text in TEXTS]
         tables.append(engine.token_stats(tokenize(texts, engine.tokenizer, engine.context)))
         engine.close()
-    assert tables[0].select(pl.exclude(STATISTICS)).equals(tables[1].select(pl.exclude(STATISTICS)))
-    for name in STATISTICS[:4]:
+    assert tables[0].select(pl.exclude(TokenStats._fields)).equals(tables[1].select(pl.exclude(TokenStats._fields)))
+    for name in TokenStats._fields[:4]:
         np.testing.assert_allclose(tables[0][name].to_numpy(), tables[1][name].to_numpy(), atol=1e-4)
 
 
@@ -318,7 +320,7 @@ def runner_of(engine):
 
 
 def test_an_answer_without_the_hook_is_an_error(llama_folders, vllm_engine):
-    from proxycast.engines.vllm import HookError
+    from proxycast.extraction.engines.vllm import HookError
 
     engine = vllm_engine()
     engine.load(llama_folders[0])
@@ -329,7 +331,7 @@ def test_an_answer_without_the_hook_is_an_error(llama_folders, vllm_engine):
 
 
 def test_other_tokens_than_asked_for_are_an_error(llama_folders, vllm_engine):
-    from proxycast.engines.vllm import HookError
+    from proxycast.extraction.engines.vllm import HookError
 
     engine = vllm_engine()
     engine.load(llama_folders[0])
@@ -349,8 +351,8 @@ def test_other_tokens_than_asked_for_are_an_error(llama_folders, vllm_engine):
 
 
 def test_other_log_probs_than_stock_are_an_error(llama_folders, vllm_engine, monkeypatch):
-    from proxycast.engines import vllm_worker
-    from proxycast.engines.vllm import HookError
+    from proxycast.extraction.engines import vllm_worker
+    from proxycast.extraction.engines.vllm import HookError
 
     reduce = vllm_worker.token_stats_from_hidden
     monkeypatch.setattr(
@@ -438,7 +440,7 @@ class FakeRunner:
 
 
 def test_a_changed_signature_or_attribute_is_an_error():
-    from proxycast.engines.vllm_worker import Collected, _install_v1, _install_v2
+    from proxycast.extraction.engines.vllm_worker import Collected, _install_v1, _install_v2
     from vllm.v1.worker.gpu.sample.prompt_logprob import PromptLogprobsWorker
 
     with pytest.raises(RuntimeError, match="_get_prompt_logprobs_dict takes .*surprise.*knows"):

@@ -6,7 +6,8 @@ What runs such a model runs in a process of its own: afterwards vLLM's patches k
 import polars as pl
 import pytest
 from olmo3_models import olmo3_folder, retrofit_folder
-from proxycast.engines import ExtractionOptions, choose_engine
+from proxycast.config.extraction import ExtractionOptions
+from proxycast.extraction.engines.factory import choose_engine
 from test_vllm import assert_agrees_for_all, run_apart
 
 pytestmark = pytest.mark.vllm
@@ -21,7 +22,7 @@ def folders(tmp_path_factory):
 
 
 def test_vllm_itself_refuses(folders):
-    from proxycast.engines.vllm import prepare_environment
+    from proxycast.extraction.engines.vllm_support import prepare_environment
 
     prepare_environment()
     from vllm import LLM
@@ -51,5 +52,5 @@ class AnyHead:
 
 def test_auto_knows_that_vllm_supports_it(folders, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    monkeypatch.setattr("proxycast.engines.vllm._attention_backend", lambda: AnyHead)
+    monkeypatch.setattr("proxycast.extraction.engines.vllm_support._attention_backend", lambda: AnyHead)
     assert choose_engine(ExtractionOptions(engine="auto", dtype="bfloat16"), folders[1][0]).engine == "vllm"

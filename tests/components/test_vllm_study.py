@@ -77,7 +77,8 @@ def test_what_vllm_has_started_ends_with_a_job_that_is_killed(tmp_path, model_fo
     script.write_text(
         "import sys, time\n"
         "from pathlib import Path\n"
-        "from proxycast.engines import ExtractionOptions, make_engine\n"
+        "from proxycast.config.extraction import ExtractionOptions\n"
+        "from proxycast.extraction.engines.factory import make_engine\n"
         "from proxycast.jobs import job\n"
         "if __name__ == '__main__':\n"
         "    with job('job.log'):\n"

@@ -6,10 +6,11 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from proxycast import writers
-from proxycast.engines import ExtractionOptions, SamplingOptions, make_engine
+from proxycast.config.extraction import ExtractionOptions, SamplingOptions, Writer
+from proxycast.extraction import writers
+from proxycast.extraction.engines.factory import make_engine
+from proxycast.extraction.writers import load_writer, write_task
 from proxycast.options import InputError
-from proxycast.writers import Writer, load_writer, write_task
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from writing_model import PATTERN, PROBLEMS, train_writer
 
@@ -110,7 +111,7 @@ def test_right_solutions_are_kept_with_probabilities_and_a_killed_job_goes_on(lo
 
 def test_what_the_writer_said_when_it_drew_is_what_it_reads(loaded):
     """vLLM's own log-probs of the drawn tokens, at temperature 1, against those of the text read once more."""
-    from proxycast.solutions import tokenize
+    from proxycast.solutions.tokenisation import tokenize
     from vllm import SamplingParams
 
     engine = loaded.engine

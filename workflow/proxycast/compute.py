@@ -1,8 +1,8 @@
-"""What a prediction costs and what it buys: FLOPs, the Pareto frontier, the compute that reaches a decision accuracy.
+"""The cost of a prediction and its accuracy: FLOPs, the Pareto frontier, the compute that reaches a decision accuracy.
 
-N, here and everywhere, counts every parameter but the input embedding; the output head is in it (DataDecide's
-convention: for its models of L layers and width d, N = L (16 d^2 + 2 d) + d + 50304 d). Of a mixture of experts it
-counts the active parameters, those that a token meets. D counts training tokens.
+N always counts every parameter but the input embedding, including the output head (DataDecide's convention: for its
+models of L layers and width d, N = L (16 d^2 + 2 d) + d + 50304 d). For a mixture of experts it counts the active
+parameters, those that process a token. D counts training tokens.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,10 +25,10 @@ def scoring_flops(parameters: int, tokens: int) -> int:
 
 
 def pareto_frontier(compute: ArrayLike, accuracy: ArrayLike) -> NDArray[np.bool_]:
-    """Which points no other dominates -> mask (n,).
+    """Mask (n,) of the points that no other point dominates.
 
-    A point dominates another if it costs no more and is at least as accurate, and is better in one of the two; equal
-    points do not dominate each other. An accuracy of NaN is on no frontier.
+    A point dominates another if it costs no more, is at least as accurate, and is better in one of the two. Equal
+    points do not dominate each other. A point with accuracy NaN is never on the frontier.
     """
     compute, accuracy = np.asarray(compute, float), np.nan_to_num(np.asarray(accuracy, float), nan=-np.inf)
     costs, cost = np.unique(compute, return_inverse=True)
@@ -39,7 +39,7 @@ def pareto_frontier(compute: ArrayLike, accuracy: ArrayLike) -> NDArray[np.bool_
 
 
 def compute_to_reach(compute: ArrayLike, accuracy: ArrayLike, threshold: float) -> float | None:
-    """Compute of the cheapest point at or above `threshold`; None if none is. Dearer points may fall below it again."""
+    """Compute of the cheapest point at or above `threshold`, or None. More expensive points may fall below it again."""
     reached = np.asarray(compute, float)[np.asarray(accuracy, float) >= threshold]
     return float(reached.min()) if len(reached) else None
 
@@ -49,12 +49,11 @@ def pareto_table(
 ) -> pl.DataFrame:
     """Cost and decision accuracy of every statistic, weighting, size and step, over all tasks.
 
-    `decision_accuracy` is `ranking.decision_accuracy_table`; its rows of the task "all" and the seed "single" (what to
-    expect of one run) are used. `parameters`: active N of every size. `scored_tokens`: T, the tokens of prompts and
-    solutions that one checkpoint reads to be scored; None where no model was run. `scoring_flops` is null then, and
-    for a baseline, which costs what its own evaluation costs. The frontiers weigh the training compute of one run:
-    `on_frontier` among all rows but those of the kind "published", which other corpora judged; `on_own_frontier` among
-    those of the same statistic and weighting.
+    `decision_accuracy`: a `decision_accuracy_table`, of which the rows with task "all" and seed "single" are used.
+    `parameters`: active N of every size. `scored_tokens`: T, the tokens of prompts and solutions that one checkpoint
+    reads; None if no model was run. `scoring_flops` is null then, and for baselines, whose cost is that of their own
+    evaluation. Frontiers use the training compute of one run: `on_frontier` among all rows but those of the kind
+    "published", which other corpora judged; `on_own_frontier` among rows of one statistic and weighting.
     """
     if unknown := set(decision_accuracy["size"]) - set(parameters):
         raise InputError(f"the number of parameters of size {', '.join(map(str, sorted(unknown)))} is not given")

@@ -1,7 +1,7 @@
-"""Files that a study reads, by glob: on this machine, or in a repository of the hub.
+"""Files that a study reads, by glob: on this machine, or in a repository on the hub.
 
-A glob means the same in both places, what Python's glob means with recursive=True: `*`, `?` and `[...]` stay within a
-folder, `**` stands for any folders, and hidden names match only a part that begins with a dot itself.
+A glob means the same in both, as in Python's glob with recursive=True: `*`, `?` and `[...]` stay within a
+folder, `**` matches any folders, and hidden names match only parts that begin with a dot.
 """
 
 import os
@@ -17,9 +17,9 @@ from proxycast.options import InputError, Options, without_unseen
 
 HUB_ID = r"^[A-Za-z0-9][A-Za-z0-9_.-]*(/[A-Za-z0-9][A-Za-z0-9_.-]*)?$"
 REVISION = r"^[A-Za-z0-9_][A-Za-z0-9_-]*([./][A-Za-z0-9_-]+)*$"  # never '..' or a leading '-'
-RULES = {  # what a pattern asks for, in words
+PATTERN_RULES = {  # what each pattern requires, for messages
     HUB_ID: "a repository of the hub is 'owner/name', each of letters, digits, '_', '.' and '-'",
-    REVISION: "a revision is a branch, tag or commit: letters, digits, '_' and '-', parts of it joined by '.' or '/'",
+    REVISION: "a revision is a branch, tag or commit: letters, digits, '_' and '-', in parts joined by '.' or '/'",
 }
 HubId = Annotated[str, StringConstraints(pattern=HUB_ID, max_length=200)]
 Revision = Annotated[str, StringConstraints(pattern=REVISION, max_length=200)]
@@ -30,13 +30,14 @@ def _one_or_many(value: object) -> object:
 
 
 class Files(Options):
-    """Files by glob: of this machine, or with `hub` of a data set there, which a job of its own downloads."""
+    """Files by glob, on this machine or, with `hub`, in a data set that a job downloads."""
 
     files: Annotated[tuple[str, ...], BeforeValidator(_one_or_many, json_schema_input_type=str | list[str])] = Field(
-        min_length=1, description="glob or list of globs, ** for any folders; with `hub` of names in the data set"
+        min_length=1,
+        description="glob or list of globs, ** for any folders; with `hub` they match names in the data set",
     )
-    hub: HubId | None = Field(None, description="data set of the hub, as in 'allenai/ai2_arc'; without it local files")
-    revision: Revision = Field("main", description="hub: branch, tag or commit; what it was is recorded as a commit")
+    hub: HubId | None = Field(None, description="data set on the hub, as in 'allenai/ai2_arc'; without it local files")
+    revision: Revision = Field("main", description="hub: branch, tag or commit; results record the commit")
 
     def matches(self, name: str) -> bool:
         """Whether the file `name` of the data set is one of these."""
@@ -66,13 +67,13 @@ class Files(Options):
 
 
 def _files_here(pattern: str) -> set[Path]:
-    """The files of this machine that a glob finds; in folders below `**`, each of which is looked into once.
+    """The local files that a glob finds. Below `**` each folder is read once.
 
-    Python's glob follows a link from `**` to a folder above for ever, as soon as there are two.
+    Python's glob would not end if two links below `**` lead to a folder above.
     """
     parts = pattern.split("/")
     if "**" not in parts:
-        # Of the name as it is: "file.txt/" as a Path would be the file.
+        # Test the name itself: as a Path, "file.txt/" would be the file.
         return {Path(name) for name in glob(pattern) if os.path.isfile(name)}
     start = parts.index("**")
     top, rest, found = "/".join(parts[:start]), "/".join(parts[start:]), set()
@@ -91,27 +92,27 @@ def _files_here(pattern: str) -> set[Path]:
 
 
 def own_files(folder: Path | None) -> list[Path]:
-    """All files of a folder of own tasks, sorted, for one includes others of any name; without what Python caches."""
+    """All files of a folder of tasks, sorted, except Python's cache. A task may include files of any name."""
     files = [] if folder is None else (path for path in folder.rglob("*") if path.is_file())
     return sorted(path for path in files if "__pycache__" not in path.parts)
 
 
 def _matches(name: str, pattern: str) -> bool:
-    """Whether glob, in the folder where `name` (a/b/c) is a file, would find it by `pattern`.
+    """Whether a glob would find the file `name` (a/b/c) by `pattern`.
 
-    A name of the hub has no part "..", and is never absolute: a pattern that has, or is, matches none.
+    Names of the hub have no part ".." and are not absolute. So an absolute pattern and one with ".." match none.
     """
     *folders, last = pattern.split("/")
-    if pattern.startswith("/") or last in ("", "."):  # of another place, or of folders only
+    if pattern.startswith("/") or last in ("", "."):  # elsewhere, or folders only
         return False
     parts = [part for part in folders if part not in ("", ".")] + [last]
-    # Twice "**" says no more than once, but would be tried in many more ways.
+    # A repeated "**" matches the same as one, but would be tried in many more ways.
     parts = [part for i, part in enumerate(parts) if parts[i : i + 2] != ["**", "**"]]
     return _parts_match(name.split("/"), parts)
 
 
 def _parts_match(names: Sequence[str], parts: Sequence[str]) -> bool:
-    """Part by part: how many names, from the left, the pattern so far may stand for. So many `**` take no longer."""
+    """Whether the parts match the names. It goes part by part, so many `**` take no longer."""
     reached = {0}
     for part in parts[:-1]:
         if part == "**":

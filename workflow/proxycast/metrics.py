@@ -1,7 +1,7 @@
-"""Downstream metrics by their names: which are shares of problems, and of which less is better.
+"""Tells by a metric's name whether it is a share of problems, and whether less is better.
 
-A share is told by the words of its name, and must lie in 0 to 1: percent beside fractions would order nothing as the
-models do. Of any other metric but losses, values in two units are told by the gap between them (`mixed_units`).
+A share must lie in 0 to 1: percentages among fractions would give a wrong order. For other metrics except losses, a gap
+between the values reveals two units (`mixed_units`).
 """
 
 import re
@@ -27,15 +27,15 @@ ERROR_WORDS = {"err", "error", "errors", "failure", "failures", "fnr", "fpr", "m
 ERROR_NAMES = {"false_positive", "false_negative"}
 # Often given in percent; other losses, and perplexities, may differ by any factor.
 LOSSES_IN_PERCENT = {"brier", "cer", "ece", "ter", "wer"}
-# A metric with such a word in its name is a function of a share, or of an error, whose range and direction are its own.
+# A metric with such a word in its name is a function of a share or an error, with its own range and direction.
 TRANSFORMED = {"delta", "difference", "gain", "inverse", "log", "logit", "minus", "neg", "negative", "percent", "pct"}
 TRANSFORMED |= {"percentage", "rank", "ratio", "reduction"}
 ROUNDING = 1e-6  # a mean of values in 32 bits may be off by some 1e-7
-GAP = 20  # percent beside fractions: the least percentage is that much larger than the greatest fraction
+GAP = 20  # smallest factor between the least percentage and the greatest fraction
 
 
 def _says(metric: str, words: set[str], names: set[str]) -> bool:
-    """Whether the metric's name holds one of `names` or of `words`, and nothing that would turn its meaning."""
+    """Whether the metric's name contains one of `names` or of `words`, and nothing that reverses its meaning."""
     apart = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", metric)  # valLoss
     text = f"_{'_'.join(re.findall(r'[a-z0-9]+', apart.lower()))}_"
     named = [name for name in names if f"_{name}_" in text]
@@ -56,7 +56,7 @@ def is_loss(metric: str) -> bool:
 
 
 def is_unbounded(metric: str) -> bool:
-    """Whether values of the metric may differ by any factor: such a factor does not tell of two units."""
+    """Whether values of the metric may differ by any factor, so a large factor is no sign of two units."""
     return is_loss(metric) and not _says(metric, LOSSES_IN_PERCENT, set())
 
 
@@ -66,21 +66,21 @@ def is_error(metric: str) -> bool:
 
 
 def outside_share(value: pl.Expr) -> pl.Expr:
-    """Whether a value that is there is none of a share; what rounding adds to 0 or 1 is forgiven."""
+    """Whether a value is no share. Nulls and rounding beyond 0 or 1 are allowed."""
     return ~value.is_between(-ROUNDING, 1 + ROUNDING).fill_null(True)
 
 
 def about_share(metric: str, value: float) -> str:
-    """What would be right in the place of such a value."""
+    """The part of a message that says what value is expected."""
     percent = f" ({value:g} % is {value / 100:g})" if 1 < value <= 100 else ""
     return f"{metric} is a share of problems and must lie in 0 to 1{percent}"
 
 
 def mixed_units(values: Iterable[float]) -> tuple[float, float] | None:
-    """The greatest fraction and the least percentage, where the values look like fractions beside percent; else None.
+    """The greatest fraction and the least percentage, if the values look like a mix of both; else None.
 
-    Some lie in 0 to 1, the others up to 100, and between the two is a gap of the factor `GAP`, as models that are
-    compared leave none. 0 is the same in both units.
+    They do if some lie in 0 to 1, the others up to 100, and a factor of `GAP` separates the two groups: comparable
+    models do not leave such a gap. 0 is ignored, because it is the same in both units.
     """
     positive = sorted(value for value in values if value > 0)
     small, large = [v for v in positive if v <= 1], [v for v in positive if v > 1]

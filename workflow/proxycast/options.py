@@ -1,4 +1,4 @@
-"""What every configuration model and every input check shares: strict models, safe names, one kind of error."""
+"""Shared by all configuration models and input checks: strict models, safe names, one kind of error."""
 
 import json
 import re
@@ -16,45 +16,53 @@ DEEPEST = 50  # mappings and lists within each other
 LARGEST_NUMBER = 10**18  # of a configuration
 LONGEST_LINE = 3000  # characters of a message
 LONGEST_CAUSE = 300  # characters of a library's own message
-MARKUP = "<>&"  # begins a tag or an entity of HTML
+MARKUP_CHARACTERS = "<>&"  # characters that begin a tag or an entity of HTML
 LONGEST_NAME = 255  # bytes of a file's name, on all common file systems
-LONGEST_PATH = 1000  # bytes of a name with its folders that somebody else chose; most systems take 4096 in all
-LONGEST_VALUE = 100  # characters of a value that a message tells
-TOLD_NAMES = 30  # of a file's columns or keys
-TOLD_NAME = re.compile(r"[^\W_][\w ./%()+-]{0,31}|_[\w]{0,31}|")  # what columns and keys are named
-JOINERS = "\u200c\u200d"  # within words of Persian and Hindi, and within pictures of several people
-UNSEEN = ("Cc", "Cf", "Cn", "Co", "Cs", "Zl", "Zp")  # categories of characters that no name needs, but attacks
+LONGEST_PATH = 1000  # bytes of an untrusted name with its folders; most systems allow 4096 for a whole path
+LONGEST_VALUE = 100  # characters of a value in a message
+TOLD_NAMES = 30  # columns or keys of a file in a message
+TOLD_NAME = re.compile(r"[^\W_][\w ./%()+-]{0,31}|_[\w]{0,31}|")  # usual names of columns and keys
+JOINERS = "\u200c\u200d"  # they occur within words of Persian and Hindi, and within emoji
+UNSEEN = (
+    "Cc",
+    "Cf",
+    "Cn",
+    "Co",
+    "Cs",
+    "Zl",
+    "Zp",
+)  # categories of invisible characters, used in attacks and in no honest name
 
 
 class InputError(ValueError):
-    """Bad input of a user: one message that names the file, the key or row, what was found and what would be right."""
+    """Bad input: one message that names the file, the key or row, what was found and what is expected."""
 
     def __str__(self) -> str:
-        """What was found may be very long, or hold control characters, which a terminal would obey: cut and escaped."""
+        """The message, shortened and escaped: the found value may be very long or hold control characters."""
         return "\n".join(printable(_cut(line)) for line in super().__str__().split("\n"))
 
 
 def _cut(line: str) -> str:
-    """A line with its middle left out where it is too long to be read."""
+    """The line, without its middle if it is too long to read."""
     return line if len(line) <= LONGEST_LINE else f"{line[: LONGEST_LINE - 500]} [...] {line[-500:]}"
 
 
 def printable(text: str) -> str:
-    """One line for a terminal or a log: what a terminal would obey, or would hide, stands as its escape."""
+    """The text for a terminal or a log, with control and invisible characters escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def one_line(error: BaseException) -> str:
-    """A library's error for the message of an InputError: its kind and what it says, without line breaks, cut short."""
+    """A library's error in one line, for the message of an `InputError`: its type and text, shortened."""
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text if len(text) <= LONGEST_CAUSE else text[:LONGEST_CAUSE] + '...'}"
 
 
 @contextmanager
 def library_errors(said: str, may_quote: bool = True) -> Iterator[None]:
-    """Turn whatever a library raises into InputError, `said` and the cause: a panic of one in Rust is no Exception.
+    """Turn every error of a library into `InputError` with `said` and the cause, also a Rust panic (no `Exception`).
 
-    Not `may_quote`: a library that parses a file quotes it, and it may be another one than was meant, and private.
+    Set `may_quote` to False for a library that parses a file: its message may quote a private file given by mistake.
     """
     try:
         yield
@@ -66,7 +74,7 @@ def library_errors(said: str, may_quote: bool = True) -> Iterator[None]:
 
 
 def json_value(text: str | bytes) -> object:
-    """What JSON of somebody else holds. `ValueError` for all that cannot be read, depth and long numbers included."""
+    """The value of untrusted JSON. `ValueError` if it cannot be read, is nested too deeply or has too long numbers."""
     try:
         return json.loads(text)
     except RecursionError:
@@ -74,19 +82,19 @@ def json_value(text: str | bytes) -> object:
 
 
 def unfolded(value: object, most: int = LARGEST_CONFIGURATION) -> int:
-    """How many values a configuration has where each alias of YAML stands for all that it names.
+    """The number of values of a configuration after each YAML alias is replaced by its value.
 
-    Raises `ValueError` for more than `most`, for one that holds itself and for one that is nested too deeply: nine
-    aliases on each of nine lines are a billion values, in whatever goes through them.
+    Raises `ValueError` for more than `most`, for a value that contains itself and for too deep nesting. Nine aliases on
+    each of nine lines unfold to a billion values.
     """
-    sizes: dict[int, int] = {}  # of what was gone through; in YAML an alias is the same object again
+    sizes: dict[int, int] = {}  # by id of what was visited: a YAML alias is the same object
 
     def size(value: object, depth: int) -> int:
         children = [*value.keys(), *value.values()] if isinstance(value, Mapping) else value
         if not isinstance(children, list | tuple):
             return 1
         if depth > DEEPEST:
-            raise ValueError(f"nested more than {DEEPEST} deep, or within itself")
+            raise ValueError(f"nested more than {DEEPEST} deep, or contains itself")
         if id(value) not in sizes:
             sizes[id(value)] = 1 + sum(size(child, depth + 1) for child in children)
         if sizes[id(value)] > most:
@@ -97,13 +105,13 @@ def unfolded(value: object, most: int = LARGEST_CONFIGURATION) -> int:
 
 
 class Options(BaseModel):
-    """A group of configuration keys. Unknown keys are errors, and a group never changes once it is read."""
+    """A group of configuration keys. Unknown keys are errors. A group is frozen once it is read."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     @model_validator(mode="after")
     def _bounded_numbers(self) -> Self:
-        """Estimates multiply several of them, and what no float holds would end the program."""
+        """Bound all numbers: estimates multiply several of them, and the product must fit into a float."""
         for key, value in vars(self).items():
             if large := next((number for number in _numbers(value) if abs(number) > LARGEST_NUMBER), None):
                 raise ValueError(f"{key}: found {told_value(large)}; a number may be at most {LARGEST_NUMBER:.0e}")
@@ -121,7 +129,8 @@ def _numbers(value: object) -> Iterator[int | float]:
 
 
 # A name that becomes part of a file name or of a Snakemake wildcard: no separators, no leading dot, no spaces.
-SafeName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100)]
+SAFE_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
+SafeName = Annotated[str, StringConstraints(pattern=SAFE_NAME, max_length=100)]
 
 
 def _without_braces(value: str | Path) -> str | Path:
@@ -131,26 +140,26 @@ def _without_braces(value: str | Path) -> str | Path:
 
 
 def _without_markup(value: str) -> str:
-    """The report is a page of HTML; a name in it is text, and what is seen of it is all that it says."""
-    wrong = [c for c in value if c in MARKUP or not c.isprintable()]
+    """`ValueError` for a name with markup or unprintable characters: the report is an HTML page."""
+    wrong = [c for c in value if c in MARKUP_CHARACTERS or not c.isprintable()]
     if wrong:
         raise ValueError(
-            f"{value!r} has {wrong[0]!r}; a name that figures and the report show has printable characters without "
-            f"{' '.join(MARKUP)}"
+            f"{value!r} has {wrong[0]!r}; figures and the report show this name, so use only printable characters "
+            f"other than {' '.join(MARKUP_CHARACTERS)}"
         )
     return value
 
 
 def without_unseen(value: str | Path) -> str | Path:
-    """`ValueError` for a path with characters that a terminal obeys or hides: Snakemake prints its jobs' inputs."""
+    """`ValueError` for a path with control or invisible characters: Snakemake prints the inputs of jobs."""
     if _hides(str(value)):
-        raise ValueError(f"{printable(str(value))!r} has a character that is not seen; give the file another name")
+        raise ValueError(f"{printable(str(value))!r} has an invisible character; give the file another name")
     return value
 
 
 def _without_long_names(path: Path) -> Path:
     if any(len(part.encode()) > LONGEST_NAME for part in path.parts):
-        raise ValueError(f"{str(path)[:40]!r}... has a name of more than {LONGEST_NAME} bytes, which no file can have")
+        raise ValueError(f"{str(path)[:40]!r}... has a name of more than {LONGEST_NAME} bytes, too long for a file")
     return path
 
 
@@ -161,10 +170,11 @@ ShownName = Annotated[
 
 
 def told_names(names: Iterable[object], may_stand_alone: bool = False) -> list[str]:
-    """Names of columns or keys that a file has, for a message that lists them.
+    """Names of a file's columns or keys for a message.
 
-    A path may lead to another file than a table: its first line, a key or a password, must not be told. So what stands
-    alone, is long or is no name is told by its length. In JSON and parquet no line is taken for a name.
+    A path given by mistake may lead to a private file, whose first line must not be shown. So a single name, a long
+    name and an unusual one are replaced by their length. Set `may_stand_alone` for JSON and parquet, where a single
+    name may be shown.
     """
     found = [str(name) for name in names]
     are_names = len(found) > 1 or may_stand_alone
@@ -173,22 +183,22 @@ def told_names(names: Iterable[object], may_stand_alone: bool = False) -> list[s
 
 
 def told_value(value: object, longest: int = LONGEST_VALUE) -> str:
-    """What a file holds where something else should be, for a message: short, or by its beginning."""
+    """A value for a message, cut if it is long."""
     text = repr(value)
     return text if len(text) <= longest else f"{text[:longest]}..."
 
 
 def told_reason(error: BaseException) -> str:
-    """What a library says of a file that it cannot read, without what it quotes of the file: none of that is told."""
+    """A library's message about a file that it cannot read, without quotes from the file."""
     text = " ".join(re.split("[`'\"\\[]", str(error), maxsplit=1)[0].split())
     return text[:LONGEST_CAUSE] or type(error).__name__
 
 
 def is_inner_name(name: object) -> bool:
-    """Whether a name (a/b/c) that somebody else chose may be joined to a folder: it is relative and of plain parts.
+    """Whether an untrusted name (a/b/c) may be joined to a folder: a relative path of plain parts.
 
-    An empty part, '.' and '..' are none, and an absolute name begins with an empty one. Neither are backslashes,
-    control characters and their kin, or more bytes than a file system takes.
+    A plain part is not empty, '.' or '..', is not too long, and has no backslash and no invisible character. An
+    absolute name begins with an empty part.
     """
     if not isinstance(name, str) or "\\" in name or _hides(name):
         return False
@@ -205,19 +215,19 @@ def _hides(name: str) -> bool:
 
 
 def require_regular(path: Path) -> None:
-    """Raise `InputError` for what is there and no file: a folder, or a pipe, from which reading may never end."""
+    """Raise `InputError` for a folder, a pipe or a device: reading one may never end."""
     try:
         mode = path.stat().st_mode
-    except (OSError, ValueError):  # whoever reads it says what is wrong
+    except (OSError, ValueError):  # reading the file will say what is wrong
         return
     if not S_ISREG(mode):
         raise InputError(f"{path}: found a folder, a pipe or a device; put a file in its place")
 
 
 def require_inside(path: Path, folder: Path) -> None:
-    """Raise `InputError` where `path` lies outside `folder` when its links are followed."""
+    """Raise `InputError` if `path`, with links followed, lies outside `folder`."""
     if not path.resolve().is_relative_to(folder.resolve()):
-        raise InputError(f"{path}: leads out of {folder}, to {path.resolve()}; remove the link that does it")
+        raise InputError(f"{path}: leads out of {folder}, to {path.resolve()}; remove the link")
 
 
 # A file or folder of the user, which may be the input of a rule.

@@ -1,6 +1,6 @@
-"""Processes of this machine by their number and start time: the number alone may be that of another one by now.
+"""Processes of this machine by number (PID) and start time, because numbers are reused.
 
-The start time is in clock ticks since the machine was booted, as /proc has it; a clock that is set does not move it.
+The start time is in clock ticks since boot, as in /proc, so setting the clock does not change it.
 """
 
 import errno
@@ -9,24 +9,24 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
-GONE = "ZX"  # states of a process that has ended, whether or not its parent has asked for its status
+GONE = "ZX"  # states of a process that has ended, waited for by its parent or not
 
 
 def start_of(process: int) -> int | None:
-    """When a process was started; None when there is none, or when it has ended."""
-    found = _read(process)
+    """When a process was started; None if there is none or it has ended."""
+    found = _stat_of(process)
     return found[1] if found else None
 
 
 def parent_of(process: int) -> int | None:
-    """The number of its parent; None when there is no such process, or when it has ended."""
-    found = _read(process)
+    """The number of its parent; None if there is no such process or it has ended."""
+    found = _stat_of(process)
     return found[0] if found else None
 
 
 def is_below(process: int | None, ancestor: int) -> bool:
-    """Whether `ancestor` has started this living process, or one of those above it."""
-    seen: set[int] = set()  # numbers that are used again meanwhile could make a circle
+    """Whether this living process descends from `ancestor`."""
+    seen: set[int] = set()  # numbers reused meanwhile could form a cycle
     while process and process not in seen:
         seen.add(process)
         process = parent_of(process)
@@ -36,8 +36,8 @@ def is_below(process: int | None, ancestor: int) -> bool:
 
 
 def descendants(process: int) -> dict[int, int]:
-    """Number -> start time of the processes that this one has started, and of those that they have."""
-    alive = {number: found for number in _numbers() if (found := _read(number))}
+    """Number -> start time of all processes that descend from this one."""
+    alive = {number: found for number in _process_numbers() if (found := _stat_of(number))}
     below: dict[int, int] = {}
     found = {process}
     while found:
@@ -47,24 +47,24 @@ def descendants(process: int) -> dict[int, int]:
 
 
 def bare_environment() -> dict[str, str]:
-    """The environment of a process that is to know nothing of this one's: only what Python may need to start at all.
+    """An environment without secrets: only what Python may need to start.
 
-    Where a cluster's module brings Python, its libraries are found by that.
+    Python from a cluster's module may need LD_LIBRARY_PATH to find its libraries.
     """
     return {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
 
 
 def end(process: int, start: int) -> bool:
-    """Kill a process if it is still the one that was started then; whether it was."""
+    """Kill the process with this number and start time; False if the number is now free or reused."""
     try:
         handle = _handle(process)
     except (OSError, OverflowError):  # it has ended
         return False
-    try:  # what has this handle is one process for ever: its start is read once it is held
+    try:  # the handle never passes to another process, so check the start time after opening it
         if start_of(process) != start:
             return False
         os.kill(process, signal.SIGKILL) if handle is None else signal.pidfd_send_signal(handle, signal.SIGKILL)
-    except OSError:  # it has ended, or is of another user
+    except OSError:  # it has ended, or belongs to another user
         return False
     finally:
         if handle is not None:
@@ -73,9 +73,9 @@ def end(process: int, start: int) -> bool:
 
 
 def _handle(process: int) -> int | None:
-    """None where there are no handles: before Linux 5.3, in some containers, and in Pythons built for such systems.
+    """A pidfd of a process; None where there are none: before Linux 5.3, in some containers and Python builds.
 
-    There the start of a process is compared, and at once it is killed.
+    Without one the process is killed right after its start time is compared.
     """
     if not hasattr(os, "pidfd_open"):
         return None
@@ -87,15 +87,15 @@ def _handle(process: int) -> int | None:
         raise
 
 
-def _read(process: int) -> tuple[int, int] | None:
-    """(Parent, start time), read at once; None when there is no such process, or when it has ended."""
+def _stat_of(process: int) -> tuple[int, int] | None:
+    """(Parent, start time), read together; None if there is no such process or it has ended."""
     try:
         said = Path(f"/proc/{process:d}/stat").read_text(errors="replace")
-        state, parent, *fields = said.rpartition(")")[2].split()  # the name before it may hold anything
+        state, parent, *fields = said.rpartition(")")[2].split()  # the program's name before it may hold any character
     except (OSError, ValueError):
         return None
     return None if state in GONE else (int(parent), int(fields[17]))
 
 
-def _numbers() -> Iterator[int]:
+def _process_numbers() -> Iterator[int]:
     return (int(name) for name in os.listdir("/proc") if name.isdigit())

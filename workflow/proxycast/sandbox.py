@@ -1,15 +1,16 @@
-"""Templates of somebody else, of rows and of chats, end: Jinja's sandbox guards files, not time and memory.
+"""Limits time and memory of untrusted templates of rows and chats; Jinja's sandbox limits neither.
 
-Time and memory are looked at whenever a line of the template runs, by Python's tracing, which counts for one thread and
-so works in any. What takes long inside one line (`'a' * 10**10`, `'%9999999999d' % 1`) is refused before it begins.
-
-Light to import: jinja2 is loaded when the first template is.
+Python's tracing checks both at every line of a template, in any thread. Operations that take long within one line
+(`'a' * 10**10`, `'%9999999999d' % 1`) are refused before they begin. jinja2 is imported with the first template.
 """
 
+import json
 import re
+import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, wraps
 from string import Formatter
@@ -18,34 +19,38 @@ from typing import TYPE_CHECKING
 
 import psutil
 
+from proxycast.options import InputError, told_value
+from proxycast.processes import bare_environment
+
 if TYPE_CHECKING:
+    from jinja2 import Environment
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-SECONDS = 5.0  # of a processor, for one text
-CHARACTERS = 10_000_000  # of one value, and of what is written
-MEMORY = 2 << 30  # bytes by which the process may grow meanwhile
-SOON = 0.001  # seconds before which values are not measured
-LOOKS = 0.05  # seconds between two looks at the memory
-COUNT = 1_000_000  # of anything that a filter or method is asked for, such as a width
-BITS = 10_000  # of a whole number
-WIDTH = re.compile(r"\d{5,}|%[-#0 +\d.]*\*")  # in a pattern of %: a large one, or one that stands elsewhere
-WIDTH_OF_FIELD = re.compile(r"\d{5,}|\{")  # the same, behind the colon of a field of str.format
-TEMPLATE = "<template>"  # what Jinja calls the file of a template that is none
+SECONDS = 5.0  # CPU time for one text
+CHARACTERS = 10_000_000  # of one value, and of the output
+MEMORY = 2 << 30  # bytes that the process may grow by
+SOON = 0.001  # seconds before values are first measured
+LOOKS = 0.05  # seconds between two checks of the memory
+COUNT = 1_000_000  # largest number given to a filter or method, such as a width
+BITS = 10_000  # of an integer
+WIDTH = re.compile(r"\d{5,}|%[-#0 +\d.]*\*")  # in a pattern of %: a large width, or one taken from an argument
+WIDTH_OF_FIELD = re.compile(r"\d{5,}|\{")  # the same, after the colon of a str.format field
+TEMPLATE = "<template>"  # Jinja's file name for a template from a string
 
 
 class TooMuch(ValueError):
-    """A template takes more than it may."""
+    """A template exceeded its time or memory."""
 
 
 @contextmanager
 def limited() -> Iterator[None]:
-    """Raise `TooMuch` in templates that run inside for too long, or write or hold too much."""
+    """Raise `TooMuch` in templates within the block that run too long, write too much or use too much memory."""
     ends, looked, written = time.thread_time() + SECONDS, time.thread_time(), 0
-    before = None  # bytes that the process has; most templates have ended before the first look
+    before = None  # memory of the process; most templates end before the first check
 
     def in_time() -> float:
         if (now := time.thread_time()) > ends:
-            raise TooMuch(f"the template runs for more than {SECONDS:g} s; has it a loop without an end?")
+            raise TooMuch(f"the template runs for more than {SECONDS:g} s; does it have an endless loop?")
         return now
 
     def at_line(frame: FrameType, event: str, value: object) -> Callable:
@@ -59,14 +64,14 @@ def limited() -> Iterator[None]:
         if event == "return" and isinstance(value, str):
             written += len(value)
         longest = 0
-        if now > ends - SECONDS + SOON:  # nothing grows large sooner, and most templates have ended
+        if now > ends - SECONDS + SOON:  # nothing grows large sooner, and most templates end before
             longest = max((len(text) for text in frame.f_locals.values() if type(text) is str), default=0)
         if max(written, longest) > CHARACTERS:
             raise TooMuch(f"the template writes more than {CHARACTERS:,} characters")
         return at_line
 
     def at_call(frame: FrameType, event: str, value: object) -> Callable | None:
-        in_time()  # of a filter's own loops, too, such as that of `wordwrap`
+        in_time()  # also in a filter's own loops, such as that of `wordwrap`
         return at_line if frame.f_code.co_filename == TEMPLATE else None
 
     tracing = sys.gettrace()
@@ -79,7 +84,7 @@ def limited() -> Iterator[None]:
 
 @cache
 def bounded_environment() -> type["ImmutableSandboxedEnvironment"]:
-    """Jinja's sandbox, in which nothing that one line of a template asks for is endless."""
+    """Jinja's sandbox, in which every operation within one line is bounded."""
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class Bounded(ImmutableSandboxedEnvironment):
@@ -124,7 +129,7 @@ def require_bounded(operator: str, left: object, right: object) -> None:
 
 
 def _require_bounded_call(value: object, *arguments: object) -> None:
-    """Raise `TooMuch` for a filter or a method of a text that would make a very large one."""
+    """Raise `TooMuch` for a filter or string method whose result would be very large."""
     held = [value, *arguments]
     held += [inner for table in held if isinstance(table, dict) for inner in table.values()]  # of `translate`
     sizes = [len(text) for text in held if isinstance(text, str | list | tuple)]
@@ -136,9 +141,9 @@ def _require_bounded_call(value: object, *arguments: object) -> None:
 
 
 def _bounded(function: Callable, *text: str) -> Callable:
-    """A filter, or a method of a `text`, that refuses to make a very large one."""
+    """Wrap a filter, or a method of a `text`, so that it refuses very large results."""
 
-    @wraps(function)  # with the marks by which Jinja knows what to give a filter
+    @wraps(function)  # keeps the attributes by which Jinja knows what to pass to a filter
     def within(*arguments: object, **options: object) -> object:
         values = [*text, *(value for value in arguments if isinstance(value, str | int | list | tuple | dict))]
         if values:
@@ -149,7 +154,7 @@ def _bounded(function: Callable, *text: str) -> Callable:
 
 
 def _narrow(function: Callable) -> Callable:
-    """The filter `format`, as `%` is."""
+    """Wrap the filter `format` with the check of `%`."""
 
     @wraps(function)
     def within(pattern: object, *arguments: object, **options: object) -> object:
@@ -160,7 +165,7 @@ def _narrow(function: Callable) -> Callable:
 
 
 def _narrow_fields(function: Callable, pattern: str) -> Callable:
-    """str.format of a pattern, which may have no field with a very large width."""
+    """Wrap str.format of a pattern so that it refuses very large widths."""
 
     @wraps(function)
     def within(*arguments: object, **options: object) -> object:
@@ -169,3 +174,96 @@ def _narrow_fields(function: Callable, pattern: str) -> Callable:
         return function(*arguments, **options)
 
     return within
+
+
+PATTERN_SECONDS = 5.0  # CPU time for one text; sound patterns take microseconds
+PATTERN_MEMORY = 2 << 30  # bytes for the search process: replacements can make a text of any length
+SEARCHER = f"""
+import json, re, resource, signal, sys
+signal.signal(signal.SIGPROF, signal.SIG_DFL)  # which ends the process
+limit = resource.getrlimit(resource.RLIMIT_AS)[1]
+memory = {PATTERN_MEMORY} if limit == resource.RLIM_INFINITY else min({PATTERN_MEMORY}, limit)
+resource.setrlimit(resource.RLIMIT_AS, (memory, limit))
+for line in sys.stdin:
+    pattern, flags, text, replacement, seconds = json.loads(line)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    try:
+        compiled = re.compile(pattern, flags)
+        if replacement is None:
+            answer = [match[1] if compiled.groups else match[0] for match in compiled.finditer(text)]
+        else:
+            answer = compiled.sub(replacement, text)
+        answer = json.dumps({{"answer": answer}})
+    except (re.error, IndexError, RecursionError, OverflowError, MemoryError) as error:
+        answer = json.dumps({{"error": str(error) or type(error).__name__}})
+    signal.setitimer(signal.ITIMER_PROF, 0)
+    print(answer, flush=True)
+"""
+_searcher_lock = threading.Lock()
+_searcher: list[subprocess.Popen] = []  # the living one
+
+
+def first_groups(pattern: re.Pattern, text: str) -> Sequence[str | None]:
+    """Group 1 of each match of `pattern` in `text`, in order. Raises InputError when it takes too long."""
+    return _ask_searcher(pattern.pattern, pattern.flags, text, None)
+
+
+def substitute(pattern: str, replacement: str, text: str) -> str:
+    """Like `re.sub`. Raises InputError for an invalid pattern, and when it takes too long."""
+    return _ask_searcher(pattern, 0, text, replacement)
+
+
+def _ask_searcher(pattern: str, flags: int, text: str, replacement: str | None) -> list[str | None] | str:
+    with _searcher_lock:
+        if not _searcher:
+            command = [sys.executable, "-I", "-S", "-c", SEARCHER]
+            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+            _searcher.append(subprocess.Popen(command, **pipes, env=bare_environment()))
+        process, finished = _searcher[0], False
+        try:
+            process.stdin.write(json.dumps([pattern, flags, text, replacement, PATTERN_SECONDS]).encode() + b"\n")
+            process.stdin.flush()
+            line = process.stdout.readline()
+            finished = line.endswith(b"\n")
+        except BrokenPipeError:
+            line = b""
+        finally:
+            if not finished:  # a late answer would be taken for the next one
+                _end_searcher(_searcher.pop())
+    if not finished:
+        raise InputError(
+            f"pattern {told_value(pattern)}: no end after {PATTERN_SECONDS:g} s in a text of {len(text)} characters; "
+            "avoid a repetition within a repetition, or next to a similar one"
+        )
+    found = json.loads(line)
+    if "error" in found:
+        raise InputError(f"pattern {told_value(pattern)}: {found['error']}")
+    return found["answer"]
+
+
+def _end_searcher(process: subprocess.Popen) -> None:
+    process.kill()
+    process.wait()
+    process.stdin.close()
+    process.stdout.close()
+
+
+@cache
+def template_environment() -> "Environment":
+    from jinja2 import StrictUndefined
+
+    environment = bounded_environment()(undefined=StrictUndefined, keep_trailing_newline=True, finalize=_not_null)
+    environment.globals.clear()  # otherwise a missing column named `range` or `dict` would be a function
+    environment.filters["regex_replace"] = _regex_replace
+    return environment
+
+
+def _not_null(value: object) -> object:
+    """Refuse None, which Jinja would write as the word 'None'."""
+    if value is None:
+        raise ValueError("an empty cell (null); leave such rows out with `where`")
+    return value
+
+
+def _regex_replace(text: str, pattern: str, replacement: str) -> str:
+    return substitute(pattern, replacement, text)

@@ -1,7 +1,7 @@
-"""Files that can be trusted: written whole or not at all, marked with the fingerprint of what they were made from.
+"""Files that can be trusted: written whole or not at all, with the fingerprint of their inputs.
 
-A table is parquet, and carries a seal: the sha256 of all its other bytes, in front of the footer, where no reader of
-parquet looks. Parquet itself checks nothing: most flipped bits come out as wrong numbers.
+A table is parquet with a seal: the sha256 of all its other bytes, stored before the footer, where parquet readers do
+not look. Without it, most flipped bits would be read as wrong numbers, because our parquet files have no checksums.
 """
 
 import hashlib
@@ -21,29 +21,29 @@ from pydantic import BaseModel
 from proxycast.options import InputError, json_value, require_regular, told_reason
 
 FINGERPRINT = "proxycast.fingerprint"
-LARGEST_WHOLE = 2**53  # up to which a float is a whole number: larger ones of somebody else's table are none
-# What polars raises for a file that it cannot read; a panic of its Rust is no Exception.
+LARGEST_WHOLE = 2**53  # floats hold every whole number up to this; larger ones in external tables are refused
+# What polars raises for a file that it cannot read. A panic in its Rust code is no Exception.
 UNREADABLE = (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError)
 PARQUET_MAGIC = b"PAR1"
 SEAL = b"proxycast.sha256"
 DIGEST_BYTES = 32
 SEAL_SUFFIX = ".sha256"
-# What makes a spreadsheet compute a text: how the cell begins, or what stands behind what some take for its end. They
-# take away quotes there: `;"=` is a formula, too.
+# What makes a spreadsheet evaluate a text: the start of the cell, or what follows a character that some programs take
+# for its end. They remove quotes there, so `;"=` is a formula, too.
 BEGINS_FORMULA = r'^(\s|"*[=+\-@＝＋－＠])'
 BEGINS_FORMULA_WITHIN = r'([;\t\r\n]"*)([=+\-@＝＋－＠])'
-TABLE_FUNCTION = re.compile(r"\bread_(csv|ipc|json|ndjson|parquet)\b", re.IGNORECASE)  # of polars's SQL
+TABLE_FUNCTION = re.compile(r"\bread_(csv|ipc|json|ndjson|parquet)\b", re.IGNORECASE)  # in polars SQL
 MANIFEST = "manifest.json"
 NAME = re.compile("[A-Za-z0-9][A-Za-z0-9_.-]{0,249}")  # a checkpoint, or part of one, as `SafeName`s make it
-HASHED_BYTES = 64_000_000  # an input file up to this size counts by its content, a larger one by what stat tells of it
+HASHED_BYTES = 64_000_000  # input files up to this size are hashed; larger ones count by `stat_of`
 
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success rename it to `path`, on failure leave nothing behind.
+    """Yield a temporary path beside `path`; on success rename it to `path`, on failure remove it.
 
-    The temporary name keeps the suffix, because writers choose a format by it. What is renamed is on the disk: without
-    fsync a host that loses power may leave an empty file under the final name.
+    The temporary name keeps the suffix, because writers choose the format by it. The file is synced before it is
+    renamed; otherwise a power failure may leave an empty file under the final name.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}{path.suffix}")
@@ -63,24 +63,24 @@ def write_json(value: object, path: Path) -> None:
 
 
 def read_json(path: Path) -> dict:
-    """The object that `write_json` wrote; empty where the file is absent, truncated or holds something else."""
+    """The object that `write_json` wrote; empty if the file is absent, truncated or holds something else."""
     try:
-        value = json_value(path.read_text()) if path.is_file() else {}  # of a pipe nobody writes to there is no end
+        value = json_value(path.read_text()) if path.is_file() else {}  # not a pipe, which may never end
     except (OSError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}
 
 
 def read_csv(path: Path) -> pl.DataFrame:
-    """A .csv with each column as text. Raises InputError for one that is none, or has a column's name twice."""
+    """A .csv with each column as text. Raises `InputError` if it cannot be read or has two columns of one name."""
     require_regular(path)
     try:
         header = pl.read_csv(path, has_header=False, n_rows=1, infer_schema=False, glob=False).row(0)
         table = pl.read_csv(path, infer_schema=False, glob=False)
     except UNREADABLE as error:
         raise InputError(
-            f"{path}: cannot be read ({told_reason(error)}); it must be a .csv with commas, and as many fields in each "
-            "row as in the first"
+            f"{path}: cannot be read ({told_reason(error)}); it must be a .csv with commas, and the same number of "
+            "fields in each row"
         ) from None
     for name in header:
         if header.count(name) > 1:
@@ -89,25 +89,25 @@ def read_csv(path: Path) -> pl.DataFrame:
 
 
 def seal(path: Path) -> None:
-    """Keep the sha256 of a file that is no table, in a hidden file beside it; `require_unchanged` compares."""
+    """Write the sha256 of a file that is no table to a hidden file beside it, for `require_unchanged`."""
     with atomic(_seal_of(path)) as temporary:
         temporary.write_text(digest_of(path) + "\n")
 
 
 def require_unchanged(path: Path) -> None:
-    """Raise `InputError` for a file that `seal` has sealed and that is another one now. It gets another name."""
+    """Rename a sealed file that has changed since, and raise `InputError`."""
     if not is_unchanged(path):
         raise damaged(path)
 
 
 def is_unchanged(path: Path) -> bool:
-    """Whether the file is the one that `seal` has sealed, or was never sealed, or is absent."""
+    """Whether the file is unchanged since `seal`, was never sealed, or is absent."""
     sealed = _seal_of(path)
     return not (sealed.is_file() and path.is_file()) or sealed.read_text(errors="replace").strip() == digest_of(path)
 
 
 def sealed_by(path: Path) -> Path | None:
-    """The file that `path` is the seal of; None where it is no seal."""
+    """The file that the seal `path` belongs to; None if `path` is no seal."""
     name = path.name.removeprefix(".").removesuffix(SEAL_SUFFIX)
     return path.with_name(name) if _seal_of(path.with_name(name)) == path else None
 
@@ -117,21 +117,19 @@ def _seal_of(path: Path) -> Path:
 
 
 def damaged(path: Path) -> InputError:
-    """Give a file or folder of ours that has changed by itself another name; the error that tells so.
+    """Rename a damaged file or folder of the study, and return the error to raise.
 
-    In a process that called `change_nothing` it keeps its name.
+    In a process that called `change_nothing` it is not renamed.
     """
     said = f"{path}: damaged: its bytes are not those that were written"
     if _CHANGES_NOTHING:
-        return InputError(f"{said}; a run without -n gives it another name and makes it again. Check the disk")
+        return InputError(f"{said}; a run without -n renames it and makes it again. Check the disk")
     aside = set_aside(path)
-    return InputError(
-        f"{said}. It is {aside.name} now; run the same command again, which makes it again, and check the disk"
-    )
+    return InputError(f"{said}. It is {aside.name} now; run the same command again to make it anew, and check the disk")
 
 
 def set_aside(path: Path) -> Path:
-    """Give a file or folder the name `<name>.damaged`, beside it; the new path."""
+    """Rename a file or folder to `<name>.damaged`; the new path."""
     aside = path.with_name(f"{path.name}.damaged")
     remove_tree(aside)
     os.replace(path, aside)
@@ -142,12 +140,12 @@ _CHANGES_NOTHING: list[bool] = []
 
 
 def change_nothing() -> None:
-    """From now on no file that is read in this process gets another name or goes: a dry run changes nothing."""
+    """From now on this process renames and removes no file, as in a dry run."""
     _CHANGES_NOTHING.append(True)
 
 
 def remove_tree(path: Path) -> None:
-    """Remove a file, a folder with all that is in it, or a link, but never what a link leads to. Absent is fine."""
+    """Remove a file, a folder with its content, or a link, but never the target of a link. It may be absent."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -155,7 +153,7 @@ def remove_tree(path: Path) -> None:
 
 
 def fingerprint(*parts: object) -> str:
-    """16 hexadecimal digits that change with any part. A `Path` counts by its content, a model by its values."""
+    """16 hexadecimal digits that change with any part. A `Path` stands for its content, a model for its values."""
     text = json.dumps(parts, sort_keys=True, default=_plain)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -176,32 +174,32 @@ def digest_of(path: Path) -> str:
 
 
 def stat_of(path: Path) -> tuple[int, ...]:
-    """What tells of a file, without reading it, whether it has changed: size, inode, and two times in ns.
+    """Size, inode, mtime and ctime (ns) of a file, which change when the file does. The file is not read.
 
-    `cp -p`, `rsync` and `tar` keep the time that is looked at everywhere (mtime); nobody sets the other (ctime).
+    `cp -p`, `rsync` and `tar` preserve mtime, but no program can set ctime.
     """
     stat = path.stat()
     return stat.st_size, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns
 
 
 def edited(state: str, edit: object) -> str:
-    """The fingerprint `state`, another one for each `edit` that was noted."""
+    """The fingerprint `state`, changed by a recorded `edit`."""
     return state if edit is None else fingerprint(state, edit)
 
 
 def input_states(
     paths: Iterable[Path | str], most_bytes: int = HASHED_BYTES, edits: Mapping[str, object] | None = None
 ) -> str:
-    """A fingerprint of what tells whether any of these input files has changed: for the parameters of a job.
+    """A fingerprint of these input files, for the parameters of a job.
 
-    Of a file up to `most_bytes` it is the content, of a larger one `stat_of`. A copy of such a file on another disk
-    counts as changed; a job that keeps finished parts compares contents then. A file that is absent counts too, and so
-    does what `edits` holds for it: edits while a study ran, some of whose jobs may have read another content.
+    It covers the content of files up to `most_bytes`, and `stat_of` larger ones. So a copy of a large file on another
+    disk counts as changed; jobs that keep finished parts then compare contents. Absent files count too, and so do
+    `edits` made while a study ran, since some jobs may have read other content.
     """
     states = []
     for path in sorted(map(Path, paths)):
         try:
-            is_read = path.is_file() and path.stat().st_size <= most_bytes  # a pipe is as it is
+            is_read = path.is_file() and path.stat().st_size <= most_bytes  # never read a pipe
             state = digest_of(path) if is_read else stat_of(path)
         except FileNotFoundError:
             state = None
@@ -211,9 +209,9 @@ def input_states(
 
 
 def sql_condition(where: str) -> pl.Expr:
-    """A condition in SQL on the columns of one row, as polars has it.
+    """A condition in SQL on the columns of one row, for polars.
 
-    Raises ValueError for what is none, and for one that reads a table of its own: polars would open that file here.
+    Raises `ValueError` if it is none, or if it reads another table, which polars would open.
     """
     if reads := TABLE_FUNCTION.search(where):
         raise ValueError(f"{where!r} has {reads[0]}; a condition is about the columns of one row")
@@ -227,12 +225,12 @@ def write_table(
     table: pl.DataFrame | pl.LazyFrame,
     path: Path,
     made_from: str,
-    csv: bool = False,
+    csv: bool | pl.DataFrame = False,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Write `table` as sealed parquet (zstd), the fingerprint `made_from` and further `metadata` in its footer.
+    """Write `table` as sealed parquet (zstd), with the fingerprint `made_from` and `metadata` in its footer.
 
-    With `csv` a .csv stands beside it, for spreadsheets too: see `as_cells`.
+    With `csv`, also write a .csv beside it that is safe for spreadsheets (`as_cells`), of that table if one is given.
     """
     metadata = {FINGERPRINT: made_from, **(metadata or {})}
     with atomic(path) as temporary:
@@ -241,16 +239,15 @@ def write_table(
         else:
             table.write_parquet(temporary, compression="zstd", metadata=metadata)
         _seal(temporary)
-    if csv:
+    if csv is not False:
         with atomic(path.with_suffix(".csv")) as temporary:
-            as_cells(table.lazy().collect()).write_csv(temporary)
+            as_cells(table.lazy().collect() if csv is True else csv).write_csv(temporary)
 
 
 def as_cells(table: pl.DataFrame) -> pl.DataFrame:
-    """The table as spreadsheets may read it: a text that one would take for a formula gets an apostrophe in front.
+    """The table made safe for spreadsheets: a text that looks like a formula gets an apostrophe in front.
 
-    Numbers stay as they are. A name of somebody else, such as `=HYPERLINK(...)`, is then shown and not computed. So is
-    that of a column.
+    So a text or column name such as `=HYPERLINK(...)` is shown, not evaluated. Numbers are unchanged.
     """
 
     def shown(texts: pl.Expr) -> pl.Expr:
@@ -262,12 +259,12 @@ def as_cells(table: pl.DataFrame) -> pl.DataFrame:
 
 
 def read_table(path: Path | str) -> pl.DataFrame:
-    """A table that `write_table` wrote. `InputError` for one that is damaged; see `scan_tables`."""
+    """A table that `write_table` wrote. `InputError` if it is damaged; see `scan_tables`."""
     return scan_tables(path).collect()
 
 
 def scan_tables(paths: Path | str | Iterable[Path | str]) -> pl.LazyFrame:
-    """One table that `write_table` wrote, or several, one below the other. `InputError` for one that is damaged."""
+    """Tables that `write_table` wrote, concatenated vertically. `InputError` if one is damaged."""
     paths = [Path(path) for path in ([paths] if isinstance(paths, Path | str) else paths)]
     for path in paths:
         _require_sealed(path)
@@ -275,23 +272,23 @@ def scan_tables(paths: Path | str | Iterable[Path | str]) -> pl.LazyFrame:
 
 
 def _require_sealed(path: Path) -> None:
-    """Raise `InputError` for a table whose seal is broken. It gets another name: what is missing is made again."""
+    """Rename a table with a broken seal, so that it is made again, and raise `InputError`."""
     if not is_sealed(path):
         raise damaged(path)
 
 
 def table_metadata(path: Path) -> dict[str, str]:
-    """What `write_table` put into the footer; nothing when the file is absent, truncated, damaged or not ours."""
+    """The metadata that `write_table` put into the footer; empty if the file is absent, damaged or not of it."""
     return pl.read_parquet_metadata(path) if is_sealed(path) else {}
 
 
 def table_fingerprint(path: Path) -> str | None:
-    """The fingerprint that `path` was written with; None when the file is absent, truncated, damaged or not ours."""
+    """The fingerprint that `path` was written with; None if the file is absent, damaged or not of `write_table`."""
     return table_metadata(path).get(FINGERPRINT)
 
 
 def _seal(path: Path) -> None:
-    """Put the digest of the file in front of its footer. All offsets in a footer count from the start of the file."""
+    """Insert the digest of the file before its footer. Offsets in a footer count from the start, so they stay valid."""
     with path.open("r+b") as file:
         start = _footer_start(file)
         file.seek(start)
@@ -302,7 +299,7 @@ def _seal(path: Path) -> None:
 
 
 def is_sealed(path: Path) -> bool:
-    """Whether the file is a table of `write_table` whose every byte is as it was written."""
+    """Whether the file is a table of `write_table` with every byte unchanged."""
     if not is_whole_parquet(path):
         return False
     with path.open("rb") as file:
@@ -315,7 +312,7 @@ def is_sealed(path: Path) -> bool:
 
 
 def _footer_start(file: BinaryIO) -> int:
-    """Where the footer of a parquet file begins: before its own length and the magic bytes at the end."""
+    """Offset of the footer of a parquet file, which ends before its length and the magic bytes."""
     end = file.seek(-8, os.SEEK_END)
     return end - int.from_bytes(file.read(4), "little")
 
@@ -333,9 +330,9 @@ def _digest_of(file: BinaryIO, data: int, footer: bytes) -> bytes:
 
 
 def is_whole_parquet(path: Path | str) -> bool:
-    """Whether `path` starts and ends as a parquet file does. A file cut anywhere lacks the footer, written last."""
+    """Whether `path` starts and ends like a parquet file. A truncated file lacks the footer, which is written last."""
     try:
-        # Of a pipe nobody writes to: not waited for, and then it cannot be sought in.
+        # O_NONBLOCK: do not wait for a pipe without a writer. Seeking in it fails below.
         with open(path, "rb", buffering=0, opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
             head = file.read(4)
             end = file.seek(-8, os.SEEK_END) + 8
@@ -346,8 +343,8 @@ def is_whole_parquet(path: Path | str) -> bool:
 
 
 def is_whole_csv(path: Path) -> bool:
-    """Whether a csv ends as one is written: a truncated one has no end of its last row, but for chance."""
-    if not path.is_file():  # of a pipe nobody writes to there is no end
+    """Whether a csv ends with the end of a row; a truncated one rarely does."""
+    if not path.is_file():  # a pipe may never end
         return False
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - 1))
@@ -357,7 +354,7 @@ def is_whole_csv(path: Path) -> bool:
 def manifest_parts(manifest: Path) -> list[Path]:
     """The tables that a manifest ({name: fingerprint}) names, in its order: <name>.parquet beside it.
 
-    Raises `InputError` for one that names anything else: nothing here wrote it.
+    Raises `InputError` for a manifest with any other content, which proxycast did not write.
     """
     parts = read_json(manifest)
     if not names_parts(parts):
@@ -366,32 +363,32 @@ def manifest_parts(manifest: Path) -> list[Path]:
 
 
 def names_parts(manifest: object) -> bool:
-    """Whether this is what a manifest holds: names of tables beside it, each with its fingerprint."""
+    """Whether this is the content of a manifest: names of tables beside it, each with its fingerprint."""
     return isinstance(manifest, dict) and all(
-        NAME.fullmatch(name) and isinstance(mark, str) for name, mark in manifest.items()
+        NAME.fullmatch(name) and isinstance(value, str) for name, value in manifest.items()
     )
 
 
 def require_parts(manifest: Path) -> list[Path]:
-    """`manifest_parts`, each of which is undamaged and carries the fingerprint that the manifest gives it.
+    """`manifest_parts`, after a check that all are undamaged and have the fingerprints of the manifest.
 
-    Raises `InputError` for one that is damaged, or another than the manifest's: two jobs with different settings have
-    written here. Then the manifest is removed, so that its job runs again; it keeps the tables that are right.
+    Raises `InputError` for a table that is damaged or has another fingerprint, as after two jobs with different
+    settings. In the second case the manifest is removed, so its job runs again and keeps the right tables.
     """
     parts = manifest_parts(manifest)
-    for part, mark in zip(parts, read_json(manifest).values()):
+    for part, expected in zip(parts, read_json(manifest).values()):
         _require_sealed(part)
-        if (found := pl.read_parquet_metadata(part).get(FINGERPRINT)) != mark:
+        if (found := pl.read_parquet_metadata(part).get(FINGERPRINT)) != expected:
             manifest.unlink()
             raise InputError(
-                f"{part}: found the fingerprint {found}, but {mark} in {manifest.name}: it was made from other inputs. "
-                f"{manifest.name} is removed; run the same command again, which makes again what is not right"
+                f"{part}: found the fingerprint {found}, but {expected} in {manifest.name}: it was made from other "
+                f"inputs. {manifest.name} is removed; run the same command again to make the wrong tables anew"
             )
     return parts
 
 
 def of_size(paths: Sequence[Path], most_bytes: int) -> list[list[Path]]:
-    """The files in order, in lists of at most so many bytes together, or of one file that is larger."""
+    """The files in order, in lists of at most `most_bytes` in total; a larger file has its own list."""
     lists: list[list[Path]] = []
     room = 0
     for path in paths:

@@ -1,5 +1,6 @@
-# One job for each training run (or corpus): walk its checkpoints, write token
-# statistics and, where the truth is measured here, targets.
+# One job for each training run (or corpus): run its checkpoints one by one and write token statistics and, where the
+# truth is measured here, targets.
+from proxycast.study.checkpoints import distinct_options
 
 OPTIONS_OF = {job: distinct_options(PLAN, found) for job, found in JOBS.items()}
 
@@ -12,7 +13,7 @@ rule score:
         replay=str(STUDY.replay) if STUDY.replay else [],
     output:
         **({"targets": f"{RESULTS}/targets/{{job}}/manifest.json"} if PLAN.measured_tasks else {}),
-        # The tables, one for each checkpoint, lie beside it: Snakemake would remove those of a job that fails.
+        # The tables of the checkpoints lie beside it and are no outputs: Snakemake removes outputs of a failed job.
         token_stats=f"{RESULTS}/token_stats/{{job}}/manifest.json",
     log:
         f"{RESULTS}/logs/score/{{job}}.log",
@@ -28,10 +29,11 @@ rule score:
         checkpoints=lambda wildcards: [(c.checkpoint, c.folder, c.role) for c in JOBS[wildcards.job]],
         vocabulary=PLAN.vocabulary,
         tasks=[task.model_dump(mode="json") for task in PLAN.measured_tasks],
-        # Each set of options once, and for each checkpoint the number of its own.
+        # Distinct sets of options, and for each checkpoint the index of its set.
         extraction=lambda wildcards: [options.that_change_results() for options in OPTIONS_OF[wildcards.job][0]],
         options_of=lambda wildcards: OPTIONS_OF[wildcards.job][1],
-        target=STUDY.target.model_dump(mode="json"),
+        # A truth from elsewhere, which a study may get later, scores nothing again.
+        target=STUDY.target.model_dump(mode="json") if PLAN.measured_tasks else {},
         corpus=lambda wildcards: JOBS[wildcards.job][0].corpus,
     script:
         "../scripts/replay.py" if STUDY.replay else "../scripts/score.py"

@@ -1,7 +1,7 @@
 # Where a training run ends: curves fitted to early checkpoints, judged by the later ones.
 
 if STUDY.forecasting:
-    FORECASTING = ["errors", "rehearsal", "forecasts", "fits", "paths", "observed"]
+    FORECASTING = ["summary", "errors", "rehearsal", "forecasts", "intervals", "fits", "paths", "observed", "two_step"]
     MEASURED = {
         "checkpoints": rules.checkpoints.output[0],
         "targets": f"{RESULTS}/targets.parquet",
@@ -12,7 +12,7 @@ if STUDY.forecasting:
 
     rule forecasting:
         input:
-            **({"curve": str(PLAN.curve.path)} if PLAN.curve else MEASURED),
+            **({"curve": [str(path) for path in PLAN.curve.files]} if PLAN.curve else MEASURED),
         output:
             **tables_of("forecasting", FORECASTING),
         log:
@@ -23,7 +23,7 @@ if STUDY.forecasting:
             mem_mb=grown(4000),
         params:
             code=CODE["forecasting"],
-            contents=state_of(PLAN.curve.path if PLAN.curve else []),
+            contents=state_of(PLAN.curve.files if PLAN.curve else []),
             study=STUDY.model_dump(mode="json", include={"target", "forecasting"}),
             tasks=PLAN.task_names,
         script:

@@ -1,24 +1,24 @@
-# What comes from the hub: weights of a training run (converted where they must be, removed when they are scored), data
-# sets, the ladder's tokenizer. And the conversion of checkpoints that lie in folders.
+# Downloads from the hub: weights of training runs (converted where needed, removed once scored), data sets, the ladder's
+# tokenizer. Also the conversion of checkpoints that lie in folders.
 
 DOWNLOADED = {run: remote for run, found in RUNS.items() if (remote := [c for c in found if c.revision])}
 if STUDY.replay:
     DOWNLOADED = {}
 CONVERTED = {run: [c for c in found if c.convert_from and not c.revision] for run, found in RUNS.items()}
 HUB_DATA = [name for name, files in PLAN.file_sets().items() if files.hub]
-# A corpus of text needs the tokenizer, and so may checkpoints whose folders have none.
+# Corpora of text need the tokenizer, and so do checkpoints whose folders have none.
 TOKENIZER = PLAN.tokenizer_folder.as_posix() if PLAN.ladder and PLAN.runs_models else []
 TOKENIZER_FILES = sorted(Path(TOKENIZER).glob("*.json")) if TOKENIZER else []
 
-# So many downloads at a time, unless the command line says --resources hub_downloads=<n>.
+# Downloads at a time, unless the command line sets --resources hub_downloads=<n>.
 if "hub_downloads" not in workflow.global_resources:
     workflow.register_resource("hub_downloads", STUDY.hub.concurrent_downloads)
 
-# A download that waits for room on the disk gives up when for so long nothing has changed and only downloads run. On this
-# machine the job that makes room starts at once; on a cluster it may wait in the queue.
+# How long a download waits for disk space while nothing changes and only downloads run. On this machine the job that frees
+# space starts at once; on a cluster it may wait in the queue.
 IDLE_MINUTES = 10 if SITE is None else 24 * 60
 
-# Scoring waits for these: behind downloads of runs, which may wait for scoring to make room, they would not come.
+# Scoring needs these first. Queued behind downloads of runs, which wait for scoring to free space, they would never start.
 DATA_FIRST = 1
 
 
@@ -27,7 +27,7 @@ def removed_when_scored(path):
 
 
 def data_set(name):
-    """The input of a rule that reads a data set: files of this machine, or the folder that it is downloaded to."""
+    """The input of a rule that reads a data set: its local files, or the folder that it is downloaded to."""
     files = PLAN.file_sets()[name]
     return PLAN.data_folder(name).as_posix() if files.hub else [path.as_posix() for path in files.paths()]
 
@@ -40,7 +40,7 @@ rule download_run:
         record=f"{RESULTS}/revisions/{{run}}.json",
     log:
         f"{RESULTS}/logs/download_run/{{run}}.log",
-    threads: 0  # one that waits for room on the disk must not hold a core that the scoring job needs
+    threads: 0  # a download that waits for disk space must not hold a core that scoring needs
     resources:
         hub_downloads=1,
         idle_minutes=IDLE_MINUTES,
@@ -62,9 +62,9 @@ rule convert_run:
         removed_when_scored(directory(f"{RESULTS}/converted/{{run}}")),
     log:
         f"{RESULTS}/logs/convert_run/{{run}}.log",
-    priority: 1  # what is at hand is scored before more is downloaded
+    priority: 1  # score runs that are here before downloading more
     resources:
-        # Weights are mapped, not held.
+        # Weights are memory-mapped, not loaded.
         mem_mb=grown(4000),
     params:
         code=CODE["convert_run"],

@@ -1,30 +1,42 @@
-# Token statistics to the 80 proxies: one job for each corpus, which reads one run after the other.
+# From token statistics to the 80 proxies: one job for each corpus, which reads its runs one by one.
+from proxycast.experiments.judges.judge_limits import judge_proxies
+from proxycast.proxy_formulas import BASELINES, STATISTICS, WEIGHTINGS
+from proxycast.study.checkpoints import compared_rates, up_to
 
 SCORED_CORPORA = list(dict.fromkeys(checkpoint.corpus for checkpoint in SCORED))
 JOBS_OF = {corpus: [job for job, found in JOBS.items() if found[0].corpus == corpus] for corpus in SCORED_CORPORA}
 
 
-# Proxies whose values of single solutions are kept, for bootstraps over solutions.
-POOLED = [name.split("/") for name in STUDY.forecasting.proxies if "/" in name] if STUDY.forecasting else []
-KEPT = [proxy.model_dump() for proxy in STUDY.highlighted] + [{"statistic": s, "weighting": w} for s, w in POOLED]
+RATES = compared_rates(PLAN, CHECKPOINTS)
+
+# Proxies whose values are also kept per solution, for bootstraps over solutions.
+POOL = STUDY.forecasting.proxies if STUDY.forecasting else []
+POOLED = [parts for name in POOL if len(parts := name.split("/")) == 2]
+KEPT = [{"statistic": s, "weighting": w} for s, w in POOLED]
+KEPT += [proxy.model_dump() for proxy in STUDY.highlighted] if not STUDY.forecasting else []
+JUDGES_MODELS = bool(STUDY.model_selection and STUDY.target)
+if JUDGES_MODELS:  # scorers need all of them
+    KEPT = [{"statistic": s, "weighting": w} for s in STATISTICS for w in WEIGHTINGS]
+if PLAN.selects_models or PLAN.selects_data:  # both ratios are baselines of every ranking
+    KEPT += [{"statistic": s, "weighting": "none"} for s in BASELINES]
+KEPT += [{"statistic": s, "weighting": w} for judge in PLAN.judges.values() for s, w in judge_proxies(judge)]
 
 
 def kept_checkpoints(wildcards):
-    """Whose values of single solutions are kept; None: of all. A data selection ranks with them at its budgets."""
+    """Checkpoints whose values are kept per solution; None: all. Data selection needs them at its budgets."""
     if not PLAN.selects_data:
         return None
-    budgets = {(budget.size, budget.step) for budget in STUDY.budgets}
     found = [c for job in JOBS_OF[wildcards.corpus] for c in JOBS[job]]
-    return [c.checkpoint for c in found if (c.size, c.step) in budgets]
+    return [c.checkpoint for c in up_to(found, [*BUDGETS, *RATES], STUDY.selection.last_checkpoints)]
 
 
 rule solution_proxies:
     input:
         token_stats=lambda wildcards: expand(rules.score.output.token_stats, job=JOBS_OF[wildcards.corpus]),
-        solutions=SOLUTIONS if STUDY.model_selection else [],
+        solutions=SOLUTIONS if JUDGES_MODELS else [],
         experts=EXPERTS,
     output:
-        **({"subsets": f"{RESULTS}/subsets/{{corpus}}.parquet"} if STUDY.model_selection else {}),
+        **({"subsets": f"{RESULTS}/subsets/{{corpus}}.parquet"} if JUDGES_MODELS else {}),
         proxies=f"{RESULTS}/proxies/{{corpus}}.parquet",
         of_solutions=f"{RESULTS}/solution_proxies/{{corpus}}.parquet",
     log:
@@ -39,8 +51,8 @@ rule solution_proxies:
         tails=(STUDY.extraction.tail_tokens, STUDY.extraction.tail_bytes),
         kept=KEPT,
         kept_checkpoints=kept_checkpoints,
-        model_selection=STUDY.model_selection.model_dump() if STUDY.model_selection else {},
-        seed=STUDY.selection.seed if STUDY.model_selection else None,
+        model_selection=STUDY.model_selection.model_dump() if JUDGES_MODELS else {},
+        seed=STUDY.selection.seed if JUDGES_MODELS else None,
     script:
         "../scripts/solution_proxies.py"
 

@@ -1,4 +1,6 @@
-# The figures of every experiment. `snakemake --report` binds them, the tables and how each was made into one page.
+# The figures of every experiment. `snakemake --report` puts them, the tables and their provenance into one page.
+from proxycast.experiments.laws.two_step import FEWEST_RUNS
+from proxycast.truth.training_log import run_names
 
 
 def figures_of(experiment, figures):
@@ -18,9 +20,11 @@ def named(kinds, things=None):
     return {f"{k}_{t}": (k, f"{k.replace('_', ' ')}, {words}") for k in kinds for t, words in things.items()}
 
 
-if PLAN.selects_data:
-    AT_BUDGETS = ["ranking_with_intervals", "proxy_against_truth", *(["decision_accuracy_heatmap"] if JOBS else [])]
-    BUDGETS = {f"{budget.size}_step{budget.step}": budget.name for budget in STUDY.budgets}
+NAMED_BUDGETS = {f"{budget.size}_step{budget.step}": budget.name for budget in BUDGETS}
+
+
+if PLAN.selects_data and STUDY.target:
+    OF_BUDGETS = ["ranking_with_intervals", "proxy_against_truth", *(["decision_accuracy_heatmap"] if JOBS else [])]
 
     rule data_selection_figures:
         input:
@@ -28,35 +32,62 @@ if PLAN.selects_data:
         output:
             **figures_of(
                 "data_selection",
-                named(["pareto_frontier", "decision_accuracy_over_training"]) | named(AT_BUDGETS, BUDGETS),
+                named(["pareto_frontier", "decision_accuracy_over_training"]) | named(OF_BUDGETS, NAMED_BUDGETS),
             ),
         log:
             f"{RESULTS}/logs/data_selection_figures.log",
         params:
             code=CODE["data_selection_figures"],
-            study=STUDY.model_dump(mode="json", include={"target", "selection", "highlighted", "budgets"}),
+            study=STUDY.model_dump(mode="json", include={"target", "selection", "highlighted"}) | AT_BUDGETS,
         script:
             "../scripts/data_selection_figures.py"
 
+    if OF_LAWS:
 
-if STUDY.model_selection:
+        rule law_figures:
+            input:
+                **{name: rules.data_selection.output[name] for name in ["pareto", "ranking", "truth", *OF_LAWS]},
+            output:
+                **figures_of("data_selection", named(["law_decision_accuracy", "law_differences", "law_curves"])),
+            log:
+                f"{RESULTS}/logs/law_figures.log",
+            params:
+                code=CODE["law_figures"],
+                study=STUDY.model_dump(mode="json", include={"target", "selection"}),
+            script:
+                "../scripts/law_figures.py"
+
+elif PLAN.selects_data:
+
+    rule data_selection_figures:
+        input:
+            **{name: rules.data_selection.output[name] for name in DATA_SELECTION},
+        output:
+            **figures_of(
+                "data_selection",
+                named(["agreement_of_proxies"]) | named(["order_of_corpora"], NAMED_BUDGETS),
+            ),
+        log:
+            f"{RESULTS}/logs/data_selection_figures.log",
+        params:
+            code=CODE["corpus_order_figures"],
+            study=STUDY.model_dump(mode="json", include={"highlighted", "selection"}) | AT_BUDGETS,
+            left_out=PLAN.left_out,
+        script:
+            "../scripts/corpus_order_figures.py"
+
+
+if PLAN.selects_models:
+    OF_MODELS = ["models_ranked", "model_pairs", "model_agreement"]
+    if STUDY.target:
+        OF_MODELS += ["methods", "predicted_against_true_rank", "proxies_chosen"]
+        OF_MODELS += ["solutions_and_writers", "model_selection_heatmap"] if JOBS else []
 
     rule model_selection_figures:
         input:
             **{name: rules.model_selection.output[name] for name in MODEL_SELECTION},
         output:
-            **figures_of(
-                "model_selection",
-                named(
-                    [
-                        "methods",
-                        "predicted_against_true_rank",
-                        "proxies_chosen",
-                        "solutions_and_writers",
-                        "model_selection_heatmap",
-                    ]
-                ),
-            ),
+            **figures_of("model_selection", named(OF_MODELS)),
         log:
             f"{RESULTS}/logs/model_selection_figures.log",
         params:
@@ -67,7 +98,8 @@ if STUDY.model_selection:
 
 
 if STUDY.forecasting:
-    FORECAST_RUNS = {run: run for run in ([PLAN.curve.run] if PLAN.curve else RUNS)}
+    FORECAST_RUNS = {run: run for run in (run_names(PLAN.curve) if PLAN.curve else RUNS)}
+    FORECAST_RUNS = {run: run for run in FORECAST_RUNS if run not in STUDY.forecasting.models}
 
     rule forecasting_figures:
         input:
@@ -76,6 +108,7 @@ if STUDY.forecasting:
             **figures_of(
                 "forecasting",
                 named(["error_over_horizon", "forecast_coverage"])
+                | named(["two_step_predictions", "two_step_law"] if len(FORECAST_RUNS) >= FEWEST_RUNS else [])
                 | named(["forecast_curves", "proxy_curves"], FORECAST_RUNS),
             ),
         log:
@@ -89,6 +122,8 @@ if STUDY.forecasting:
 
 EXPERIMENTS = [
     *([rules.data_selection, rules.data_selection_figures] if PLAN.selects_data else []),
-    *([rules.model_selection, rules.model_selection_figures] if STUDY.model_selection else []),
+    *([rules.law_figures] if PLAN.selects_data and STUDY.selection.scaling_laws else []),
+    *([rules.model_selection, rules.model_selection_figures] if PLAN.selects_models else []),
     *([rules.forecasting, rules.forecasting_figures] if STUDY.forecasting else []),
+    *([rules.judged] if STUDY.judges else []),
 ]

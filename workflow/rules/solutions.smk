@@ -1,7 +1,8 @@
-# Expert solutions and generic text: from the users' files, from the suite, or rendered from rows of a data set.
+# Expert solutions and generic text: from the user's files, from the suite, or rendered from rows of a data set.
+from proxycast.solutions.rows import GENERIC_TEXT
 
 RENDERED = [name for name in PLAN.solution_names if PLAN.rows(name)]
-# Where a study has writers, a task's solutions are given ones and theirs (write.smk).
+# In a study with writers, a task's solutions are the given ones and the writers' (write.smk).
 AS_GIVEN = [GENERIC_TEXT] if STUDY.writers else PLAN.solution_names
 
 

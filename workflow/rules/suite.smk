@@ -1,5 +1,5 @@
 # The miniature suite: documents, tokenizer and problems once, then one training job for each corpus.
-
+from proxycast.study.checkpoints import checkpoints_fingerprint
 
 TOKENIZERS = list(STUDY.miniature.tokenizers) if STUDY.miniature else []
 FAMILIES = sorted({task.family for task in PLAN.tasks if task.family})
@@ -14,7 +14,7 @@ rule checkpoints:
         f"{RESULTS}/logs/checkpoints.log",
     params:
         code=CODE["write_checkpoints"],
-        # The script plans again: tens of thousands of rows are too many to stand in the plan of a job.
+        # The script makes the plan again: tens of thousands of rows are too many for a job's parameters.
         checkpoints=lambda wildcards: checkpoints_fingerprint(CHECKPOINTS),
     script:
         "../scripts/write_checkpoints.py"

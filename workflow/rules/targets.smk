@@ -1,24 +1,37 @@
-# The downstream truth: what the scoring jobs or lm-eval measured, a table from elsewhere, or what others published.
+# The downstream truth: measured by the scoring jobs or lm-eval, or read from tables of others. And their statistics.
+from proxycast.files import own_files
+from proxycast.study.checkpoints import short_names
 
-if STUDY.published:
+# Whether the truth stands beside the statistics of a study that runs no model.
+TRUTH_OUTSIDE = STUDY.statistics and not PLAN.runs_models and STUDY.target and STUDY.target.measured_here
+CURVE = STUDY.statistics.decision_accuracies if STUDY.statistics else None
 
-    rule read_published:
+if STUDY.statistics:
+
+    rule read_statistics:
         input:
-            folder=STUDY.published,
+            table=STUDY.statistics.table,
+            checkpoints=rules.checkpoints.output[0],
+            curve=CURVE or [],
         output:
-            targets=f"{RESULTS}/targets.parquet",
-            curve=f"{RESULTS}/published_curve.parquet",
+            **({"targets": f"{RESULTS}/targets.parquet"} if TRUTH_OUTSIDE else {}),
+            **({"curve": f"{RESULTS}/published_curve.parquet"} if CURVE else {}),
+            statistics=f"{RESULTS}/statistics.parquet",
         log:
-            f"{RESULTS}/logs/read_published.log",
+            f"{RESULTS}/logs/read_statistics.log",
         params:
-            code=CODE["read_published"],
-            contents=state_of(sorted(STUDY.published.glob("*.csv"))),
-            corpora=PLAN.published_names,
-            ladder=PLAN.ladder.model_dump(mode="json"),
+            code=CODE["read_statistics"],
+            contents=state_of(STUDY.statistics.paths()),
+            study=STUDY.model_dump(mode="json", include={"statistics", "target"}),
+            names=PLAN.unit_names,
+            tasks=PLAN.task_names,
+            runs_models=PLAN.runs_models,
+            ladder=PLAN.ladder.model_dump(mode="json") if CURVE else None,
         script:
-            "../scripts/read_published.py"
+            "../scripts/read_statistics.py"
 
-elif STUDY.target.evaluations:
+
+if STUDY.target and STUDY.target.evaluations:
     JUDGED = {checkpoint.corpus for checkpoint in CHECKPOINTS if checkpoint.role == "target"}
 
     rule read_evaluations:
@@ -43,7 +56,7 @@ elif STUDY.target.evaluations:
         script:
             "../scripts/read_evaluations.py"
 
-else:
+elif STUDY.target and not TRUTH_OUTSIDE:
 
     rule join_targets:
         input:
@@ -59,6 +72,7 @@ else:
         params:
             code=CODE["join_targets"],
             contents=state_of(STUDY.target.table or []),
+            short_names=short_names(CHECKPOINTS) if STUDY.target.table else {},
         script:
             "../scripts/join_targets.py"
 
@@ -94,7 +108,8 @@ if PLAN.harness_tasks:
             "../scripts/evaluate_harness.py"
 
 
-# A curve that others logged holds its own truth.
-TARGETS = [] if PLAN.curve else [f"{RESULTS}/targets.parquet"]
-TARGETS += [f"{RESULTS}/published_curve.parquet"] if STUDY.published else []
+# A curve that others logged includes its truth; without a truth candidates are only ranked.
+TARGETS = [] if PLAN.curve or TRUTH_OUTSIDE or not STUDY.target else [f"{RESULTS}/targets.parquet"]
+OUTSIDE = rules.read_statistics.output.statistics if STUDY.statistics else []
+TARGETS += rules.read_statistics.output if STUDY.statistics else []
 TARGETS += expand(f"{RESULTS}/harness/{{job}}.parquet", job=JOBS if PLAN.harness_tasks else [])

@@ -1,11 +1,11 @@
 # Corpora of text: tokenised once into shards, then one training job for each run of a ladder (suite.smk trains the others).
 
-TEXTS = {corpus.name: corpus.text for corpus in PLAN.corpora if corpus.text}
+TEXTS = {corpus.name: corpus.text for corpus in PLAN.corpora if corpus.text and PLAN.runs_models}
 TRAINED_RUNS = [run for run, found in RUNS.items() if PLAN.ladder and found[0].corpus in TEXTS]
 
 
 def text_files(wildcards):
-    """Local files of every source, or the folders that they are downloaded to."""
+    """Local files of every source, or the folder that it is downloaded to."""
     numbers = range(len(TEXTS[wildcards.corpus].mixture))
     found = [data_set(f"text-{wildcards.corpus}-{number}") for number in numbers]
     return [path for paths in found for path in ([paths] if isinstance(paths, str) else paths)]
@@ -58,7 +58,7 @@ rule train_run:
         steps=lambda wildcards: [checkpoint.step for checkpoint in RUNS[wildcards.run]],
         ladder=lambda wildcards: PLAN.ladder.only(RUNS[wildcards.run][0].size).model_dump(mode="json"),
         models=f"{RESULTS}/text/models/{{run}}",
-        # No output: what survives a kill must not be removed with a failed job.
+        # Not an output: Snakemake would remove it when the job fails, and training resumes from it.
         state=f"{RESULTS}/text/state/{{run}}",
     script:
         "../scripts/train_run.py"

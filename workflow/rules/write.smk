@@ -1,31 +1,32 @@
 # Expert solutions from strong models: the tasks' problems, what each writer writes for them, and both joined.
-# Without writers no job of it is needed.
+# A study without writers needs none of these jobs.
+from proxycast.tables import input_states
 
 WRITERS = STUDY.writers
 WRITTEN_TASKS = PLAN.task_names if WRITERS else []
-# What the truth is measured on: all problems, solved by a writer or not. Without writers every problem has its solution.
+# Problems that the truth is measured on: all of them, with or without a solution. Without writers each has a solution.
 PROBLEMS = expand(f"{RESULTS}/problems/{{task}}.jsonl", task=WRITTEN_TASKS) if WRITERS else SOLUTIONS
 EXPERTS = expand(f"{RESULTS}/written/{{writer}}/experts.parquet", writer=WRITERS)
-WRITTEN_OPTIONS = {name: STUDY.extraction.over(writer.model) for name, writer in WRITERS.items()}
+WRITTEN_OPTIONS = {name: STUDY.extraction.with_overrides(writer.model) for name, writer in WRITERS.items()}
 OF_WRITERS = {name: c for name, w in WRITERS.items() for c in CHECKPOINTS if c.checkpoint == w.checkpoint}
 
 
 def writer_folder(name):
-    """Where the writer's model lies."""
+    """Folder of the writer's model."""
     if name in OF_WRITERS:
         return OF_WRITERS[name].folder
     return str(WRITERS[name].folder or f"{RESULTS}/writers/{name}/step0")
 
 
 def writer_weights(name):
-    """What a writer waits for."""
+    """Files that a writer's job needs first."""
     if name in OF_WRITERS:
         return weight_inputs(PLAN, [OF_WRITERS[name]])
     return f"{RESULTS}/writers/{name}" if WRITERS[name].hub else []
 
 
 def writer_state(name):
-    """Changes with the files of a writer's given folder."""
+    """A fingerprint of the files in a writer's given folder."""
     if name in OF_WRITERS:
         return weight_states(PLAN, [OF_WRITERS[name]])
     return input_states(WRITERS[name].folder.glob("*") if WRITERS[name].folder else [], most_bytes=-1)
@@ -84,7 +85,7 @@ rule download_writer:
         "../scripts/download_run.py"
 
 
-# One job for each writer, whose model is loaded once for all tasks.
+# One job for each writer, so its model is loaded once for all tasks.
 rule write_solutions:
     input:
         weights=lambda wildcards: writer_weights(wildcards.writer),

@@ -1,23 +1,23 @@
-"""Write the miniature suite: documents, tokenizers, held-out text, problems; stop if anything leaked or is bad."""
+"""Write the miniature suite: documents, tokenizers, held-out text, problems; stop if any is invalid or leaked."""
 
 import logging
 from pathlib import Path
 
 import polars as pl
-from proxycast.checkpoints import plan_checkpoints
-from proxycast.checks import check_inputs
-from proxycast.config import load_plan
 from proxycast.jobs import job
-from proxycast.miniature.leaks import count_leaks, require_no_leak
-from proxycast.miniature.problems import FAMILIES, bare_question, benchmark
-from proxycast.miniature.recipes import describe_documents, pool_fingerprint
-from proxycast.miniature.sources import held_out_text, write_sources
-from proxycast.miniature.tokenizer import save_tokenizer, train_tokenizer
-from proxycast.solutions import Solution, write_solutions
+from proxycast.solutions.rows import Solution, write_solutions
+from proxycast.study.checkpoint_plan import plan_checkpoints
+from proxycast.study.checks import check_inputs
+from proxycast.study.loader import load_plan
 from proxycast.tables import atomic, write_table
+from proxycast.training.miniature.leaks import count_leaks, require_no_leak
+from proxycast.training.miniature.problems import FAMILIES, bare_question, benchmark
+from proxycast.training.miniature.recipes import describe_documents, pool_fingerprint
+from proxycast.training.miniature.sources import held_out_text, write_sources
+from proxycast.training.miniature.suite_tokenizer import save_tokenizer, train_tokenizer
 
 with job(snakemake.log[0]):
-    # The whole study, read past Snakemake: a changed corpus must be checked, but must not make the suite again.
+    # The whole study is no parameter of the rule: a changed corpus is checked, but does not rebuild the suite.
     plan = load_plan(snakemake.config, f"study {snakemake.config['study']}")
     suite, output = plan.study.miniature, snakemake.output
     documents = write_sources(suite.seed, suite.scale)

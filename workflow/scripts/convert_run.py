@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from proxycast.conversion import convert_run
 from proxycast.jobs import job
+from proxycast.weights.conversion import convert_run
 
 with job(snakemake.log[0]):
     inputs, folder = snakemake.input, Path(snakemake.output[0])

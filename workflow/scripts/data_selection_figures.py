@@ -3,12 +3,14 @@
 from pathlib import Path
 
 import polars as pl
-from proxycast.config import Budget, Target
-from proxycast.data_selection import about_noise
+from proxycast.config.experiments.selection_options import SelectionOptions
+from proxycast.config.study import Budget
+from proxycast.config.truth import Target
+from proxycast.experiments.data_selection.corpus_truth import about_noisy_metric
+from proxycast.experiments.reliability import NOISE
 from proxycast.jobs import job
-from proxycast.plots import data_selection as plots
-from proxycast.plots.style import save
-from proxycast.ranking import NOISE, SelectionOptions
+from proxycast.report import data_selection_figures as plots
+from proxycast.report.style import save
 from proxycast.tables import read_table
 
 with job(snakemake.log[0]):
@@ -18,9 +20,12 @@ with job(snakemake.log[0]):
     decision_accuracy = read_table(inputs.decision_accuracy).filter(truth=target.metric, task="all")
     ranking = read_table(inputs.ranking)
     truth = read_table(inputs.truth).row(by_predicate=pl.col("metric") == target.metric, named=True)
-    ceiling, warning = truth["ceiling_decision_accuracy"], about_noise(truth) if truth["verdict"] == NOISE else ""
+    ceiling, warning = (
+        truth["ceiling_decision_accuracy"],
+        about_noisy_metric(truth) if truth["verdict"] == NOISE else "",
+    )
     figures = {
-        "pareto_frontier": plots.pareto_frontier(
+        "pareto_frontier": plots.decision_accuracy_over_compute(
             read_table(inputs.pareto), ceiling, options.thresholds, highlighted, warning
         ),
         "decision_accuracy_over_training": plots.decision_accuracy_over_training(
@@ -32,15 +37,10 @@ with job(snakemake.log[0]):
         proxy_at = (*highlighted[0], *at)
         figures |= {
             f"ranking_with_intervals_{budget.size}_step{budget.step}": plots.ranking_with_intervals(
-                ranking, decision_accuracy, *proxy_at, ceiling, warning=warning
+                ranking, decision_accuracy, proxy_at, ceiling, warning=warning
             ),
             f"proxy_against_truth_{budget.size}_step{budget.step}": plots.proxy_against_truth(
-                ranking,
-                decision_accuracy,
-                *proxy_at,
-                ceiling,
-                warning=warning,
-                higher_is_better=truth["higher_is_better"],
+                ranking, decision_accuracy, proxy_at, ceiling, "mean", warning, truth["higher_is_better"]
             ),
         }
         if "proxy" in set(decision_accuracy["kind"]):

@@ -2,17 +2,19 @@
 
 from pathlib import Path
 
+from proxycast.config.study import HubOptions
 from proxycast.files import Files
-from proxycast.hub import HubOptions, Source, download, remove_all_but
 from proxycast.jobs import job
 from proxycast.tables import write_json
+from proxycast.weights.hub import download, remove_all_but
+from proxycast.weights.hub_snapshots import HubSource
 
 with job(snakemake.log[0]):
     options, files = HubOptions(**snakemake.config.get("hub", {})), Files(**snakemake.params.files)
-    source, folder = Source(files.hub, files.revision, "dataset"), Path(snakemake.output.folder)
-    # Snakemake removes what a failed job was to write; finished files lie beside it and stay.
+    source, folder = HubSource(files.hub, files.revision, "dataset"), Path(snakemake.output.folder)
+    # Snakemake removes the outputs of a failed job. Finished files lie beside the output, so they stay.
     partial = folder.with_name(f".{folder.name}.partial")
     record = download(source, lambda names: filter(files.matches, names), partial, options)
     remove_all_but(partial, record["files"])
     write_json(record, Path(snakemake.output.record))
-    partial.rename(folder)  # last: what fails after it would take the files with it
+    partial.rename(folder)  # last: if a later step failed, Snakemake would remove the files

@@ -1,19 +1,21 @@
-"""Fetch all checkpoints of a training run from the hub, and convert those that must be.
+"""Fetch all checkpoints of a training run from the hub, and convert those that need it.
 
-The commit of each and the hash of every file are recorded.
+Record the commit of each checkpoint and the hash of every file.
 """
 
 import os
 from functools import partial
 from pathlib import Path
 
-from proxycast.hub import HubOptions, Patience, fetch_run
+from proxycast.config.study import HubOptions
 from proxycast.jobs import any_runs, job
+from proxycast.weights.disk_room import Patience
+from proxycast.weights.hub_runs import fetch_run
 
-os.environ["OMP_NUM_THREADS"] = "1"  # Snakemake says 0, as the rule holds no core; OpenMP takes no 0
+os.environ["OMP_NUM_THREADS"] = "1"  # Snakemake sets 0, because the rule has 0 threads; OpenMP refuses 0
 
 with job(snakemake.log[0]):
-    # Read past Snakemake's parameters: how often a download is tried again changes nothing that it brings.
+    # Not a parameter of the rule: the number of retries does not change the result.
     options = HubOptions(**snakemake.config.get("hub", {}))
     checkpoints, logs = snakemake.params.checkpoints, Path(snakemake.log[0]).parent.parent
     fetch_run(

@@ -4,18 +4,20 @@ from pathlib import Path
 
 import polars as pl
 import torch
-from proxycast.checkpoints import job_options
-from proxycast.config import load_plan
-from proxycast.consent import is_trusted, programs
-from proxycast.harness import LM_EVAL, Harness, HarnessTask, harness_rows
+from proxycast.cluster.gpu_locks import asked_gpus, own_gpus, with_gpus
+from proxycast.config.tasks import HarnessTask
+from proxycast.config.truth import Harness
 from proxycast.jobs import job
-from proxycast.resources import asked_gpus, own_gpus, with_gpus
+from proxycast.study.checkpoint_plan import job_options
+from proxycast.study.consent import is_trusted, programs
+from proxycast.study.loader import load_plan
 from proxycast.tables import fingerprint, write_table
-from proxycast.targets import TARGETS_SCHEMA
+from proxycast.truth.harness import LM_EVAL, harness_rows
+from proxycast.truth.targets import TARGETS_SCHEMA
 
 
 def evaluate(snakemake) -> None:
-    # Beside a GPU; without one, one thread: more would add up in another order.
+    # One thread without a GPU: more threads would sum in another order and round differently.
     torch.set_num_threads(snakemake.threads if torch.cuda.is_available() else 1)
     params = snakemake.params
     wanted = job_options(load_plan(snakemake.config, where="the study"), params.corpus, params.checkpoints)
@@ -34,6 +36,6 @@ def evaluate(snakemake) -> None:
     write_table(table, Path(snakemake.output.targets), fingerprint(LM_EVAL, rows))
 
 
-if __name__ == "__main__":  # vLLM's processes import this file again
+if __name__ == "__main__":  # vLLM's worker processes import this file
     with job(snakemake.log[0]), own_gpus(asked_gpus(snakemake.resources)):
         evaluate(snakemake)

@@ -1,9 +1,9 @@
-"""Join a task's given solutions, those rows of its problems that have one, and what each writer wrote."""
+"""Join a task's given solutions (the problems that have one) and the solutions of each writer."""
 
 from pathlib import Path
 
 from proxycast.jobs import job
-from proxycast.solutions import Solution, read_problems, read_solutions, write_solutions
+from proxycast.solutions.rows import Solution, read_problems, read_solutions, write_solutions
 
 with job(snakemake.log[0]):
     given = [row for row in read_problems(Path(snakemake.input.problems)) if isinstance(row, Solution)]

@@ -1,75 +1,67 @@
-"""Learn on some tasks and models which model is best at others, and write the tables of the model selection."""
+"""Rank the models, with a truth learn from some how to rank others, and write the tables and the judge of this."""
 
-import sys
+import logging
 from pathlib import Path
 
 import polars as pl
-from proxycast.config import Target
-from proxycast.jobs import PROGRESS_SECONDS, job
-from proxycast.model_selection import (
-    ModelSelectionOptions,
-    cheap_scorers,
-    folds_table,
-    leave_one_family_out,
-    leave_two_tasks_out,
-    mean_ceiling,
-    measured,
-    predictions_table,
-    proxies_table,
-    score_folds,
-    stability_table,
-    summary_table,
-    truth_table,
-    writers_table,
-)
-from proxycast.ranking import SelectionOptions
-from proxycast.scorers import SCORERS
-from proxycast.solutions import read_problems
+from proxycast.config.experiments.selection_options import ModelSelectionOptions, SelectionOptions
+from proxycast.config.study import Proxy
+from proxycast.config.truth import Target
+from proxycast.experiments.checkpoint_means import checkpoint_means
+from proxycast.experiments.judges.judge_file import Reading, write_judge
+from proxycast.experiments.judges.scorer_judges import model_judge
+from proxycast.experiments.model_selection.model_ranking import NO_SOLUTIONS
+from proxycast.experiments.model_selection.model_tables import model_selection_tables
+from proxycast.jobs import job
+from proxycast.solutions.rows import read_problems
 from proxycast.tables import fingerprint, read_table, scan_tables, table_fingerprint, write_table
-from proxycast.targets import MULTIPLE_CHOICE_ACCURACY, chance_accuracy, log_unknown
-from tqdm import tqdm
+from proxycast.weights.tokenizer import tokenizer_fingerprints
+
+log = logging.getLogger("model_selection")
 
 with job(snakemake.log[0]):
-    study, tasks, inputs = snakemake.params.study, snakemake.params.tasks, snakemake.input
-    target, selection = Target(**study["target"]), SelectionOptions(**study["selection"])
-    options = ModelSelectionOptions(**study["model_selection"])
-    checkpoints, targets = read_table(inputs.checkpoints), read_table(inputs.targets)
-    if target.table:
-        log_unknown(targets, checkpoints["checkpoint"].to_list(), tasks)
-    known = measured(checkpoints, read_table(inputs.proxies), targets, tasks, target.metric, target.sign(target.metric))
-    two_tasks = leave_two_tasks_out(known)
-    families, left_out = leave_one_family_out(known)
-    folds = [*two_tasks, *families]
-    bar = tqdm(folds, unit="fold", mininterval=PROGRESS_SECONDS, file=sys.stderr)
-    scores, chosen = score_folds(known, bar, {name: SCORERS[name]() for name in options.scorers}, snakemake.threads)
+    study, inputs = snakemake.params.study, snakemake.input
+    for line in snakemake.params.left_out:
+        log.info("%s", line)
+    subsets, of_solutions = inputs.subsets, inputs.solution_proxies
+    checkpoints, options = read_table(inputs.checkpoints), SelectionOptions(**study["selection"])
 
-    chance = {}
-    if target.metric == MULTIPLE_CHOICE_ACCURACY:
-        problems = {Path(path).stem: read_problems(Path(path)) for path in inputs.problems}
-        chance = {task: chance_accuracy({task: problems[task]}) for task in tasks if task in problems}
-    truth = truth_table(known, chance, selection)
-    # The ceiling is that of all models together; within a family they differ less.
-    summaries = [
-        summary_table(known, two_tasks, scores[: len(two_tasks)], selection, ceiling=mean_ceiling(truth)),
-    ]
-    if families:
-        summaries.append(summary_table(known, families, scores[len(two_tasks) :], selection, left_out))
-    tables = {
-        "summary": pl.concat(summaries),
-        "folds": folds_table(known, folds, scores),
-        "chosen": chosen,
-        "stability": stability_table(chosen, folds),
-        "predictions": predictions_table(known, folds, scores),
-        "proxies": proxies_table(known, selection),
-        "truth": truth,
-    }
-    sources = [inputs.checkpoints, inputs.proxies, inputs.targets]
-    if inputs.get("subsets"):
-        subsets = [inputs.subsets] if isinstance(inputs.subsets, str) else list(inputs.subsets)
-        tables["writers"] = writers_table(
-            known, scan_tables(subsets).collect(), two_tasks, cheap_scorers(), snakemake.threads
-        )
-        sources += subsets
+    def means(paths) -> pl.LazyFrame:
+        return checkpoint_means(scan_tables(paths), checkpoints, options.last_checkpoints)
+
+    tables = model_selection_tables(
+        checkpoints,
+        read_table(inputs.targets[0]) if inputs.targets else None,
+        means(inputs.proxies).collect() if inputs.proxies else None,
+        snakemake.params.tasks,
+        Target(**study["target"]) if study["target"] else None,
+        options,
+        ModelSelectionOptions(**study["model_selection"] or {}),
+        means(of_solutions) if of_solutions else NO_SOLUTIONS,
+        [Proxy(**proxy) for proxy in study["highlighted"]],
+        outside=read_table(inputs.outside) if inputs.outside else None,
+        subsets=means(subsets).collect() if subsets else None,
+        problems={Path(path).stem: read_problems(Path(path)) for path in inputs.problems},
+        processes=snakemake.threads,
+    )
+    given = [path for path in (inputs.proxies, inputs.outside) if path]
+    sources = [inputs.checkpoints, *given, *inputs.targets, *subsets, *of_solutions]
     made_from = fingerprint([table_fingerprint(Path(path)) for path in sources], study)
     for name, table in tables.items():
         write_table(table, Path(snakemake.output[name]), made_from, csv=True)
+    if "judge" in snakemake.output.keys():  # models were run, there is a truth, and nothing else is learned from
+        judge = model_judge(
+            study["study"],
+            checkpoints,
+            read_table(inputs.targets[0]),
+            means(inputs.proxies).collect(),
+            snakemake.params.tasks,
+            Target(**study["target"]),
+            ModelSelectionOptions(**study["model_selection"]),
+            tables,
+            reading=Reading.model_validate(snakemake.params.reading),
+            tokenizers=tokenizer_fingerprints(snakemake.params.tokenizers),
+            made_from={Path(path).stem: table_fingerprint(Path(path)) for path in (inputs.proxies, *inputs.targets)},
+            processes=snakemake.threads,
+        )
+        write_judge(judge, Path(snakemake.output.judge))

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from proxycast.evaluations import METRICS, read_evaluations
+from proxycast.config.ladder import Ladder
 from proxycast.files import Files
 from proxycast.jobs import job
-from proxycast.ladder import Ladder
 from proxycast.tables import fingerprint, write_table
+from proxycast.truth.evaluations import METRICS, read_evaluations
 
 with job(snakemake.log[0]):
     params, files = snakemake.params, Files(**snakemake.params.evaluations)

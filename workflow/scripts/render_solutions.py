@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
+from proxycast.config.tasks import Rows
 from proxycast.jobs import job
-from proxycast.solutions import write_solutions
-from proxycast.templates import Rows, render_solutions
+from proxycast.solutions.rows import write_solutions
+from proxycast.solutions.templates import render_solutions
 
 with job(snakemake.log[0]):
     rows, output = Rows(**snakemake.params.rows), Path(snakemake.output[0])

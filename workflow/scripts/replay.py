@@ -1,8 +1,8 @@
-"""Write recorded token statistics for every checkpoint of one job, in the place of running its models."""
+"""Write recorded token statistics for every checkpoint of one job, instead of running its models."""
 
 from pathlib import Path
 
-from proxycast.engines.replay import replay
+from proxycast.extraction.engines.replay import replay
 from proxycast.jobs import job
 from proxycast.tables import write_json
 

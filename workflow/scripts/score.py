@@ -1,22 +1,25 @@
-"""Walk the checkpoints of one job: token statistics and, unless a table gives the truth, downstream results."""
+"""Run the checkpoints of one job: write token statistics and, unless a table gives the truth, downstream results."""
 
 from pathlib import Path
 
 import torch
-from proxycast.checkpoints import job_options, require_active_parameters
-from proxycast.checks import require_vocabulary
-from proxycast.config import Target, Task, load_plan
-from proxycast.engines import engines_for
-from proxycast.extraction import extract
+from proxycast.cluster.gpu_locks import asked_gpus, own_gpus, with_gpus
+from proxycast.config.tasks import Task
+from proxycast.config.truth import Target
+from proxycast.extraction.engines.factory import engines_for
+from proxycast.extraction.sweep import extract
 from proxycast.jobs import job
-from proxycast.resources import asked_gpus, own_gpus, with_gpus
-from proxycast.solutions import read_problems, read_solutions
+from proxycast.solutions.rows import read_problems, read_solutions
+from proxycast.study.checkpoint_plan import job_options, require_active_parameters
+from proxycast.study.checks import require_vocabulary
+from proxycast.study.loader import load_plan
 from proxycast.tables import write_json
-from proxycast.targets import EXACT_MATCH, evaluate_checkpoints
+from proxycast.truth.measurement import evaluate_checkpoints
+from proxycast.truth.targets import EXACT_MATCH
 
 
 def score(snakemake) -> None:
-    # Beside a GPU; without one, one thread: more would add up in another order.
+    # One thread without a GPU: more threads would sum in another order and round differently.
     torch.set_num_threads(snakemake.threads if torch.cuda.is_available() else 1)
     params, output, code = snakemake.params, snakemake.output, snakemake.params.code
     target, tasks = Target(**params.target), [Task(**task) for task in params.tasks]
@@ -24,7 +27,7 @@ def score(snakemake) -> None:
     problems = {Path(path).stem: read_problems(Path(path)) for path in snakemake.input.problems}
     checkpoints = [(name, Path(folder)) for name, folder, _ in params.checkpoints]
     read = {name for name, _, role in params.checkpoints if role != "target"}
-    # Generation is the dearest measurement: models other than the target are spared it unless it is the truth.
+    # Generation is the most expensive measurement. Only the target is measured by it, unless it is the truth.
     generate = {name for name, _ in checkpoints} - (set() if target.metric == EXACT_MATCH else read)
 
     require_vocabulary([folder for _, folder in checkpoints], params.vocabulary)
@@ -50,6 +53,6 @@ def score(snakemake) -> None:
         write_json({name: targets[name] for name in order}, Path(output.targets))
 
 
-if __name__ == "__main__":  # vLLM's processes import this file again
+if __name__ == "__main__":  # vLLM's worker processes import this file
     with job(snakemake.log[0]), own_gpus(asked_gpus(snakemake.resources)):
         score(snakemake)

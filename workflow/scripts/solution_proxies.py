@@ -1,19 +1,27 @@
-"""Token statistics of a corpus's models to their proxies: all of them per task, the highlighted also per solution."""
+"""Compute proxies from the token statistics of a corpus's models: all per task, the highlighted also per solution."""
 
 import sys
 from pathlib import Path
 
 import polars as pl
+from proxycast.config.experiments.selection_options import ModelSelectionOptions
+from proxycast.experiments.model_selection.subsets import memberships, subset_proxies
 from proxycast.jobs import PROGRESS_SECONDS, job
-from proxycast.model_selection import ModelSelectionOptions
-from proxycast.proxies import ProxyOptions, baseline_statistics, rbridge, solution_proxies, tails, task_proxies
-from proxycast.solutions import GENERIC_TEXT, read_solutions
-from proxycast.subsets import memberships, subset_proxies
+from proxycast.proxy_formulas import (
+    ProxyOptions,
+    baseline_statistics,
+    rbridge,
+    solution_proxies,
+    solution_ratios,
+    tails,
+    task_proxies,
+)
+from proxycast.solutions.rows import GENERIC_TEXT, read_solutions
 from proxycast.tables import fingerprint, of_size, require_parts, scan_tables, table_fingerprint, write_table
 from tqdm import tqdm
 
-# A few checkpoints at a time: 80 proxies of each solution are many, and are kept only as means over a task. A short
-# solution takes a hundred times as much memory as its tokens on the disk.
+# Read few checkpoints at a time: 80 proxies per solution need much memory until they are averaged over a task. A short
+# solution takes a hundred times as much memory as its tokens take on disk.
 BATCH_BYTES = 8_000_000
 
 with job(snakemake.log[0]):
@@ -37,7 +45,9 @@ with job(snakemake.log[0]):
             tables += [rbridge(expert, scan_tables(experts)).collect()] if experts else []
             named = pl.lit(tail).alias("tail")
             of_tasks += [table.with_columns(named) for table in tables]
-            highlighted = proxies.filter(is_kept).join(kept, on=["statistic", "weighting"], how="semi")
+            ratios = solution_ratios(expert.filter(is_kept))
+            every = pl.concat([proxies.filter(is_kept).with_columns(denominator=pl.lit(1.0)), ratios], how="diagonal")
+            highlighted = every.join(kept, on=["statistic", "weighting"], how="semi", maintain_order="left")
             of_solutions.append(highlighted.with_columns(named).collect())
             if members is not None and tail == "tokens":
                 of_subsets.append(subset_proxies(expert, members, options).with_columns(named))

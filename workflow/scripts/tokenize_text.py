@@ -1,12 +1,12 @@
-"""Tokenise a corpus of text into shards, as many tokens of each source as the longest training run reads."""
+"""Tokenise a corpus of text into shards: of each source, as many tokens as the longest training run reads."""
 
 from pathlib import Path
 
-from proxycast.engines.tokenizer import end_of_text
+from proxycast.config.training import Text
 from proxycast.jobs import job
 from proxycast.tables import write_json
-from proxycast.text.corpus import tokenize_text
-from proxycast.text.mixture import Text
+from proxycast.training.text.corpus import tokenize_text
+from proxycast.weights.tokenizer import end_of_text
 
 with job(snakemake.log[0]):
     inputs, output = snakemake.input, Path(snakemake.output[0])

@@ -1,16 +1,16 @@
-"""Train sizes and seeds of the miniature suite on one corpus: a recipe for the suite's documents, or text."""
+"""Train sizes and seeds of the miniature suite on one corpus: a recipe of the suite, or text."""
 
 from pathlib import Path
 
 import numpy as np
 import torch
-from proxycast.corpora import Corpus
+from proxycast.config.corpora import Corpus
+from proxycast.config.training import Suite
 from proxycast.jobs import job
-from proxycast.miniature.pretraining import pretrain_corpus
-from proxycast.miniature.recipes import token_stream, tokens_column
-from proxycast.miniature.suite import Suite
 from proxycast.tables import read_table, write_json
-from proxycast.text.corpus import text_stream, tokens_fingerprint
+from proxycast.training.miniature.recipes import token_stream, tokens_column
+from proxycast.training.miniature.train_corpus import pretrain_corpus
+from proxycast.training.text.corpus import corpus_fingerprint, text_stream
 
 
 def stream_of(tokens: int, seed: int, tokenizer: str | None) -> np.ndarray:
@@ -29,7 +29,7 @@ with job(snakemake.log[0]):
     tokenizers = {None: tokenizer.parent} | {
         name: Path(path).parent for name, path in zip(suite.tokenizers, snakemake.input.tokenizers, strict=True)
     }
-    documents = (pool, corpus.recipe) if corpus.recipe else tokens_fingerprint(Path(snakemake.input.text))
+    documents = (pool, corpus.recipe) if corpus.recipe else corpus_fingerprint(Path(snakemake.input.text))
     written = pretrain_corpus(
         corpus.name,
         suite.model_copy(update={"sizes": sizes}),

@@ -1,10 +1,11 @@
-"""Write the table of checkpoints that the study looks at, with the commits that revisions of the hub were."""
+"""Write the table of the study's checkpoints, with the commits that revisions on the hub resolved to."""
 
 from pathlib import Path
 
-from proxycast.checkpoints import checkpoints_table, plan_checkpoints
-from proxycast.config import load_plan
 from proxycast.jobs import job
+from proxycast.study.checkpoint_plan import plan_checkpoints
+from proxycast.study.checkpoints import checkpoints_table
+from proxycast.study.loader import load_plan
 from proxycast.tables import fingerprint, read_json, write_table
 
 with job(snakemake.log[0]):

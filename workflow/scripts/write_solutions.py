@@ -1,24 +1,24 @@
-"""Let one writer solve the problems of all its tasks; keep its right solutions and the probabilities it gives them."""
+"""Let one writer solve the problems of all its tasks; keep its correct solutions and their token probabilities."""
 
 from pathlib import Path
 
 import polars as pl
 import torch
-from proxycast.config import load_plan
+from proxycast.cluster.gpu_locks import asked_gpus, own_gpus, with_gpus
+from proxycast.extraction.writers import load_writer, settings, write_task
 from proxycast.jobs import job
-from proxycast.resources import asked_gpus, own_gpus, with_gpus
-from proxycast.solutions import read_problems, write_solutions
+from proxycast.solutions.rows import read_problems, write_solutions
+from proxycast.study.loader import load_plan
 from proxycast.tables import write_json, write_table
-from proxycast.writers import load_writer, settings, write_task
 
 
 def write(snakemake) -> None:
-    # Beside a GPU; without one, one thread: more would add up in another order.
+    # One thread without a GPU: more threads would sum in another order and round differently.
     torch.set_num_threads(snakemake.threads if torch.cuda.is_available() else 1)
     params, output = snakemake.params, snakemake.output
     study, name = load_plan(snakemake.config, where="the study").study, snakemake.wildcards.writer
     writer, parts = study.writers[name], Path(params.parts)
-    options = with_gpus(study.extraction.over(writer.model), snakemake.resources)
+    options = with_gpus(study.extraction.with_overrides(writer.model), snakemake.resources)
     loaded = load_writer(name, writer, options, Path(params.folder), params.code)
     tokens, tasks = [], []
     for problems, solutions in zip(map(Path, snakemake.input.problems), map(Path, output.solutions), strict=True):
@@ -28,10 +28,10 @@ def write(snakemake) -> None:
         tokens.append(found[1])
         tasks.append(found[2])
     loaded.engine.close()
-    write_table(pl.concat(tokens), Path(output.experts), loaded.mark)
+    write_table(pl.concat(tokens), Path(output.experts), loaded.fingerprint)
     write_json(settings(loaded) | {"tasks": tasks}, Path(output.summary))
 
 
-if __name__ == "__main__":  # vLLM's processes import this file again
+if __name__ == "__main__":  # vLLM's worker processes import this file
     with job(snakemake.log[0]), own_gpus(asked_gpus(snakemake.resources)):
         write(snakemake)

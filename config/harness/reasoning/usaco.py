@@ -3,7 +3,7 @@
 A program gets an empty environment and folder, and limits on time, memory, processes, open files and on what it writes;
 with it ends all that it has started. Where Linux lets the user make namespaces it has no network, sees no process of
 others, and has no rights of its own. It still runs as the user of the job, and reads what that user may read:
-docs/foreign_code.md says what is not protected.
+docs/how/foreign-code.md says what is not protected.
 """
 
 import json

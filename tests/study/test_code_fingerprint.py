@@ -1,0 +1,127 @@
+"""The fingerprint of the code that a rule's results depend on."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from proxycast.study.code_fingerprint import LIBRARY, _plans, code_fingerprint, used_modules
+
+ROOT = Path(__file__).parents[2]
+SCRIPTS = sorted((ROOT / "workflow/scripts").glob("*.py"))
+# What no script computes with: commands, faults of Snakemake's report, weights that planning counts, and what people
+# call from a shell or from Python.
+NO_RESULTS = {
+    "experiments/opposed_pairs",
+    "plan",
+    "progress",
+    "report/page",
+    "weights/experts",
+    "callbacks",
+    "extraction/engines/in_memory",
+}
+CALLED_BY_PEOPLE = ("command/", "library/")
+
+
+def names(script: str) -> set[str]:
+    return {
+        path.relative_to(LIBRARY).with_suffix("").as_posix()
+        for path in used_modules(ROOT / f"workflow/scripts/{script}.py")
+    }
+
+
+def test_every_module_counts_somewhere_or_computes_nothing():
+    counted = {path for script in SCRIPTS for path in used_modules(script)}
+    left = {path.relative_to(LIBRARY).with_suffix("").as_posix() for path in {*LIBRARY.rglob("*.py")} - counted}
+    left = {name for name in left if not (name.endswith("__init__") or _plans(LIBRARY / name))}
+    left = {name for name in left if not name.startswith(CALLED_BY_PEOPLE)}
+    assert left == NO_RESULTS
+
+
+def test_modules_are_found_however_they_are_imported():
+    """Within functions, through others, as attributes of a package."""
+    assert {
+        "extraction/engines/transformers",
+        "extraction/engines/vllm_worker",
+        "extraction/token_stats_triton",
+        "truth/targets",
+    } <= names("score")
+    assert {"training/miniature/llama", "training/miniature/gpt"} <= names("train_corpus")
+    assert {"proxy_formulas", "experiments/model_selection/subsets"} <= names("solution_proxies")
+    assert {"report/data_selection_figures", "report/style", "report/label_placement"} <= names(
+        "data_selection_figures"
+    )
+
+
+def test_what_is_cheap_to_make_again_does_not_reach_what_is_dear():
+    after_scoring = {
+        "proxy_formulas",
+        "experiments/rank_statistics",
+        "experiments/data_selection/ranking",
+        "experiments/data_selection/data_tables",
+        "experiments/model_selection/subsets",
+        "experiments/model_selection/scorers",
+        "experiments/model_selection/model_tables",
+        "experiments/laws/curves",
+        "report/style",
+    }
+    assert not after_scoring & (names("score") | names("train_corpus") | names("train_run") | names("write_solutions"))
+    assert not {"extraction/token_stats", "extraction/sweep", "extraction/engines/transformers", "truth/targets"} & (
+        names("train_corpus") | names("train_run")
+    )
+
+
+def test_every_rule_has_the_fingerprint_of_its_own_script():
+    seen = set()
+    for file in (ROOT / "workflow/rules").glob("*.smk"):
+        for rule in re.split(r"^ *rule ", file.read_text(), flags=re.MULTILINE)[1:]:
+            [script] = re.findall(r"^ *script:\n *(.*)", rule, re.MULTILINE)
+            [code] = re.findall(r"^ *code=CODE\[(.*)\],$", rule, re.MULTILINE)
+            assert re.sub(r"\.\./scripts/(\w+)\.py", r"\1", script) == code, rule
+            seen |= set(re.findall(r"scripts/(\w+)\.py", script))
+    assert seen == {script.stem for script in SCRIPTS}
+
+
+@pytest.fixture
+def library(tmp_path):
+    """A function: the fingerprint of a script after an edit of a copy of the library."""
+    shutil.copytree(
+        ROOT / "workflow", tmp_path / "workflow", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info")
+    )
+
+    def fingerprint_after(script: str, module: str = "", old: str = "", new: str = "") -> str:
+        if module:
+            path = tmp_path / "workflow" / module
+            assert path.read_text().count(old) == 1
+            path.write_text(path.read_text().replace(old, new))
+        command = "import sys; from pathlib import Path; from proxycast.study.code_fingerprint import *; "
+        command += "print(code_fingerprint(Path(sys.argv[1])))"
+        arguments = [sys.executable, "-c", command, str(tmp_path / f"workflow/scripts/{script}.py")]
+        found = subprocess.run(
+            arguments, env={"PYTHONPATH": str(tmp_path / "workflow")}, capture_output=True, text=True
+        )
+        return found.stdout.strip()
+
+    return fingerprint_after
+
+
+def test_comments_docstrings_and_layout_do_not_count(library):
+    script = ROOT / "workflow/scripts/solution_proxies.py"
+    first = library("solution_proxies")
+    assert first == code_fingerprint(script)
+    module = "proxycast/proxy_formulas.py"
+    assert (
+        library("solution_proxies", module, "import polars as pl\n", "import polars as pl  # a comment\n\n\n") == first
+    )
+    doc = (ROOT / "workflow" / module).read_text().split('"""')[1]
+    assert library("solution_proxies", module, doc, "Other words.") == first
+    assert library("solution_proxies", "scripts/solution_proxies.py", "8_000_000", "9_000_000") != first
+
+
+def test_a_formula_counts(library):
+    first, scoring = library("solution_proxies"), library("score")
+    old = '"margin": '
+    assert library("solution_proxies", "proxycast/proxy_formulas.py", old, '"margin": 2 * ') != first
+    assert library("score") == scoring

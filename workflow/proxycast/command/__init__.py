@@ -1,0 +1,1 @@
+"""The command `proxycast`: models scored and ranked, studies written, checked, estimated and watched."""

@@ -1,0 +1,1 @@
+"""Every option of a configuration, as strict models, and the translation of their errors."""

@@ -1,0 +1,1 @@
+"""Options of the three experiments."""

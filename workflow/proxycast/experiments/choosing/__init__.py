@@ -1,0 +1,1 @@
+"""Tables of what a choice costs, for corpora and for models."""

@@ -1,0 +1,1 @@
+"""Forecasting: where a training run ends. `protocol` is the experiment."""

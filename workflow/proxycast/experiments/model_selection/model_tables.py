@@ -1,0 +1,133 @@
+"""Model selection: which of several models is best at a task that nobody has measured them on?
+
+`model_ranking` orders the models, with or without a truth. With one, everything below judges what orders them.
+
+Scorers (`scorers.py`) are trained on models and tasks whose downstream scores are known, and tested by Spearman's rho
+on models and tasks that were held out. There are two splits:
+
+- `two_tasks`: every pair of tasks is held out once. The models are the same in training and test, so a scorer may learn
+  *which models* are good and recognise them by their proxies; where all tasks rank the models alike, it is right to.
+- `family`: the pair of tasks is held out, and with it all models of a family. Nothing is known of the models to be
+  ordered. This is the harder test, and rho of a few models is a coarse number.
+
+The features of a test task are standardised with the proxies of all its models, of training and test families, and
+with no downstream score (`scorers`). Baselines, which learn nothing, are tested on the same folds.
+
+Shapes: T tasks, n models, m test models, P proxies, M methods, B bootstrap samples. Scores are compared to
+`arrays.DECIMALS` decimals.
+"""
+
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+
+import polars as pl
+from tqdm import tqdm
+
+from proxycast.config.experiments.selection_options import ModelSelectionOptions, SelectionOptions
+from proxycast.config.study import Proxy
+from proxycast.config.truth import Target
+from proxycast.experiments.model_selection.fold_tables import (
+    folds_table,
+    method_summary,
+    predictions_table,
+    proxies_table,
+    stability_table,
+)
+from proxycast.experiments.model_selection.folds import leave_one_family_out, leave_two_tasks_out, score_folds
+from proxycast.experiments.model_selection.known_models import KnownModels, known_models, models_with_truth
+from proxycast.experiments.model_selection.model_ranking import learn, ranking_tables
+from proxycast.experiments.model_selection.scorers import SCORERS, Scorer
+from proxycast.experiments.model_selection.task_truth import mean_ceiling, task_truth_table
+from proxycast.experiments.model_selection.writer_comparison import cheap_scorers, writers_table
+from proxycast.jobs import PROGRESS_SECONDS
+from proxycast.solutions.rows import Problem
+from proxycast.truth.targets import chance_by_task, log_unknown
+
+log = logging.getLogger(__name__)
+
+
+def model_selection_tables(
+    checkpoints: pl.DataFrame,
+    targets: pl.DataFrame | None,
+    proxies: pl.DataFrame | None,
+    tasks: Sequence[str],
+    target: Target | None,
+    selection: SelectionOptions,
+    options: ModelSelectionOptions,
+    of_solutions: pl.LazyFrame,
+    named: Sequence[Proxy],
+    *,
+    outside: pl.DataFrame | None = None,
+    subsets: pl.DataFrame | None = None,
+    problems: Mapping[str, Sequence[Problem]] | None = None,
+    processes: int = 1,
+) -> dict[str, pl.DataFrame]:
+    """The tables ranking, pairs and agreement; with a truth (`target`, `targets`) also those of `judged_tables`.
+
+    `of_solutions`: values per solution of the proxies `named` in advance, with a truth of all proxies. Models and tasks
+    without a truth are ranked with the others, and judge nothing. `proxies`: None where no model was run; `outside`:
+    what others measured (`known_models`).
+    """
+    if target is None:
+        everyone = known_models(checkpoints, proxies, None, tasks, outside=outside)
+        return ranking_tables(everyone, of_solutions, named, selection)
+    if target.table:
+        log_unknown(targets, checkpoints["checkpoint"].to_list(), tasks)
+    known = models_with_truth(checkpoints, proxies, targets, tasks, target, outside)
+    judged = judged_tables(known, target, selection, options, subsets, problems or {}, processes)
+    learned = learn(known, list(_scorers(known, options)), _held_out_spearman(judged))
+    everyone = known_models(checkpoints, proxies, None, tasks, outside=outside)
+    return ranking_tables(everyone, of_solutions, named, selection, learned) | judged
+
+
+def _held_out_spearman(judged: Mapping[str, pl.DataFrame]) -> dict[tuple[str, str], float]:
+    """(method, tail) -> mean rho where two tasks are held out; of a proxy, which learns nothing, over all tasks."""
+    summary = judged["summary"].filter(pl.col("kind") != "oracle", split="two_tasks")
+    alone = judged["proxies"].filter(kind="proxy", task="all")
+    alone = alone.select(pl.concat_str("statistic", "weighting", separator="/").alias("method"), "tail", "spearman")
+    rows = pl.concat([alone, summary.select(alone.columns)]).drop_nulls("spearman")
+    return {(method, tail): rho for method, tail, rho in rows.iter_rows()}
+
+
+def judged_tables(
+    known: KnownModels,
+    target: Target,
+    selection: SelectionOptions,
+    options: ModelSelectionOptions,
+    subsets: pl.DataFrame | None,
+    problems: Mapping[str, Sequence[Problem]],
+    processes: int,
+) -> dict[str, pl.DataFrame]:
+    """The tables summary, folds, chosen, stability, predictions, proxies and truth; of `subsets` also writers."""
+    two_tasks = leave_two_tasks_out(known)
+    families, left_out = leave_one_family_out(known)
+    folds = [*two_tasks, *families]
+    bar = tqdm(folds, unit="fold", mininterval=PROGRESS_SECONDS, file=sys.stderr)
+    scores, chosen = score_folds(known, bar, _scorers(known, options), processes)
+    truth = task_truth_table(known, chance_by_task(target.metric, problems), selection)
+    # The ceiling is that of all models together; within a family they differ less.
+    of_two_tasks, of_families = scores[: len(two_tasks)], scores[len(two_tasks) :]
+    summaries = [method_summary(known, two_tasks, of_two_tasks, selection, ceiling=mean_ceiling(truth))]
+    if families:
+        summaries.append(method_summary(known, families, of_families, selection, left_out))
+    tables = {
+        "summary": pl.concat(summaries),
+        "folds": folds_table(known, folds, scores),
+        "chosen": chosen,
+        "stability": stability_table(chosen, folds),
+        "predictions": predictions_table(known, folds, scores),
+        "proxies": proxies_table(known, selection),
+        "truth": truth,
+    }
+    if subsets is not None:
+        tables["writers"] = writers_table(known.without_outside(), subsets, two_tasks, cheap_scorers(), processes)
+    return tables
+
+
+def _scorers(known: KnownModels, options: ModelSelectionOptions) -> dict[str, Scorer]:
+    """The scorers that have enough to learn from."""
+    found = {name: SCORERS[name]() for name in options.scorers}
+    if len(known.proxies) < 3 and found.pop("sparse3", None):
+        log.warning("sparse3 is left out: it combines three statistics, and there are %d", len(known.proxies))
+    return found

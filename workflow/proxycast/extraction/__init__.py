@@ -1,0 +1,1 @@
+"""Runs models over expert solutions and writes the statistics of each token."""

@@ -1,0 +1,178 @@
+"""Checkpoints x tasks -> token statistics: one job walks one run, and writes a file for each of its checkpoints."""
+
+import json
+import logging
+import sys
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import polars as pl
+from tqdm import tqdm
+
+from proxycast.config.extraction import ExtractionOptions
+from proxycast.extraction.engines.base import Engine
+from proxycast.extraction.schema import TOKEN_STATS_SCHEMA
+from proxycast.jobs import PROGRESS_SECONDS
+from proxycast.solutions.rows import Solution
+from proxycast.solutions.tokenisation import ScoredSequence, tokenize
+from proxycast.tables import fingerprint, table_fingerprint, table_metadata, write_table
+from proxycast.weights.model_folder import check_folder, model_fingerprint
+
+log = logging.getLogger(__name__)
+
+TASKS = "proxycast.tasks"  # in a part's metadata: the fingerprint of each task, as a JSON object
+# What `extract` returns: a row for each scored token.
+EXTRACTED_SCHEMA = {
+    **dict.fromkeys(("checkpoint", "task", "solution"), pl.String),
+    **{name: kind for name, kind in TOKEN_STATS_SCHEMA.items() if name != "key"},
+}
+
+
+def extract(
+    engine: Engine,
+    checkpoints: Sequence[tuple[str, Path]],
+    tasks: Mapping[str, Sequence[Solution]],
+    options: ExtractionOptions,
+    parts_dir: Path,
+    *,
+    code: str,
+) -> dict[str, str]:
+    """Write `parts_dir/<checkpoint>.parquet` for each (checkpoint, folder): EXTRACTED_SCHEMA, over each task.
+
+    Returns checkpoint -> fingerprint. Rows of a task are kept if weights, tokenizer, solutions, options and `code` (a
+    fingerprint) are the same; other tasks are read. Every folder is checked before the first model runs.
+    """
+    tokenized = tokenized_solutions(tasks, options)
+
+    def measure(checkpoint: str, folder: Path, to_read: Sequence[str]) -> Iterator[pl.DataFrame]:
+        engine.load(folder)
+        yield from read_tasks(engine, tokenized, checkpoint, to_read)
+
+    reading = options.that_change_results()
+    made_from = {task: fingerprint(texts, reading) for task, texts in tokenized.texts.items()}
+    return walk(checkpoints, {name: made_from for name, _ in checkpoints}, measure, parts_dir, code=code)
+
+
+def walk(
+    checkpoints: Sequence[tuple[str, Path]],
+    made_from: Mapping[str, Mapping[str, str]],
+    measure: Callable[[str, Path, Sequence[str]], Iterator[pl.DataFrame]],
+    parts_dir: Path,
+    *,
+    code: str,
+) -> dict[str, str]:
+    """Write `parts_dir/<checkpoint>.parquet`: the rows of each task of the checkpoint, in the order of the tasks.
+
+    `made_from`: checkpoint -> task -> fingerprint of what its rows depend on beside the weights, the tokenizer and
+    `code`. `measure(checkpoint, folder, tasks)` yields a table with a column `task` for each of these tasks, in order.
+
+    Returns checkpoint -> fingerprint over its tasks. Rows whose fingerprint is the same are kept; `measure` is called
+    for the other tasks only. The file is the one of a first run. Every folder is checked before the first model runs.
+    """
+    for _, folder in checkpoints:
+        check_folder(folder)
+    tasks_of: dict[str, dict[str, str]] = {}  # checkpoint -> task -> fingerprint
+    for checkpoint, folder in checkpoints:
+        weights = model_fingerprint(folder)
+        tasks_of[checkpoint] = {task: fingerprint(weights, own, code) for task, own in made_from[checkpoint].items()}
+    fingerprints = {checkpoint: fingerprint(list(tasks.items())) for checkpoint, tasks in tasks_of.items()}
+    parts = {checkpoint: parts_dir / f"{checkpoint}.parquet" for checkpoint, _ in checkpoints}
+    for unfinished in parts_dir.glob(".*.parquet"):  # of a job that was killed while it wrote
+        unfinished.unlink(missing_ok=True)
+    to_measure = {checkpoint: _not_in(parts[checkpoint], tasks) for checkpoint, tasks in tasks_of.items()}
+    total, left = (sum(map(len, found.values())) for found in (tasks_of, to_measure))
+    log.info("%d of %d tasks of %d checkpoints are done already", total - left, total, len(checkpoints))
+    with tqdm(total=left, unit="task", mininterval=PROGRESS_SECONDS, file=sys.stderr, disable=not left) as bar:
+        for checkpoint, folder in checkpoints:
+            if table_fingerprint(parts[checkpoint]) == fingerprints[checkpoint]:
+                continue
+            bar.set_description(checkpoint, refresh=False)
+            started, tasks, missing = time.monotonic(), tasks_of[checkpoint], to_measure[checkpoint]
+            tables = _rows_in(parts[checkpoint], tasks.keys() - missing)
+            if missing:
+                for task, table in zip(missing, measure(checkpoint, folder, missing), strict=True):
+                    tables[task] = table
+                    bar.update()
+            # One chunk a task: polars lays a file out by chunks.
+            table = pl.concat([tables[task].rechunk() for task in tasks])
+            write_table(table, parts[checkpoint], fingerprints[checkpoint], metadata={TASKS: json.dumps(tasks)})
+            log.info(
+                "%s of %s written: %d rows in %.1f s, %d of %d tasks measured",
+                *(parts_dir.parent.name, checkpoint, len(table), time.monotonic() - started, len(missing), len(tasks)),
+            )
+    return fingerprints
+
+
+def _not_in(part: Path, tasks: Mapping[str, str]) -> list[str]:
+    """Those of `tasks` (task -> fingerprint) whose rows are not in a file of `walk`."""
+    try:
+        there = json.loads(table_metadata(part).get(TASKS, "{}"))
+    except (ValueError, RecursionError):
+        there = {}
+    there = there if isinstance(there, dict) else {}  # a table of somebody else may hold anything
+    return [task for task, wanted in tasks.items() if there.get(task) != wanted]
+
+
+def _rows_in(part: Path, tasks: Collection[str]) -> dict[str, pl.DataFrame]:
+    """Task -> its rows in a file of `walk`."""
+    if not tasks:
+        return {}
+    table = pl.read_parquet(part)
+    return {task: table.filter(task=task) for task in tasks}
+
+
+class TokenizedTexts:
+    """Task -> token sequences for the engine's tokenizer, made again only when a checkpoint brings another one.
+
+    Texts without a prompt (the generic text) answer nothing and do not go through a chat template. `texts`: task ->
+    (key, prompt, continuation), as `tokenize` takes them; `reading`: arguments of it.
+    """
+
+    def __init__(
+        self, texts: Mapping[str, Sequence[tuple[str, str, str]]], chat_template: bool = False, **reading: object
+    ):
+        self.texts, self.chat_template, self.reading = texts, chat_template, reading
+        self.tokenizer = self.limits = None
+        self.sequences: dict[str, list[ScoredSequence]] = {}
+
+    def for_engine(self, engine: Engine, tasks: Iterable[str]) -> dict[str, list[ScoredSequence]]:
+        """The sequences of `tasks`, in their order. Raises InputError of `solutions.tokenize` for any of them."""
+        limits = dict(context=engine.context, vocabulary=engine.vocabulary)
+        if engine.tokenizer is not self.tokenizer or limits != self.limits:
+            self.tokenizer, self.limits, self.sequences = engine.tokenizer, limits, {}
+        tasks = list(tasks)
+        for task in tasks:
+            if task not in self.sequences:
+                texts = self.texts[task]
+                chat = self.chat_template and any(prompt for _, prompt, _ in texts)
+                self.sequences[task] = tokenize(texts, engine.tokenizer, chat_template=chat, **limits, **self.reading)
+        return {task: self.sequences[task] for task in tasks}
+
+
+def tokenized_solutions(tasks: Mapping[str, Sequence[Solution]], options: ExtractionOptions) -> TokenizedTexts:
+    """The solutions of each task, with keys that name both."""
+    return TokenizedTexts(
+        {task: [(f"{task}/{s.id}", s.prompt, s.solution) for s in solutions] for task, solutions in tasks.items()},
+        tail_tokens=options.tail_tokens,
+        tail_bytes=options.tail_bytes,
+        **options.reading(),
+    )
+
+
+def read_tasks(
+    engine: Engine, tokenized: TokenizedTexts, checkpoint: str, tasks: Iterable[str]
+) -> Iterator[pl.DataFrame]:
+    """The rows of each of `tasks` (EXTRACTED_SCHEMA) of the loaded checkpoint, in order; `checkpoint` is its name."""
+    for task, sequences in tokenized.for_engine(engine, tasks).items():
+        yield _with_keys(engine.token_stats(sequences), checkpoint, task)
+
+
+def _with_keys(stats: pl.DataFrame, checkpoint: str, task: str) -> pl.DataFrame:
+    """The engine's `key` is task/solution, so that its errors name both; the table has a column for each."""
+    return stats.select(
+        checkpoint=pl.lit(checkpoint),
+        task=pl.lit(task),
+        solution=pl.col("key").str.strip_prefix(f"{task}/"),
+        **{name: pl.col(name) for name in stats.columns if name != "key"},
+    )

@@ -1,0 +1,180 @@
+"""Logits to six numbers per expert token. The only place that touches logits, so that all engines agree.
+
+All is float32 over the whole vocabulary: ranks of bfloat16 logits are full of ties, and an entropy of the top k is only
+a bound. Passes over the vocabulary decide the speed: the largest two entries come from one pass over blocks,
+exponentials are taken once, and chunks stay in a processor's cache. On a GPU, `token_stats_triton` does all in one
+pass; without Triton, this module runs there too, with the same result.
+"""
+
+import functools
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import ModuleType
+
+import torch
+
+from proxycast.extraction.schema import TokenStats
+
+log = logging.getLogger(__name__)
+
+BLOCK = 64  # entries per block in the search for the two largest
+SCRATCH_BYTES_CPU = 4 << 20  # stays in the cache of a CPU: 1.5 times as fast as all rows at once
+HEAD_BYTES_CPU = 32 << 20  # enough rows for a fast matrix product, in memory that malloc reuses
+SCRATCH_BYTES_GPU, HEAD_BYTES_GPU = 256 << 20, 1 << 30  # a GPU wants few large kernels; not measured
+CAST_BYTES = 256 << 20  # float32 weights that a head of another type holds at a time
+
+
+@dataclass(frozen=True)
+class Head:
+    """The map from a last hidden state (n, d) to logits (n, V), always in float32. weight: (V, d); bias: (V,).
+
+    The weights stay in the type they have: a float32 copy of them would be gigabytes.
+    """
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None = None
+    scale: float = 1.0
+    softcap: float | None = None
+
+    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.adjust(self._product(hidden))
+
+    def adjust(self, logits: torch.Tensor) -> torch.Tensor:
+        """What some architectures do to the head's product: scale it, then squash it into (-softcap, softcap)."""
+        if self.scale != 1.0:
+            logits = logits * self.scale
+        return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
+
+    def _product(self, hidden: torch.Tensor) -> torch.Tensor:
+        bias = None if self.bias is None else self.bias.float()
+        if self.weight.dtype == torch.float32:
+            return torch.nn.functional.linear(hidden.float(), self.weight, bias)
+        if self.weight.is_cuda and hidden.dtype == self.weight.dtype:
+            # Products of two 16-bit numbers are exact in float32, and so they are summed.
+            logits = torch.mm(hidden, self.weight.T, out_dtype=torch.float32)
+        else:
+            hidden = hidden.float()
+            parts = self.weight.split(max(1, CAST_BYTES // (4 * self.weight.shape[1])))
+            logits = torch.cat([hidden @ part.float().T for part in parts], dim=1)
+        return logits if bias is None else logits.add_(bias)
+
+
+def token_stats(logits: torch.Tensor, targets: torch.Tensor) -> TokenStats:
+    """Six statistics for each row of `logits` (n, V), V >= 2, at the token `targets` (n,).
+
+    A logit may be -infinity (a masked token, probability 0) except the target's. A row with another logit that is not
+    finite has a logprob or an entropy that is not finite. Nothing waits for a GPU.
+    """
+    kernels = _kernels(logits.device)
+    return _token_stats(logits, targets) if kernels is None else kernels.from_logits(logits, targets)
+
+
+def token_stats_from_hidden(
+    hidden: torch.Tensor,
+    head: Callable[[torch.Tensor], torch.Tensor],
+    targets: torch.Tensor,
+    vocabulary: int,
+    chunk_bytes: int | None = None,
+) -> TokenStats:
+    """`token_stats(head(hidden), targets)` for hidden (n, d), with `chunk_bytes` of float32 logits at a time.
+
+    On a GPU no logits reach memory if `head` is a `Head` with 16-bit weights. (For float32 weights, which tensor cores
+    do not multiply, the library's product is faster.)
+    """
+    kernels = _kernels(hidden.device)
+    if kernels is not None and isinstance(head, Head) and hidden.dtype == head.weight.dtype and hidden.itemsize == 2:
+        return kernels.fused(hidden, head.weight, targets, head.bias, head.scale, head.softcap)
+    if chunk_bytes is None:
+        chunk_bytes = HEAD_BYTES_CPU if hidden.device.type == "cpu" else HEAD_BYTES_GPU
+    chunk = _chunk_rows(chunk_bytes, vocabulary)
+    parts = [
+        token_stats(head(hidden[start : start + chunk]), targets[start : start + chunk])
+        for start in range(0, max(len(hidden), 1), chunk)
+    ]
+    return TokenStats(*(torch.cat(column) for column in zip(*parts)))
+
+
+def _kernels(device: torch.device) -> ModuleType | None:
+    """The Triton kernels, for tensors on a GPU that they run on."""
+    if device.type != "cuda" or torch.version.hip or torch.cuda.get_device_capability(device) < (8, 0):
+        return None
+    return _import_kernels()
+
+
+@functools.cache
+def _import_kernels() -> ModuleType | None:
+    try:
+        from proxycast.extraction import token_stats_triton
+    except ImportError as error:
+        log.warning("no Triton (%s): statistics are computed by plain torch, slower and in more memory", error)
+        return None
+    return token_stats_triton
+
+
+def _token_stats(logits: torch.Tensor, targets: torch.Tensor) -> TokenStats:
+    rows, vocabulary = logits.shape
+    chunk = _chunk_rows(SCRATCH_BYTES_CPU if logits.device.type == "cpu" else SCRATCH_BYTES_GPU, vocabulary)
+    scratch = torch.empty(2, min(chunk, rows), vocabulary, dtype=torch.float32, device=logits.device)
+    parts = []
+    for start in range(0, max(rows, 1), chunk):
+        part = logits[start : start + chunk]
+        parts.append(_reduce(part.float(), targets[start : start + chunk], *scratch[:, : len(part)]))
+    return TokenStats(*(torch.cat(column) for column in zip(*parts)))
+
+
+def _chunk_rows(chunk_bytes: int, vocabulary: int) -> int:
+    return max(1, chunk_bytes // (4 * vocabulary))
+
+
+def _reduce(logits: torch.Tensor, targets: torch.Tensor, shifted: torch.Tensor, scratch: torch.Tensor) -> TokenStats:
+    """One chunk, float32 (n, V); `shifted` and `scratch` are buffers of the same shape.
+
+    With m the largest logit, z = logit - m and s the sum of exp(z) without the largest entry (whose exp is 1): ln p = z
+    - ln(1 + s) and H = ln(1 + s) - sum(z exp z) / (1 + s). Without the 1, s keeps a nearly certain prediction exact.
+    """
+    target = logits.gather(1, targets.unsqueeze(1))  # (n, 1)
+    largest, second, at_largest = _two_largest(logits)  # (n, 1) each
+    # Sums of float32 0 and 1 are far faster than those of booleans, and exact up to 2^24 tokens.
+    n_greater = torch.gt(logits, target, out=scratch).sum(1)
+    n_equal = torch.eq(logits, target, out=scratch).sum(1)
+    torch.sub(logits, largest, out=shifted)
+    torch.exp(shifted, out=scratch).scatter_(1, at_largest, 0.0)
+    rest = scratch.sum(1)  # s, (n,)
+    log_total = torch.log1p(rest)
+    weighted = scratch.mul_(shifted)
+    # Sum of z exp z, (n,), without the NaN of masked tokens (0 * -infinity); NaN logits still show in logprob. On a CPU
+    # the slower sum is taken only where it is needed; a GPU would have to be waited for.
+    total = weighted.nansum(1) if weighted.is_cuda else weighted.sum(1)
+    if not weighted.is_cuda and total.isnan().any():
+        total = weighted.nansum(1)
+    return TokenStats(
+        logprob=(target - largest).squeeze(1) - log_total,
+        max_logprob=-log_total,
+        second_logprob=(second - largest).squeeze(1) - log_total,
+        entropy=log_total - total / (1 + rest),
+        n_greater=n_greater.int(),
+        n_equal=n_equal.int(),
+    )
+
+
+def _two_largest(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Largest and second-largest entry of each row and the index of the largest, (n, 1) each: a faster torch.topk(2).
+
+    The second largest is either the largest of another block or the second of the best block.
+    """
+    rows, vocabulary = logits.shape
+    if vocabulary <= 2 * BLOCK:
+        top, indices = logits.topk(2)
+        return top[:, :1], top[:, 1:], indices[:, :1]
+    whole = vocabulary - vocabulary % BLOCK
+    block_maxima = logits[:, :whole].unflatten(1, (-1, BLOCK)).amax(2)
+    if whole < vocabulary:
+        block_maxima = torch.cat([block_maxima, logits[:, whole:].amax(1, keepdim=True)], dim=1)
+    top_blocks, blocks = block_maxima.topk(2)
+    members = blocks[:, :1] * BLOCK + torch.arange(BLOCK, device=logits.device)  # (n, BLOCK)
+    inside = logits.gather(1, members.clamp(max=vocabulary - 1)).masked_fill(members >= vocabulary, -torch.inf)
+    top_inside, at = inside.topk(2)
+    # Only a row without one finite logit needs the clamp.
+    at_largest = members.gather(1, at[:, :1]).clamp(max=vocabulary - 1)
+    return top_blocks[:, :1], torch.maximum(top_blocks[:, 1:], top_inside[:, 1:]), at_largest

@@ -1,0 +1,1 @@
+"""Figures of what choices cost and of what else could be asked: laws, noise, numbers of solutions, mixtures."""

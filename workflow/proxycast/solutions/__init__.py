@@ -1,0 +1,1 @@
+"""Expert solutions: read, checked, rendered from rows and tokenised."""

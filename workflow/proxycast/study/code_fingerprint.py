@@ -1,0 +1,95 @@
+"""Which code of proxycast a script's results depend on, as a fingerprint.
+
+Snakemake runs a rule again when its script has changed, but knows nothing of the modules that the script imports. Each
+rule has this fingerprint among its parameters: of its script and of every module of the library that the script
+imports, directly or through others. Comments, docstrings and layout do not count. Imports within functions do.
+
+A package's `__init__` counts only if something of its own is imported. `PLANNING` does not count: these modules decide
+what a job does, which is in its parameters and inputs, or how it runs and writes, which changes no number. Without this
+cut every job would depend on every module, because a study's configuration knows all options.
+"""
+
+import ast
+import gc
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+
+LIBRARY = Path(__file__).parents[1]
+PLANNING = frozenset("cluster study jobs options tables __init__".split())  # the last names what Python may call
+PLANNING |= {f"config/{name}" for name in "corpora errors models reference study tasks truth".split()}
+
+
+def code_fingerprint(script: Path) -> str:
+    """16 hexadecimal digits for a script of the workflow and the library modules that decide what it computes."""
+    with _no_collection():
+        modules = sorted(used_modules(script))
+        digests = [_digest_and_imports(path)[0] for path in [script, *modules]]
+    return hashlib.sha256("".join(digests).encode()).hexdigest()[:16]
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Python's collector would go through a million nodes of syntax again and again: two thirds of the parsing."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
+
+
+def code_now(script: Path) -> str | None:
+    """`code_fingerprint` of the files as they are now; None if they are no code."""
+    _digest_and_imports.cache_clear()
+    try:
+        return code_fingerprint(script)
+    except (OSError, SyntaxError):
+        return None
+
+
+def used_modules(script: Path) -> set[Path]:
+    """Files of the library that `script` imports, directly or through others, without `PLANNING`."""
+    found: set[Path] = set()
+    to_read = [script]
+    while to_read:
+        new = _digest_and_imports(to_read.pop())[1] - found
+        found |= new
+        to_read += new
+    return found
+
+
+@cache
+def _digest_and_imports(path: Path) -> tuple[str, frozenset[Path]]:
+    """A digest of the code in one layout, without comments and docstrings; files of the library that it imports."""
+    tree = ast.parse(path.read_bytes())
+    files = set()
+    for name in _imported_names(tree):
+        module = LIBRARY.joinpath(*name.split(".")[1:])
+        files |= {file for file in (module.with_suffix(".py"), module / "__init__.py") if file.is_file()}
+    counted = frozenset(file for file in files if not _plans(file))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            if ast.get_docstring(node, clean=False) is not None:
+                node.body[0] = ast.Expr(ast.Constant(...))
+    return hashlib.sha256(ast.unparse(tree).encode()).hexdigest(), counted
+
+
+def _plans(file: Path) -> bool:
+    """Whether a module, or the wing that it stands in, is one of `PLANNING`."""
+    inner = file.relative_to(LIBRARY).with_suffix("")
+    return not PLANNING.isdisjoint(path.as_posix() for path in (inner, *inner.parents))
+
+
+def _imported_names(tree: ast.Module) -> Iterator[str]:
+    """Dotted names below `proxycast`: modules, and what is imported from them, which may be modules too."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.Import(names=names):
+                yield from (alias.name for alias in names if alias.name.split(".")[0] == LIBRARY.name)
+            case ast.ImportFrom(module=str(module), names=names) if module.split(".")[0] == LIBRARY.name:
+                yield module
+                yield from (f"{module}.{alias.name}" for alias in names)

@@ -1,0 +1,1 @@
+"""Models that a study trains itself: the miniature suite, and ladders on corpora of text."""

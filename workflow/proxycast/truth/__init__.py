@@ -1,0 +1,1 @@
+"""Downstream results: measured here, by lm-eval or by others, as one table of targets."""

@@ -1,0 +1,1 @@
+"""Weights and tokenizers: model folders, conversion, and downloads from the hub."""

@@ -1,0 +1,41 @@
+# Signal to noise of every statistic; with a truth also the tasks that only add noise, and what repeats buy.
+if PLAN.selects_data:
+    SIGNAL = ["signal_to_noise"]
+    SIGNAL += ["snr_and_accuracy", "task_choice", "repeats"] if STUDY.target else []
+    OVER_SIGNAL = ["snr_against_decision_accuracy", "repeats_over_compute"] if STUDY.target else []
+
+    rule signal_to_noise:
+        input:
+            checkpoints=rules.checkpoints.output[0],
+            targets=f"{RESULTS}/targets.parquet" if STUDY.target else [],
+            proxies=rules.join_proxies.output[0] if JOBS else [],
+            outside=OUTSIDE,
+        output:
+            **tables_of("data_selection", SIGNAL),
+        log:
+            f"{RESULTS}/logs/signal_to_noise.log",
+        benchmark:
+            f"{RESULTS}/benchmarks/signal_to_noise.tsv"
+        resources:
+            mem_mb=grown(4000),
+        params:
+            code=CODE["signal_to_noise"],
+            study=STUDY.model_dump(mode="json", include={"target", "selection"}) | AT_BUDGETS,
+            tasks=PLAN.task_names,
+        script:
+            "../scripts/signal_to_noise.py"
+
+    rule signal_figures:
+        input:
+            **{name: rules.signal_to_noise.output[name] for name in SIGNAL},
+        output:
+            **figures_of("data_selection", named(["signal_to_noise"], NAMED_BUDGETS) | named(OVER_SIGNAL)),
+        log:
+            f"{RESULTS}/logs/signal_figures.log",
+        params:
+            code=CODE["signal_figures"],
+            study=STUDY.model_dump(mode="json", include={"target", "highlighted", "selection"}) | AT_BUDGETS,
+        script:
+            "../scripts/signal_figures.py"
+
+    EXPERIMENTS += [rules.signal_to_noise, rules.signal_figures]
