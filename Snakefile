@@ -53,6 +53,7 @@ include: "workflow/rules/signal.smk"
 include: "workflow/rules/choices.smk"
 include: "workflow/rules/solution_counts.smk"
 include: "workflow/rules/mixtures.smk"
+include: "workflow/rules/page.smk"
 include: "workflow/rules/end.smk"
 include: "workflow/rules/all.smk"
 

@@ -17,7 +17,7 @@ NO_RESULTS = {
     "experiments/opposed_pairs",
     "plan",
     "progress",
-    "report/page",
+    "report/snakemake_report",
     "weights/experts",
     "callbacks",
     "extraction/engines/in_memory",

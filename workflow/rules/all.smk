@@ -29,5 +29,6 @@ EVERYTHING = [
     expand(rules.solution_proxies.output, corpus=SCORED_CORPORA),
     rules.join_proxies.output if JOBS else [],
     TARGETS,
+    rules.study_page.output,
     [output for experiment in EXPERIMENTS for output in experiment.output],
 ]

@@ -20,7 +20,7 @@ from proxycast.cluster.site import Site, read_site, require_site_kept, site_of_p
 from proxycast.cluster.slurm_plugin import repair_plugin
 from proxycast.config.study import Study
 from proxycast.options import InputError, printable
-from proxycast.report import page
+from proxycast.report import snakemake_report
 from proxycast.study.checkpoint_plan import checkpoints_of_command, plan_checkpoints, runs_jobs
 from proxycast.study.checkpoints import Checkpoint
 from proxycast.study.checks import (
@@ -141,7 +141,7 @@ def _open(workflow: "Workflow", config: dict, arguments: Sequence[str], where: s
     if not writes:
         change_nothing()
     repair_plugin()
-    page.repair()
+    snakemake_report.repair()
     record = record_of(plan)
     checkpoints, to_make = check_before_jobs(plan, record, writes)
     for line in disk_plan(plan, checkpoints):

@@ -25,8 +25,8 @@ ATTACKS = [
     "${alert(6)}",
 ]
 SNAKEFILE = """
-from proxycast.report import page as report_page
-report_page.repair()
+from proxycast.report import snakemake_report
+snakemake_report.repair()
 configfile: "config.json"
 WORDS = config["words"]
 report: "workflow.rst"

@@ -1,0 +1,101 @@
+"""What a page is made of: sections of charts, tables, grids and text. Each number names the table that it is from.
+
+Every table is on the page once, as a `Dataset`. Charts draw from it, HTML tables show its rows, and its download is
+the whole of it as csv.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import polars as pl
+from markupsafe import Markup
+
+MOST_SHOWN = 200  # rows of an HTML table; its download has all
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """A result table, or the part of it that the page uses.
+
+    `name` is unique on the page and one word; `table` is the result table without suffix, such as
+    `data_selection/pareto`; `rows` says in words which of its rows are meant, if not all.
+    """
+
+    name: str
+    frame: pl.DataFrame
+    table: str
+    rows: str = ""
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of an HTML table: what stands above it, and how a value is shown (`formats.shown`)."""
+
+    name: str
+    title: str
+    format: str = ""  # of Python, such as ".2f"; empty: as it is
+    low: str = ""  # columns of an interval, shown behind the value
+    high: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Chart:
+    """A chart of Vega-Lite. `spec` names its data (`alt.NamedData`) by the names of `datasets`.
+
+    A control with `data-select="name"` sets the chart's parameter `name`, if it has one.
+    """
+
+    id: str
+    title: str
+    spec: dict
+    datasets: Sequence[Dataset]
+    caption: str = ""
+    alt: str = ""  # what it shows, for those who do not see it
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """An HTML table of a dataset's rows, in their order, that sorts, filters and downloads.
+
+    With `key` and `selects`, a row is chosen by the control `selects` if its column `key` has the control's value.
+    """
+
+    id: str
+    title: str
+    dataset: Dataset
+    columns: Sequence[Column]
+    caption: str = ""
+    key: str = ""
+    selects: str = ""
+    is_open: bool = True  # else the reader unfolds it
+
+
+@dataclass(frozen=True, eq=False)
+class Html:
+    """Markup of our own templates, such as a grid or tokens: what a study says in it is escaped."""
+
+    id: str
+    title: str
+    markup: Markup
+    datasets: Sequence[Dataset] = ()
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class Note:
+    """A paragraph. A caution stands out."""
+
+    text: str
+    is_caution: bool = False
+
+
+Block = Chart | Table | Html | Note
+
+
+@dataclass(frozen=True, eq=False)
+class Section:
+    """A part of the page with a heading, and a place in its contents. Without blocks it is left out."""
+
+    id: str
+    title: str
+    blocks: Sequence[Block] = field(default_factory=tuple)

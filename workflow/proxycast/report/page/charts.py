@@ -1,0 +1,69 @@
+"""From a chart of Altair to what stands on the page: a specification without data, or a flat picture.
+
+A page of thousands of marks is slow, so a chart of more rows than `MOST_MARKS` becomes a picture.
+"""
+
+import base64
+import json
+from collections.abc import Mapping
+from functools import cache
+
+import altair as alt
+import polars as pl
+import vl_convert
+
+from proxycast.report.page.blocks import Chart
+from proxycast.report.style import BASELINE_LOOKS, GREY, STATISTIC_LOOKS
+
+MOST_MARKS = 4000
+PICTURE_SCALE = 1.5  # pixels of a picture for each of the chart's
+FONT = "system-ui, sans-serif"
+# The colours of texts, lines and grids come from page.css, which knows light, dark and print.
+CONFIG = {
+    "background": "transparent",
+    "font": FONT,
+    "view": {"stroke": None},
+    "axis": {"labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal", "gridOpacity": 0.5},
+    "legend": {"labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal", "labelLimit": 260},
+    "text": {"fontSize": 12},
+}
+BLACK, MID_GREY = "#000000", "#7a7a7a"  # black marks could not be seen in the dark
+
+
+def specification(chart: alt.TopLevelMixin) -> dict:
+    """The chart as Vega-Lite without data, as wide as the page gives it room."""
+    spec = chart.to_dict(validate=False)
+    spec.pop("datasets", None)
+    spec["config"] = CONFIG
+    spec["autosize"] = {"type": "fit-x", "contains": "padding"}
+    return spec
+
+
+def colour(statistic: str) -> str:
+    """The colour of a statistic or baseline, as in the figures, that can be seen in light and dark."""
+    look = (STATISTIC_LOOKS | BASELINE_LOOKS).get(statistic)
+    found = look.colour if look else MID_GREY
+    return MID_GREY if found in (BLACK, GREY) else found
+
+
+def is_flat(chart: Chart) -> bool:
+    return sum(len(dataset.frame) for dataset in chart.datasets) > MOST_MARKS
+
+
+def picture(chart: Chart, values: Mapping[str, list[dict]]) -> str:
+    """The chart as a PNG in a data URI. `values`: rows of its datasets by their names."""
+    spec = chart.spec | {"datasets": values, "config": CONFIG | {"background": "white"}}
+    if spec.get("width") == "container":
+        spec["width"] = 760
+    png = vl_convert.vegalite_to_png(json.dumps(spec), scale=PICTURE_SCALE)
+    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
+
+
+def rows_of(frame: pl.DataFrame) -> list[dict]:
+    return frame.to_dicts()
+
+
+@cache
+def vega_bundle() -> str:
+    """Vega, Vega-Lite and vega-embed as one script that sets `vegaEmbed`; about 900 kB, from `vl_convert`."""
+    return vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")

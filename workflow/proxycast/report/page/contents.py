@@ -1,0 +1,24 @@
+"""What the page of a study holds, from top to bottom."""
+
+from proxycast.report.page.answer import answer_markup, answers
+from proxycast.report.page.html_page import page_html
+from proxycast.report.page.sections.corpora import corpus_sections
+from proxycast.report.page.sections.forecasts import forecast_sections
+from proxycast.report.page.sections.losses import loss_section
+from proxycast.report.page.sections.models import model_sections
+from proxycast.report.page.sections.tokens import token_section
+from proxycast.report.page.sections.trust import trust_section
+from proxycast.report.page.study_results import StudyResults
+
+
+def study_page(results: StudyResults) -> str:
+    """The page of a study as HTML, from the tables that stand in its results folder."""
+    sections = [
+        *corpus_sections(results),
+        *model_sections(results),
+        *forecast_sections(results),
+        token_section(results),
+        loss_section(results),
+    ]
+    sections.append(trust_section(results, sections))
+    return page_html(results.study.study, sections, answer_markup(answers(results)))
