@@ -11,7 +11,7 @@ from proxycast.report.page.study_results import StudyResults
 
 @dataclass(frozen=True)
 class Answer:
-    """`sentence`: the decision and its interval. `facts`: how sure, at what cost. `missing`: what is unknown, and why."""
+    """`sentence`: the decision, its interval. `facts`: how sure, at what cost. `missing`: what is unknown, and why."""
 
     sentence: str
     facts: Sequence[str] = ()
