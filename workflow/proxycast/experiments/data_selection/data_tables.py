@@ -45,7 +45,7 @@ def data_selection_tables(
     curve: pl.DataFrame | None = None,
     threads: int = 1,
 ) -> dict[str, pl.DataFrame]:
-    """The tables of a study with a truth, by name: what `return` lists.
+    """The tables summary, ranking, pairs, agreement, decision_accuracy, pareto, compute_to_reach, predictions, truth.
 
     With `options.scaling_laws` also scaling_laws, law_points and law_gains; the laws are in the other tables, too.
     `proxies`, `of_solutions` (per solution) and `token_stats` (a file for each checkpoint) come from models that were
