@@ -47,7 +47,8 @@ def colour(statistic: str) -> str:
 
 
 def is_flat(chart: Chart) -> bool:
-    return sum(len(dataset.frame) for dataset in chart.datasets) > MOST_MARKS
+    marks = sum(len(dataset.frame) for dataset in chart.datasets) if chart.marks is None else chart.marks
+    return marks > MOST_MARKS
 
 
 def picture(chart: Chart, values: Mapping[str, list[dict]]) -> str:
