@@ -7,6 +7,7 @@ from proxycast.report.page.sections.corpus_ranking import ranking_section
 from proxycast.report.page.sections.forecasts import forecast_sections
 from proxycast.report.page.sections.losses import loss_section
 from proxycast.report.page.sections.models import model_sections
+from proxycast.report.page.sections.proxy_heat_map import heat_map_section
 from proxycast.report.page.sections.tokens import token_section
 from proxycast.report.page.sections.trust import trust_section
 from proxycast.report.page.study_results import StudyResults
@@ -18,6 +19,7 @@ def study_page(results: StudyResults) -> str:
     sections = [
         ranking_section(results),
         frontier_section(results, pareto),
+        heat_map_section(results),
         *model_sections(results),
         *forecast_sections(results),
         token_section(results),
