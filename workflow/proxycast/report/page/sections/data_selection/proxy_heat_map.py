@@ -11,7 +11,7 @@ from proxycast.report.page.blocks import Block, Chart, Column, Dataset, Html, No
 from proxycast.report.page.charts import specification
 from proxycast.report.page.formats import shown, with_interval
 from proxycast.report.page.grids import Cell, grid, level
-from proxycast.report.page.sections.corpus_orders import (
+from proxycast.report.page.sections.data_selection.corpus_orders import (
     BUDGET_KEY,
     PROXY_COLUMNS,
     PROXY_KEY,
@@ -35,6 +35,7 @@ from proxycast.report.style import (
 
 MOST_PREDICTIONS = 12000  # rows on the page; of more, only the proxies of the table summary
 MOST_NAMED = 60  # corpora with a name in the scatter
+NEIGHBOURS = 5  # corpora above one that its name must not meet
 POINT = "#0072B2"
 
 
@@ -47,7 +48,7 @@ def heat_map_section(results: StudyResults) -> Section:
         "at_budgets",
         accuracies,
         "data_selection/decision_accuracy",
-        "the budgets, all tasks, one seed, target's metric",
+        "budgets, all tasks, one seed",
     )
     blocks: list[Block] = []
     if "proxy" not in accuracies["kind"]:
@@ -92,11 +93,7 @@ MAPS = """{% for place, first, maps in parts %}
 def _heat_map(dataset: Dataset, places: Sequence[Place], first: tuple[str, str]) -> Html:
     parts = [(place, place == places[0], _maps(dataset.frame.filter(**place.cell), place, first)) for place in places]
     marked = dataset.frame["depends_on_candidate"].any()
-    star = (
-        " * The weights depend on the candidate's own distribution: such a proxy can invert a ranking."
-        if marked
-        else ""
-    )
+    star = " * The weights depend on the candidate: such a proxy can invert a ranking." if marked else ""
     return Html(
         "heat-map",
         "Decision accuracy of every proxy",
@@ -193,21 +190,33 @@ def _predictions(results: StudyResults, accuracies: pl.DataFrame, places: Sequen
 
 
 def _scatter(results: StudyResults, dataset: Dataset, places: Sequence[Place], first: tuple[str, str]) -> Chart:
-    """Predicted score against truth, a point a corpus. Names stand where the one below leaves room."""
+    """Predicted score against truth, a point a corpus. Names stand where the ones above leave room."""
     corpora = dataset.frame["corpus"].n_unique()
     spread = dataset.frame["truth"].max() - dataset.frame["truth"].min()
+    before = [
+        alt.WindowFieldDef(**{"op": "lag", "field": name, "param": n, "as": f"{name}_{n}"})
+        for n in range(1, NEIGHBOURS + 1)
+        for name in ("truth", "predicted")
+    ]
     base = (
         alt.Chart(alt.NamedData(dataset.name))
         .transform_filter(f"{PROXY_KEY} == proxy && {BUDGET_KEY} == budget")
-        .transform_window(below="lag(truth)", sort=[alt.SortField("truth"), alt.SortField("predicted")])
+        .transform_window(window=before, sort=[alt.SortField("truth", order="descending"), alt.SortField("predicted")])
         .transform_joinaggregate(left="min(predicted)", right="max(predicted)")
         .transform_calculate(is_right="datum.predicted > (datum.left + datum.right) / 2")
     )
     metric = look(results.study.target.metric).label
-    x = alt.X("predicted:Q", title="predicted score, higher is better", scale=alt.Scale(zero=False, padding=16))
-    y = alt.Y("truth:Q", title=f"{metric} of the target models", scale=alt.Scale(zero=False, padding=12))
+    drawn = {"scale": alt.Scale(zero=False, padding=14), "axis": alt.Axis(tickCount=6)}
+    x = alt.X("predicted:Q", title="predicted score, higher is better", **drawn)
+    y = alt.Y("truth:Q", title=f"{metric} of the target models", **drawn)
     tooltip = [alt.Tooltip("corpus:N")] + [alt.Tooltip(f"{name}:Q", format=".4~g") for name in ("predicted", "truth")]
-    named = base.transform_filter(f"!isValid(datum.below) || datum.truth - datum.below > {0.045 * spread}")
+    # A name has room if each of the corpora just above is far away in one direction.
+    room = " && ".join(
+        f"(!isValid(datum.truth_{n}) || datum.truth_{n} - datum.truth > {0.05 * spread}"
+        f" || abs(datum.predicted - datum.predicted_{n}) > 0.5 * (datum.right - datum.left))"
+        for n in range(1, NEIGHBOURS + 1)
+    )
+    named = base.transform_filter(room)
     layers = [base.mark_point(filled=True, size=70, opacity=0.8, color=POINT).encode(x=x, y=y, tooltip=tooltip)]
     for is_right, align, dx in ((True, "right", -8), (False, "left", 8)) if corpora <= MOST_NAMED else ():
         side = named.transform_filter(f"datum.is_right == {str(is_right).lower()}")
