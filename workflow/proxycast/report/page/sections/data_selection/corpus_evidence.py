@@ -99,7 +99,7 @@ def _over_training(results: StudyResults, pareto: Dataset) -> list[Block]:
             "Decision accuracy over training",
             specification(chart.properties(width="container", height=300)),
             [pareto],
-            caption="For one seed. The band is the interval of the first method over the corpora; hover for the others.",
+            caption="For one seed. The band is the interval of the first method over corpora; hover for the others.",
             alt="Decision accuracy of the highlighted methods and main baselines over training tokens.",
             selects=[Select("trained", "Size", {size: f"{size} models" for size in sizes})] if len(sizes) > 1 else [],
         )
@@ -245,8 +245,9 @@ def _solution_counts(results: StudyResults) -> list[Block]:
             "How many solutions are enough",
             specification(chart.properties(width="container", height=300)),
             [dataset],
-            caption=f"Share of pairs of corpora ordered as by {against}, with random solutions of each task. The band is the "
-            "interval of the first method over the corpora; dashed lines extrapolate. Enough: within 0.01 of all solutions from there on.",
+            caption=f"Share of pairs of corpora ordered as by {against}, with random solutions of each task. The band is "
+            "the interval of the first method over the corpora; dashed lines extrapolate. Enough: within 0.01 of all "
+            "solutions from there on.",
             alt=f"Agreement with {against} over the number of solutions.",
             selects=[budget_select("counts_at", places, "At")] if len(places) > 1 else [],
         ),
