@@ -14,6 +14,7 @@ from proxycast.report.page.answers.wording import (
     Answer,
     Fact,
     Row,
+    brackets,
     clause_of_leader,
     clause_of_undecided,
     cost,
@@ -85,7 +86,7 @@ def corpus_answer(results: StudyResults) -> Answer | None:
         missing += _missing_of_truth(order, evidence)
         if evidence.truth and evidence.truth["verdict"] == NOISE:
             warning = about_noisy_metric(evidence.truth)
-    facts += facts_of_cost(results, order.cell)
+    facts += [*facts_of_cost(results, order.cell), brackets(results.study.selection.confidence)]
     return Answer(sentence(clauses), facts, missing, warning)
 
 
@@ -213,10 +214,10 @@ def _clauses_of_agreement(order: CorpusOrder, results: StudyResults) -> Iterator
     """How far the other proxies that were named in advance agree with the order, at the same budget."""
     found = _agreement(order, results.table("data_selection/agreement"))
     if len(found) == 1:
-        yield f"{found[0][0]} orders them with a correlation of {found[0][1]:.2f} to this"
+        yield f"the order by {found[0][0]} correlates with this one at {found[0][1]:.2f}"
     elif found:
         name, rho = min(found, key=lambda other: other[1])
-        yield f"{len(found)} other proxies order them with correlations of {rho:.2f} ({name}) or more to this"
+        yield f"the orders by {len(found)} other proxies correlate with this one at {rho:.2f} ({name}) or more"
 
 
 def _agreement(order: CorpusOrder, agreement: pl.DataFrame | None) -> list[tuple[str, float]]:

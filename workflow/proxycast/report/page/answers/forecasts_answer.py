@@ -10,10 +10,12 @@ from proxycast.report.page.answers.wording import (
     Answer,
     Fact,
     Row,
+    brackets,
     cost,
     counted,
     first_row,
     listed,
+    percent,
     sentence,
 )
 from proxycast.report.page.formats import with_interval
@@ -40,13 +42,13 @@ def forecast_answer(results: StudyResults) -> Answer | None:
     if at is None:
         return None
     metric = results.study.target.metric if results.study.target else "the truth"
-    errors, confidence = results.table("forecasting/errors"), results.study.forecasting.confidence
+    errors = results.table("forecasting/errors")
     judged = _judged(errors, at)
     clauses, facts = [_forecast(at, metric)], [Fact("Forecast by", _forecast_by(at)), *_other_forecasts(at)]
     if judged:
-        clauses.append(_error(judged, errors, metric))
-        facts += _facts_of_errors(judged, errors, metric, confidence)
-    facts += _rehearsals(at, confidence)
+        clauses.append(_error(judged, errors, metric, at))
+        facts += _facts_of_errors(judged, errors, metric, at.method)
+    facts += [*_rehearsals(at), brackets(results.study.forecasting.confidence)]
     return Answer(sentence(clauses), facts, list(_missing(at, judged)))
 
 
@@ -96,34 +98,34 @@ def _judged(errors: pl.DataFrame | None, at: Forecasts) -> Row | None:
     return first_row(own.sort(pl.col("horizon") == at.horizon, "horizon", pl.col("method") == CHOSEN, descending=True))
 
 
-def _error(judged: Row, errors: pl.DataFrame, metric: str) -> str:
+def _error(judged: Row, errors: pl.DataFrame, metric: str, at: Forecasts) -> str:
     price = cost(judged, "rmse", metric, "rmse_low", "rmse_high")
     last = first_row(errors, method=LAST_VALUE, task="all", horizon=judged["horizon"])
     of_last = f", that of the last value {cost(last, 'rmse', metric)}" if last and last["rmse"] is not None else ""
-    forecasts = counted(judged["forecasts"], "forecast")
-    return f"the error of {forecasts} at {judged['horizon']:g} times the compute is {price}{of_last}"
+    there = "there" if judged["horizon"] == at.horizon else f"at {judged['horizon']:g} times that compute"
+    forecasts = f"{counted(judged['forecasts'], 'forecast')} {there}"
+    return f"the root mean square error of {forecasts} is {price}{of_last}"
 
 
-def _facts_of_errors(judged: Row, errors: pl.DataFrame, metric: str, confidence: float) -> Iterator[Fact]:
+def _facts_of_errors(judged: Row, errors: pl.DataFrame, metric: str, own: str) -> Iterator[Fact]:
     """Beside the best of the others in hindsight, and how many truths the intervals hold."""
     here = errors.filter(pl.col("rmse").is_not_null(), task="all", horizon=judged["horizon"])
     if (name := judged["best_baseline"]) and judged["difference"] is not None:
         price = cost(judged, "difference", metric, "difference_low", "difference_high")
         yield Fact("Best baseline", f"in hindsight {name}; the error less that of it is {price} (below 0 is better)")
-    own = judged["method"]
     best = first_row(here.filter(pl.col("kind") == "proxy", ~pl.col("method").is_in([CHOSEN, own])).sort("rmse"))
     if best:
         yield Fact("Best other", f"in hindsight {best['method']}, whose error is {cost(best, 'rmse', metric)}")
     if judged["coverage"] is not None:
-        held = f"{judged['coverage']:.0%} of {counted(judged['forecasts'], 'truth')}"
-        yield Fact("Coverage", f"{held} lie within their {confidence:.0%} intervals")
+        truths = counted(judged["forecasts"], "truth")
+        yield Fact("Coverage", f"the intervals hold {percent(judged['coverage'])} of {truths}")
 
 
-def _rehearsals(at: Forecasts, confidence: float) -> Iterator[Fact]:
+def _rehearsals(at: Forecasts) -> Iterator[Fact]:
     row = first_row(at.rows.drop_nulls("rehearsal_coverage"))
     if row:
-        held = f"{row['rehearsal_coverage']:.0%} of the truths lay within such {confidence:.0%} intervals"
-        yield Fact("In rehearsals", f"{held} of {at.method}, before the cut")
+        held = f"such intervals of {at.method} held {percent(row['rehearsal_coverage'])} of the truths"
+        yield Fact("In rehearsals", f"{held}, before the cut")
 
 
 def _missing(at: Forecasts, judged: Row | None) -> Iterator[str]:

@@ -12,10 +12,10 @@ from proxycast.report.page.answers.wording import (
     Answer,
     Fact,
     Row,
+    brackets,
     clause_of_leader,
     clause_of_undecided,
     cost,
-    counted,
     fact_of_pairs,
     first_row,
     listed,
@@ -80,7 +80,7 @@ def model_answer(results: StudyResults) -> Answer | None:
         if evidence.truth and evidence.truth["verdict"] == NOISE:
             warning = _about_noise(evidence.truth, metric)
     facts += facts_of_judges(results.table("model_selection/judged"), "model", task=order.task)
-    facts += facts_of_cost(results)
+    facts += [*facts_of_cost(results), brackets(results.study.selection.confidence)]
     return Answer(sentence(clauses), facts, missing, warning)
 
 
@@ -94,7 +94,7 @@ def _missing_of_order(order: ModelOrder) -> Iterator[str]:
     if len(order.pairs) and order.pairs["told_apart"].null_count() == len(order.pairs):
         yield "How sure the order is: with one score a task, nothing can be resampled."
     elif order.first["interval_over"]:
-        yield f"Other noise than that of solutions: intervals of places are over {order.first['interval_over']}."
+        yield f"How the order varies beyond these solutions: intervals are over {order.first['interval_over']}."
 
 
 class Evidence(NamedTuple):
@@ -114,7 +114,7 @@ def _evidence(order: ModelOrder, results: StudyResults) -> Evidence:
         statistic, weighting = order.method.split("/", 1)
         alone = results.table("model_selection/proxies")
         held_out = first_row(alone, statistic=statistic, weighting=weighting, tail=order.tail, task="all")
-    best = (held_out or {}).get("best_baseline")
+    best = (first_row(summary, **where) or {}).get("best_baseline")
     return Evidence(
         first_row(results.table("model_selection/truth"), task="all"),
         held_out,
@@ -135,13 +135,13 @@ def _clause_of_rho(evidence: Evidence) -> Iterator[str]:
     if (held_out := evidence.held_out) and held_out["spearman"] is not None:
         rho = with_interval(held_out, "spearman", ".2f", "low", "high")
         on = "on tasks that were held out" if "split" in held_out else "over all tasks"
-        yield f"such orders have a rank correlation of {rho} with the truth {on}"
+        yield f"such an order has a rank correlation of {rho} with the truth {on}"
 
 
 def _clause_of_pick(evidence: Evidence, metric: str) -> Iterator[str]:
     if evidence.choice and evidence.choice["regret"] is not None:
         price = cost(evidence.choice, "regret", metric, "regret_low", "regret_high")
-        yield f"picking so on a task that was held out, instead of the true best, costs {price}"
+        yield f"its pick instead of the true best costs {price} on such a task"
 
 
 def _about_noise(truth: Row, metric: str) -> str:
@@ -152,12 +152,13 @@ def _about_noise(truth: Row, metric: str) -> str:
 
 def _facts_of_truth(order: ModelOrder, evidence: Evidence, metric: str) -> Iterator[Fact]:
     held_out, baseline, choice, truth = evidence.held_out, evidence.baseline, evidence.choice, evidence.truth
-    if held_out and (name := held_out.get("best_baseline")):
-        if baseline and (baseline["method"], baseline["tail"]) == (order.method, order.tail):
+    if held_out and baseline:
+        name, rho = baseline["method"], with_interval(baseline, "spearman", ".2f", "low", "high")
+        if (name, baseline["tail"]) == (order.method, order.tail):
             yield Fact("Best baseline", f"{name}, which is what decides here")
         else:
-            rho = f" ({with_interval(baseline, 'spearman', '.2f', 'low', 'high')})" if baseline else ""
-            yield Fact("Best baseline", f"in hindsight {name}{rho}; {versus(held_out, order.method)}")
+            beats = versus(held_out, order.method) if "difference" in held_out else "the difference has no interval"
+            yield Fact("Best baseline", f"in hindsight {name}, {rho} on tasks that were held out; {beats}")
     if truth and truth["ceiling"] is not None:
         ceiling = with_interval(truth, "ceiling", ".2f", "ceiling_low", "ceiling_high")
         quality = f"the truth is: {truth['verdict']}"
@@ -179,8 +180,8 @@ def _missing_of_truth(order: ModelOrder, evidence: Evidence) -> Iterator[str]:
     else:
         if held_out["low"] is None:
             yield f"The interval of that correlation{why(held_out)}."
-        if not held_out.get("best_baseline"):
-            yield f"Whether a plain baseline does as well: {order.method} was not compared with one."
+        if not evidence.baseline:
+            yield "Whether a plain baseline does as well: there is none."
     if not choice or choice["regret"] is None:
         yield f"What the pick of {order.method} costs on a task that was held out{why(choice)}."
     elif choice["regret_low"] is None:
@@ -195,5 +196,7 @@ def _clauses_of_agreement(order: ModelOrder) -> Iterator[str]:
     if order.agreement is not None and len(order.agreement):
         others = order.agreement.unique("other_method", keep="first", maintain_order=True)
         name, rho = others.sort("spearman").select("other_method", "spearman").row(0)
-        methods = counted(len(others), "other method")
-        yield f"{methods} agree with this order at a correlation of {rho:.2f} ({name}) or more"
+        orders = (
+            f"the orders by {len(others)} other methods correlate" if len(others) > 1 else "another order correlates"
+        )
+        yield f"{orders} with this one at {rho:.2f} ({name}){' or more' * (len(others) > 1)}"

@@ -147,6 +147,10 @@ def fact_of_pairs(pairs: pl.DataFrame) -> Iterator[Fact]:
         yield Fact("Undecided", (told if len(unsure) else "none: every pair can be told apart") + beyond)
 
 
+def brackets(confidence: float) -> Fact:
+    return Fact("Brackets", f"{percent(confidence)} intervals")
+
+
 def sentence(clauses: Iterable[str]) -> str:
     return f"{'; '.join(clauses)}."
 
@@ -154,4 +158,4 @@ def sentence(clauses: Iterable[str]) -> str:
 def why(row: Row | None) -> str:
     """The reason that a row's note gives for what is missing, behind a colon; empty where it gives none."""
     note = (row or {}).get("note")
-    return f": {note.removeprefix('no interval: ')}" if note else ""
+    return f": {note.rpartition('no interval: ')[2]}" if note else ""
