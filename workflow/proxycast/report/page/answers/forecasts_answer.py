@@ -14,6 +14,7 @@ from proxycast.report.page.answers.wording import (
     cost,
     counted,
     first_row,
+    flops_in_words,
     listed,
     percent,
     sentence,
@@ -44,7 +45,8 @@ def forecast_answer(results: StudyResults) -> Answer | None:
     metric = results.study.target.metric if results.study.target else "the truth"
     errors = results.table("forecasting/errors")
     judged = _judged(errors, at)
-    clauses, facts = [_forecast(at, metric)], [Fact("Forecast by", _forecast_by(at)), *_other_forecasts(at)]
+    clauses = [_forecast(at, metric)]
+    facts = [Fact("Forecast by", _forecast_by(at)), *_from_where_to_where(at), *_other_forecasts(at)]
     if judged:
         clauses.append(_error(judged, errors, metric, at))
         facts += _facts_of_errors(judged, errors, metric, at.method)
@@ -81,6 +83,18 @@ def _forecast_by(at: Forecasts) -> str:
     runs = at.rows["run"].unique(maintain_order=True).to_list()
     others = f"; {counted(len(runs) - 1, 'other run')} too: {listed(runs[1:])}" if len(runs) > 1 else ""
     return f"{at.method}, settled before the truth was seen{others}"
+
+
+def _from_where_to_where(at: Forecasts) -> Iterator[Fact]:
+    """The truth at the cut, and the compute of what is forecast, of the first run."""
+    rows = at.rows.filter(run=at.rows["run"][0])
+    now = [f"{value:{HOW}} on {task}" for task, value in rows.select("task", "last_value").drop_nulls().iter_rows()]
+    if now:
+        yield Fact("At the cut", listed(now, MOST_TASKS))
+    tokens, flops = rows.select("tokens", "flops").row(0)
+    compute = [*([f"{tokens:.3g} tokens"] if tokens else []), *([flops_in_words(flops)] if flops else [])]
+    if compute:
+        yield Fact("Forecast for", ", ".join(compute))
 
 
 def _other_forecasts(at: Forecasts) -> Iterator[Fact]:
