@@ -4,7 +4,7 @@ Every table is on the page once, as a `Dataset`. Charts draw from it, HTML table
 the whole of it as csv.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import polars as pl
@@ -38,11 +38,24 @@ class Column:
     high: str = ""
 
 
+@dataclass(frozen=True)
+class Select:
+    """A list above a chart or grid that sets `name` to the value of one `option`; the first is chosen when the page opens.
+
+    `options`: value -> text. `groups`: value -> the heading that its option stands under, if options have any.
+    """
+
+    name: str
+    label: str
+    options: Mapping[str, str]
+    groups: Mapping[str, str] = field(default_factory=dict)
+
+
 @dataclass(frozen=True, eq=False)
 class Chart:
     """A chart of Vega-Lite. `spec` names its data (`alt.NamedData`) by the names of `datasets`.
 
-    A control with `data-select="name"` sets the chart's parameter `name`, if it has one.
+    A control with `data-select="name"`, as `selects` are, sets the chart's parameter `name`, if it has one.
     """
 
     id: str
@@ -51,6 +64,7 @@ class Chart:
     datasets: Sequence[Dataset]
     caption: str = ""
     alt: str = ""  # what it shows, for those who do not see it
+    selects: Sequence[Select] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,6 +93,7 @@ class Html:
     markup: Markup
     datasets: Sequence[Dataset] = ()
     caption: str = ""
+    selects: Sequence[Select] = ()
 
 
 @dataclass(frozen=True)
