@@ -41,7 +41,9 @@ def level(value: float | None, low: float, high: float) -> int | None:
     return round(LEVELS * min(max(share, 0.0), 1.0))
 
 
-GRID = """{% macro colour(cell) %}{% if cell.level is not none %} class="level-{{ cell.level }}"{% endif %}{% endmacro %}
+GRID = """{% macro colour(cell) %}
+{% if cell.level is not none %} class="level-{{ cell.level }}"{% endif %}
+{% endmacro %}
 {% macro about(cell) %}{% if cell.title %} title="{{ cell.title }}"{% endif %}{% endmacro %}
 <div class="scroll grid-box" tabindex="0" role="region" aria-label="{{ label }}">
 <table class="grid {{ scale }}{% if turned %} turned{% endif %}">

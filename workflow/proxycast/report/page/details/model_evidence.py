@@ -7,7 +7,7 @@ from proxycast.experiments.model_selection.task_truth import about_noisy_task
 from proxycast.experiments.reliability import NOISE
 from proxycast.report.model_selection_figures import KIND_LOOKS, MOST_CHOSEN, SPLITS, TAILS, method_name
 from proxycast.report.page.blocks import Block, Chart, Column, Dataset, Note, Select, Table
-from proxycast.report.page.charts import colour, specification
+from proxycast.report.page.charts import specification
 from proxycast.report.page.details.proxy_grids import proxies_alone
 from proxycast.report.page.details.solution_numbers import enough_solutions, writers_compared
 from proxycast.report.page.details.task_lists import task_select, tasks_of
@@ -70,8 +70,9 @@ def method_axis(names: list[str]) -> alt.Y:
     return alt.Y("name:N", sort=names, title=None, axis=axis)
 
 
-def row_height(names: list[str]) -> alt.Step:
-    return alt.Step(WIDE if any(", " in name for name in names) else CLOSE)
+def rows_height(names: list[str]) -> int:
+    """Pixels of a chart with these names beside its rows."""
+    return len(names) * (WIDE if any(", " in name for name in names) else CLOSE)
 
 
 def _methods(summary: pl.DataFrame, folds: pl.DataFrame | None, truth: pl.DataFrame | None) -> list[Block]:
@@ -84,9 +85,9 @@ def _methods(summary: pl.DataFrame, folds: pl.DataFrame | None, truth: pl.DataFr
     used = [Dataset("models_methods", rows, "model_selection/summary", "one tail, without chance")]
     y, (kind_colour, kind_shape) = method_axis(names), kind_encodings()
     here = f"datum.split === {SPLIT}"
-    base = alt.Chart(alt.NamedData("models_methods"), height=row_height(names)).transform_filter(here)
+    base = alt.Chart(alt.NamedData("models_methods"), height=rows_height(names)).transform_filter(here)
     title = "Spearman's ρ on held-out tasks"
-    x = alt.X("spearman:Q", title=title)
+    x = alt.X("spearman:Q", title=title, axis=alt.Axis(tickCount=6))
     tooltip = [alt.Tooltip("name:N", title="method"), *(alt.Tooltip(f"{name}:N") for name in ("kind", "best_baseline"))]
     tooltip[2:2] = [alt.Tooltip(f"{name}:Q", format=".3f") for name in ("spearman", "low", "high", "fold_sd")]
     best = base.transform_filter("datum.kind === 'baseline'").transform_aggregate(spearman="max(spearman)")
@@ -178,15 +179,20 @@ def _ranks(predictions: pl.DataFrame) -> list[Block]:
     few = 1 < len(families) <= len(COLOURS)
     legend = alt.Legend(title="Family", orient="top")
     look = {"color": alt.Color("family:N", legend=legend), "shape": alt.Shape("family:N", legend=legend)} if few else {}
-    x, y = alt.X("true_rank:Q", title="True rank, 1 is best"), alt.Y("predicted_rank:Q", title="Predicted rank")
+    axis = {"scale": alt.Scale(zero=False, padding=10, nice=False), "axis": alt.Axis(tickMinStep=1, format="~g")}
+    x, vertical = alt.X("true_rank:Q", title="True rank, 1 is best", **axis), {"title": "Predicted rank", **axis}
     tooltip = ["model:N", "family:N", "true_rank:Q", alt.Tooltip("predicted_rank:Q", format=".2f")]
     tooltip += [alt.Tooltip("least:Q"), alt.Tooltip("greatest:Q"), alt.Tooltip("truth:Q", format=".4~g"), "folds:Q"]
     chart = alt.layer(
-        base.mark_line(color="#8f8f8f", strokeDash=[4, 3]).encode(x=x, y=alt.Y("true_rank:Q", title="Predicted rank")),
-        base.mark_rule(opacity=0.5, strokeWidth=2).encode(
-            x=x, y=alt.Y("least:Q", title="Predicted rank"), y2="greatest:Q", **{k: v for k, v in look.items() if k == "color"}
+        base.mark_line(color="#8f8f8f", strokeDash=[4, 3]).encode(
+            x=x, y=alt.Y("true_rank:Q", **vertical)
         ),
-        base.mark_point(filled=True, size=70, opacity=0.9).encode(x=x, y=y, tooltip=tooltip, **look),
+        base.mark_rule(opacity=0.5, strokeWidth=2, color="#8f8f8f").encode(
+            x=x, y=alt.Y("least:Q", **vertical), y2="greatest:Q"
+        ),
+        base.mark_point(filled=True, size=70, opacity=0.9).encode(
+            x=x, y=alt.Y("predicted_rank:Q", **vertical), tooltip=tooltip, **look
+        ),
     ).add_params(alt.param(name=TASK, value=tasks[0]), alt.param(name=METHOD, value=methods[0]))
     names = {method: method_name(method) for method in methods}
     return [
@@ -209,9 +215,7 @@ def _chosen(stability: pl.DataFrame, chosen: pl.DataFrame | None) -> list[Block]
     if rows.is_empty():
         return []
     names = [readable(statistic, weighting) for statistic, weighting in rows.select("statistic", "weighting").rows()]
-    colours = [colour(statistic) for statistic in rows["statistic"]]
-    rows = rows.with_columns(pl.Series("name", names, pl.String), pl.Series("colour", colours, pl.String))
-    rows = rows.sort("share", descending=True, maintain_order=True)
+    rows = rows.with_columns(pl.Series("name", names, pl.String)).sort("share", descending=True, maintain_order=True)
     rows = rows.filter(pl.int_range(pl.len()).over("scorer") < MOST_CHOSEN)
     scorers = stability["scorer"].unique(maintain_order=True).to_list()
     scorers = [scorer for scorer in scorers if scorer in set(rows["scorer"])]
@@ -220,13 +224,12 @@ def _chosen(stability: pl.DataFrame, chosen: pl.DataFrame | None) -> list[Block]
     tooltip = [alt.Tooltip("name:N", title="proxy"), *(alt.Tooltip(f"{name}:Q", format=".0%") for name in ("share", "same_sign"))]
     share = alt.X("share:Q", title="Share of folds that chose it", axis=alt.Axis(format="%"), scale=alt.Scale(domain=[0, 1]))
     chart = (
-        alt.Chart(alt.NamedData("models_stability"), height=row_height(names))
+        alt.Chart(alt.NamedData("models_stability"), height=rows_height(names[:MOST_CHOSEN]))
         .transform_filter(f"datum.scorer === {SCORER}")
-        .mark_bar()
+        .mark_bar(color=KIND_COLOURS["scorer"])
         .encode(
             y=alt.Y("name:N", sort=sort, title=None, axis=axis),
             x=share,
-            color=alt.Color("colour:N", scale=None),
             tooltip=[*tooltip, alt.Tooltip("jaccard:Q", format=".2f", title="overlap of two folds")],
         )
         .add_params(alt.param(name=SCORER, value=scorers[0]))

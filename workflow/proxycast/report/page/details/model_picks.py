@@ -12,7 +12,7 @@ from proxycast.report.page.details.model_evidence import (
     kind_encodings,
     method_axis,
     of_first_tail,
-    row_height,
+    rows_height,
     with_names,
 )
 from proxycast.report.page.study_results import StudyResults
@@ -41,7 +41,7 @@ def _regrets(choices: pl.DataFrame, metric: str) -> list[Block]:
     k, unit = rows["top_k"][0], look(metric).label.lower()
     y, (kind_colour, kind_shape) = method_axis(names), kind_encodings()
     title = f"Regret, in {unit}"
-    base = alt.Chart(alt.NamedData("models_regret"), height=row_height(names))
+    base = alt.Chart(alt.NamedData("models_regret"), height=rows_height(names))
     base = base.transform_filter(f"datum.split === {SPLIT}")
     tooltip = [alt.Tooltip("name:N", title="method")]
     for name in ("regret", "regret_low", "regret_high", "random_regret", "regret_top", "recall", "ndcg"):

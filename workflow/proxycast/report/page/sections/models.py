@@ -19,6 +19,7 @@ from proxycast.report.page.study_results import StudyResults
 PREDICTED, LEARNED = "#2A93D1", "#B08A5B"
 MOST_DRAWN = 40  # models of a chart: more cannot be read
 MOST_PAIRED = 20  # models of the matrix of pairs
+ROW = 22  # pixels
 TASK = "models_task"
 
 
@@ -63,7 +64,7 @@ def _places(rows: pl.DataFrame, tasks: Sequence[str]) -> Chart:
     data = Dataset("models_places", drawn, "model_selection/ranking", _which(drawn, count))
     axis = alt.Axis(labelLimit=190, grid=False, ticks=False, domain=False)
     base = (
-        alt.Chart(alt.NamedData("models_places"), height=alt.Step(22))
+        alt.Chart(alt.NamedData("models_places"), height=ROW * min(count, MOST_DRAWN))
         .transform_filter(f"datum.task === {TASK}")
         .encode(y=alt.Y("model:N", sort=alt.EncodingSortField("place", op="min"), title=None, axis=axis))
     )
@@ -140,14 +141,14 @@ def _pairs(pairs: pl.DataFrame, order: list[str], task: str) -> list[Block]:
     names = [f"{number}  {model}" for number, model in enumerate(best, 1)]
     part = f", the best {MOST_PAIRED} models" if len(order) > MOST_PAIRED else ""
     undecided = all_pairs - told
-    are = "pair cannot" if undecided == 1 else "pairs cannot"
+    says = f"{undecided} of {all_pairs} pairs of models cannot be told apart" if undecided else "All pairs can be told apart"
     markup = grid(
         names, list(map(str, range(1, len(best) + 1))), cells, label="Pairs of models", corner="better", turned=True
     )
     return [
         Html(
             "models-pairs",
-            f"{undecided} of {all_pairs} {are} be told apart{part and '; here' + part[1:]}",
+            says + (f"; here{part[1:]}" if part else ""),
             markup,
             [Dataset("models_pairs", drawn, "model_selection/pairs", f"first method, {task_name(task)}{part}")],
             caption=f"{TOLD}: the model of the row is better, and the interval of the difference over solutions "
