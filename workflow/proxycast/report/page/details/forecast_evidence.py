@@ -20,9 +20,9 @@ LINES = {  # series -> colour and dashes; the chosen method comes first
     LAST_VALUE: ("#B08A5B", [2, 2]),
     TWO_STEP: ("#CC79A7", [8, 3, 2, 3]),
 }
+LINE_LEGEND = {"symbolType": "stroke", "symbolSize": 400, "symbolStrokeWidth": 3, "symbolOpacity": 1, "labelLimit": 330}
 OTHER = ("#8f8f8f", [1, 0])
 MOST_ERRORS = 2000  # rows; beyond, those over all tasks alone
-HORIZON = alt.Axis(labelExpr="datum.label + '×'", grid=False)
 
 
 def chosen_method(results: StudyResults) -> str | None:
@@ -52,7 +52,8 @@ def _named(errors: pl.DataFrame, chosen: str | None) -> tuple[pl.DataFrame, dict
     methods = rows["method"].unique(maintain_order=True).to_list()
     own = {CHOSEN: chosen} if chosen in methods else {}
     for series in (POOLED, COMPUTE_ONLY, LAST_VALUE, TWO_STEP):
-        method = next((m for m in methods if m.partition(", ")[0] == series and m not in own.values()), None)
+        of_series = [m for m in methods if m.partition(", ")[0] == series and m not in own.values()]
+        method = min(of_series, key=len, default=None)  # the one without a further word, if there is one
         own |= {series: method} if method else {}
     names = {method: forecaster_name(method) + (ADVANCE if method == chosen else "") for method in methods}
     lines = {names[method]: LINES[series] for series, method in own.items()}
@@ -88,23 +89,30 @@ def _errors(errors: pl.DataFrame, chosen: str | None, results: StudyResults) -> 
     return [*blocks, _error_table(data)]
 
 
-def _over_horizon(lines: dict[str, tuple[str, list[int]]], value: str, y: alt.Y, task: str) -> list[alt.Chart]:
+def _over_horizon(data: Dataset, lines: dict, value: str, y: alt.Y, task: str) -> list[alt.Chart]:
     """Lines of `value` over the horizon, methods without a colour of their own behind the others."""
+    horizons = data.frame["horizon"].unique().sort().to_list()
     base = alt.Chart(alt.NamedData("forecast_errors"), height=300)
     base = base.transform_filter(f"datum.task === {task} && isValid(datum.{value})")
     names = list(lines)
-    legend = alt.Legend(title=None, orient="top", columns=2, labelLimit=330, symbolType="stroke")
+    legend = alt.Legend(title=None, orient="top", columns=2, **LINE_LEGEND)
     looks = list(lines.values())
     colour = alt.Color("line:N", scale=alt.Scale(domain=names, range=[c for c, _ in looks]), legend=legend)
     dash = alt.StrokeDash("line:N", scale=alt.Scale(domain=names, range=[d for _, d in looks]), legend=legend)
-    x = alt.X("horizon:Q", title="Horizon, times the compute at the cut", axis=HORIZON, scale=alt.Scale(type="log", nice=False, padding=14))
+    axis = alt.Axis(labelExpr="datum.label + '×'", grid=False, values=horizons)
+    scale = alt.Scale(type="log", nice=False, padding=14)
+    x = alt.X("horizon:Q", title="Horizon, times the compute at the cut", axis=axis, scale=scale)
     tooltip = [alt.Tooltip("name:N", title="method"), alt.Tooltip("horizon:Q"), alt.Tooltip("forecasts:Q")]
     tooltip += [alt.Tooltip(f"{name}:Q", format=".3~g") for name in ("rmse", "rmse_low", "rmse_high", "coverage")]
-    tooltip += [alt.Tooltip(f"{name}:Q", format="+.3~g") for name in ("difference", "difference_low", "difference_high")]
+    tooltip += [
+        alt.Tooltip(f"{name}:Q", format="+.3~g") for name in ("difference", "difference_low", "difference_high")
+    ]
     others, own = f"datum.line === '{OTHERS}'", f"datum.line !== '{OTHERS}'"
     encoded = {"x": x, "y": y, "color": colour, "detail": "method:N", "tooltip": tooltip}
     return [
-        base.transform_filter(others).mark_line(strokeWidth=1, opacity=0.5, point=alt.OverlayMarkDef(size=14)).encode(**encoded),
+        base.transform_filter(others)
+        .mark_line(strokeWidth=1, opacity=0.5, point=alt.OverlayMarkDef(size=14))
+        .encode(**encoded),
         base.transform_filter(own)
         .mark_line(strokeWidth=2, point=alt.OverlayMarkDef(size=50))
         .encode(**encoded, strokeDash=dash),
@@ -114,7 +122,7 @@ def _over_horizon(lines: dict[str, tuple[str, list[int]]], value: str, y: alt.Y,
 def _error_chart(data: Dataset, lines: dict, tasks: list[str]) -> Chart:
     title = "Root mean square error"
     scale = alt.Scale(domainMin=0)
-    drawn = _over_horizon(lines, "rmse", alt.Y("rmse:Q", title=title, scale=scale), ERROR_TASK)
+    drawn = _over_horizon(data, lines, "rmse", alt.Y("rmse:Q", title=title, scale=scale), ERROR_TASK)
     bars = alt.Chart(alt.NamedData("forecast_errors")).transform_filter(
         f"datum.task === {ERROR_TASK} && isValid(datum.rmse_low) && datum.line !== '{OTHERS}'"
     )
@@ -140,7 +148,7 @@ def _coverage_chart(data: Dataset, lines: dict, tasks: list[str], confidence: fl
     scale = alt.Scale(domain=[0, 1])
     title = "Share of truths inside"
     y = alt.Y("coverage:Q", title=title, scale=scale, axis=alt.Axis(format="%"))
-    layers = _over_horizon(lines, "coverage", y, COVERAGE_TASK)
+    layers = _over_horizon(data, lines, "coverage", y, COVERAGE_TASK)
     caption = "How often the interval of a forecast held what became of the run."
     if confidence is not None:
         line = alt.Chart(alt.NamedData("forecast_errors")).transform_aggregate(n="count()")
@@ -190,7 +198,9 @@ def _rehearsal(rehearsal: pl.DataFrame) -> Table:
         Column("share", "Fitted up to, of the cut", ".2g"),
         Column("note", "Note"),
     ]
-    caption = "Each method forecasts the last checkpoints before the cut from the earlier ones. Controls are not chosen."
+    caption = (
+        "Each method forecasts the last checkpoints before the cut from the earlier ones. Controls are not chosen."
+    )
     data = Dataset("forecast_rehearsal", rows, "forecasting/rehearsal")
     return Table("forecast-rehearsal", "What the rehearsal chose, and why", data, columns, caption)
 
@@ -230,11 +240,15 @@ def _two_step(two_step: pl.DataFrame) -> list[Block]:
     base = alt.Chart(alt.NamedData("forecast_two_step"), height=340)
     base = base.transform_filter(f"datum.task === {LAW_TASK} && isValid(datum.truth) && isValid(datum.predicted)")
     scale, title = alt.Scale(zero=False), "Forecast"
-    x = alt.X("truth:Q", title="Truth", scale=scale)
+    x = alt.X("truth:Q", title="Truth", scale=scale, axis=alt.Axis(tickCount=6))
     kinds = {"scale": alt.Scale(domain=["run", "model"], range=["#2A93D1", "#E69F00"])}
     shapes = {"scale": alt.Scale(domain=["run", "model"], range=["circle", "diamond"])}
     legend = alt.Legend(title=None, orient="top")
-    tooltip = ["run:N", "kind:N", *(alt.Tooltip(f"{n}:Q", format=".3~f") for n in ("predicted", "low", "high", "truth"))]
+    tooltip = [
+        "run:N",
+        "kind:N",
+        *(alt.Tooltip(f"{n}:Q", format=".3~f") for n in ("predicted", "low", "high", "truth")),
+    ]
     tooltip += [alt.Tooltip("parameters:Q", format=".3~s"), alt.Tooltip("tokens:Q", format=".3~s")]
     chart = alt.layer(
         base.mark_line(color="#8f8f8f", strokeDash=[4, 3]).encode(x=x, y=alt.Y("truth:Q", title=title, scale=scale)),

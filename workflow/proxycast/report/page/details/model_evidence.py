@@ -184,9 +184,7 @@ def _ranks(predictions: pl.DataFrame) -> list[Block]:
     tooltip = ["model:N", "family:N", "true_rank:Q", alt.Tooltip("predicted_rank:Q", format=".2f")]
     tooltip += [alt.Tooltip("least:Q"), alt.Tooltip("greatest:Q"), alt.Tooltip("truth:Q", format=".4~g"), "folds:Q"]
     chart = alt.layer(
-        base.mark_line(color="#8f8f8f", strokeDash=[4, 3]).encode(
-            x=x, y=alt.Y("true_rank:Q", **vertical)
-        ),
+        base.mark_line(color="#8f8f8f", strokeDash=[4, 3]).encode(x=x, y=alt.Y("true_rank:Q", **vertical)),
         base.mark_rule(opacity=0.5, strokeWidth=2, color="#8f8f8f").encode(
             x=x, y=alt.Y("least:Q", **vertical), y2="greatest:Q"
         ),
@@ -221,8 +219,13 @@ def _chosen(stability: pl.DataFrame, chosen: pl.DataFrame | None) -> list[Block]
     scorers = [scorer for scorer in scorers if scorer in set(rows["scorer"])]
     sort = alt.EncodingSortField("share", op="max", order="descending")
     axis = alt.Axis(labelLimit=200, grid=False, ticks=False, domain=False, labelExpr=TWO_LINES)
-    tooltip = [alt.Tooltip("name:N", title="proxy"), *(alt.Tooltip(f"{name}:Q", format=".0%") for name in ("share", "same_sign"))]
-    share = alt.X("share:Q", title="Share of folds that chose it", axis=alt.Axis(format="%"), scale=alt.Scale(domain=[0, 1]))
+    tooltip = [
+        alt.Tooltip("name:N", title="proxy"),
+        *(alt.Tooltip(f"{name}:Q", format=".0%") for name in ("share", "same_sign")),
+    ]
+    share = alt.X(
+        "share:Q", title="Share of folds that chose it", axis=alt.Axis(format="%"), scale=alt.Scale(domain=[0, 1])
+    )
     chart = (
         alt.Chart(alt.NamedData("models_stability"), height=rows_height(names[:MOST_CHOSEN]))
         .transform_filter(f"datum.scorer === {SCORER}")
@@ -243,7 +246,11 @@ def _chosen(stability: pl.DataFrame, chosen: pl.DataFrame | None) -> list[Block]
             "models-stability",
             "Which proxies the folds chose",
             specification(chart.properties(width="container")),
-            [Dataset("models_stability", rows, "model_selection/stability", f"two tasks held out, {MOST_CHOSEN} a scorer")],
+            [
+                Dataset(
+                    "models_stability", rows, "model_selection/stability", f"two tasks held out, {MOST_CHOSEN} a scorer"
+                )
+            ],
             caption=f"Two tasks held out; at most {MOST_CHOSEN} proxies of a scorer.{agreement}",
             alt="Share of folds that chose each proxy",
             selects=several,

@@ -94,7 +94,11 @@ def _decided(decisions: pl.DataFrame) -> list[Block]:
         Column("decided", "Pairs decided", ".2f", "decided_low", "decided_high"),
         Column("accuracy", "Right of them", ".2f", "accuracy_low", "accuracy_high"),
         Column(
-            "decision_accuracy", "Of all pairs, others guessed", ".2f", "decision_accuracy_low", "decision_accuracy_high"
+            "decision_accuracy",
+            "Of all pairs, others guessed",
+            ".2f",
+            "decision_accuracy_low",
+            "decision_accuracy_high",
         ),
         Column("pairs", "Pairs"),
         Column("note", "Note"),
@@ -132,7 +136,8 @@ def _gaps(margins: pl.DataFrame) -> list[Block]:
             "How sure a predicted gap is",
             specification(chart.properties(width="container")),
             [Dataset("models_margins", rows, "model_selection/margins", "one tail")],
-            caption=f"Points: pairs of two models in bins of the gap, with intervals. Line: logistic curve. Dotted: {SURE:.0%}.",
+            caption="Points: pairs of two models in bins of the gap, with intervals. Line: logistic curve. Dotted: "
+            f"{SURE:.0%}.",
             alt="Share of pairs that are ordered rightly over the predicted gap",
             selects=[Select(METHOD, "Method", names)] if len(names) > 1 else [],
         )

@@ -73,7 +73,9 @@ def enough_solutions(counts: pl.DataFrame | None) -> list[Block]:
     rows = rows.with_columns(pl.Series("name", names, pl.String))
     proxies = rows["name"].unique(maintain_order=True).to_list()
     base = alt.Chart(alt.NamedData("models_counts"), height=260).transform_filter(f"datum.name === {PROXY}")
-    x = alt.X("number:Q", title="Solutions of each task", scale=alt.Scale(type="log"), axis=alt.Axis(format="~s", grid=False))
+    x = alt.X(
+        "number:Q", title="Solutions of each task", scale=alt.Scale(type="log"), axis=alt.Axis(format="~s", grid=False)
+    )
     title = "Spearman's ρ " + ("with the truth" if reference == "truth" else "with the order from all solutions")
     y = alt.Y("spearman:Q", title=title, scale=alt.Scale(zero=False))
     tooltip = ["number:Q", *(alt.Tooltip(f"{n}:Q", format=".3f") for n in ("spearman", "low", "high")), "enough:Q"]
@@ -81,7 +83,9 @@ def enough_solutions(counts: pl.DataFrame | None) -> list[Block]:
         base.mark_area(opacity=0.25, color="#2A93D1").encode(
             x=x, y=alt.Y("draws_low:Q", title=title, scale=alt.Scale(zero=False)), y2="draws_high:Q"
         ),
-        base.mark_line(color="#2A93D1", point=alt.OverlayMarkDef(size=40, color="#2A93D1")).encode(x=x, y=y, tooltip=tooltip),
+        base.mark_line(color="#2A93D1", point=alt.OverlayMarkDef(size=40, color="#2A93D1")).encode(
+            x=x, y=y, tooltip=tooltip
+        ),
         base.transform_aggregate(enough="max(enough)")
         .transform_filter("isValid(datum.enough)")
         .mark_rule(strokeDash=[6, 3], color="#8f8f8f")

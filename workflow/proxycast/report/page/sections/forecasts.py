@@ -1,4 +1,4 @@
-"""Sections of the forecasts: the curves of every run and task with their truth, where runs end, and how far off they are."""
+"""Sections of the forecasts: curves of every run and task with their truth, where runs end, and errors."""
 
 from collections.abc import Sequence
 
@@ -9,21 +9,21 @@ from jinja2 import Environment
 from markupsafe import Markup
 
 from proxycast.experiments.forecasting.conformal import about_rehearsals
-from proxycast.experiments.forecasting.methods import CHOSEN, COMPUTE_ONLY, POOLED, TWO_STEP
+from proxycast.experiments.forecasting.methods import COMPUTE_ONLY, POOLED, TWO_STEP
 from proxycast.experiments.forecasting.observed import TRUTH
 from proxycast.experiments.forecasting.rehearsal import about_choice
 from proxycast.report.forecasting_figures import forecaster_name
 from proxycast.report.page.blocks import Block, Chart, Column, Dataset, Html, Note, Section, Select, Table
 from proxycast.report.page.charts import specification
-from proxycast.report.page.details.forecast_evidence import chosen_method, error_blocks
+from proxycast.report.page.details.forecast_evidence import LINE_LEGEND, chosen_method, error_blocks
 from proxycast.report.page.study_results import StudyResults
 from proxycast.report.style import look
 
 PAIR = "forecast_pair"
 MOST_PAIRS = 150  # runs and tasks whose curves are on the page
-PATH_ROWS, OBSERVED_ROWS = 2400, 1200  # points of all curves, and of all truths
+PATH_ROWS, OBSERVED_ROWS = 5000, 2500  # points of all curves, and of all truths
 COLOURS, TRUTH_COLOUR = ("#2A93D1", "#E69F00", "#009E73"), "#8f8f8f"
-DASHES = ([1, 0], [6, 3], [2, 2])
+DASHES = ([1, 0], [6, 3], [4, 2])
 TOKENS = "replace(format(datum.value, '~s'), 'G', 'B')"
 
 
@@ -49,7 +49,9 @@ def curve_blocks(results: StudyResults) -> list[Block]:
     if paths is not None:
         every = paths.select("run", "task").n_unique()
         if every > len(pairs):
-            blocks.append(Note(f"Curves of the first {len(pairs)} of {every} runs and tasks; the others are in the tables."))
+            blocks.append(
+                Note(f"Curves of the first {len(pairs)} of {every} runs and tasks; the others are in the tables.")
+            )
         drawn = paths.filter(pl.struct("run", "task").is_in([{"run": run, "task": task} for run, task in pairs]))
         blocks.append(_curves(drawn, observed, forecasts, chosen, metric))
     source = forecasts if forecasts is not None else summary
@@ -74,7 +76,8 @@ def _about_choice(results: StudyResults, rehearsal: pl.DataFrame | None, chosen:
         empty = pl.DataFrame(schema={"chosen": pl.Boolean, "share": pl.Float64, "forecasts": pl.Int64})
         lines.append(about_choice(empty if rehearsal is None else rehearsal, options))
     if intervals is not None:
-        lines.append(about_rehearsals(intervals, chosen))
+        said = about_rehearsals(intervals, chosen)
+        lines.append(said.replace(chosen, forecaster_name(chosen)) if chosen else said)
     return [line for line in lines if line]
 
 
@@ -92,6 +95,13 @@ def _thinned(frame: pl.DataFrame, keys: Sequence[str], most: int) -> pl.DataFram
     count = max(2, most // max(len(groups), 1))
     parts = [g[np.unique(np.linspace(0, len(g) - 1, min(count, len(g))).round().astype(int))] for g in groups]
     return pl.concat(parts) if parts else frame
+
+
+def _ticks(paths: pl.DataFrame) -> list[float]:
+    """1, 2 and 5 times the powers of ten between the first and the last tokens."""
+    low, high = paths["tokens"].min(), paths["tokens"].max()
+    powers = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
+    return [tick for power in powers for digit in (1, 2, 5) if low <= (tick := float(digit * 10**power)) <= high]
 
 
 def _with_pair(frame: pl.DataFrame) -> pl.DataFrame:
@@ -121,10 +131,10 @@ def _curves(
     pairs = _with_pair(paths.select("run", "task").unique(maintain_order=True))
     used = [Dataset("forecast_paths", drawn, "forecasting/paths", "methods and points that are drawn")]
     here = f"datum.pair === {PAIR}"
-    legend = alt.Legend(title=None, orient="top", labelLimit=300, symbolType="stroke")
+    legend = alt.Legend(title=None, orient="top", columns=2, **LINE_LEGEND)
     colour = alt.Color("name:N", scale=alt.Scale(domain=names, range=list(COLOURS[: len(names)])), legend=legend)
     dash = alt.StrokeDash("name:N", scale=alt.Scale(domain=names, range=list(DASHES[: len(names)])), legend=legend)
-    axis = alt.Axis(labelExpr=TOKENS, grid=False, tickCount=5)
+    axis = alt.Axis(labelExpr=TOKENS, grid=False, values=_ticks(drawn), labelOverlap="greedy")
     x = alt.X("tokens:Q", title="Training tokens", scale=alt.Scale(type="log", nice=False, padding=8), axis=axis)
     y = {"title": metric, "scale": alt.Scale(zero=False)}
     base = alt.Chart(alt.NamedData("forecast_paths"), height=340).transform_filter(here)
@@ -145,7 +155,9 @@ def _curves(
         tooltip = [alt.Tooltip("horizon:Q", title="times the cut"), alt.Tooltip("tokens:Q", format=".3~s")]
         tooltip += [alt.Tooltip(f"{name}:Q", format=".4~g") for name in ("predicted", "low", "high", "truth", "error")]
         tooltip += [alt.Tooltip("covered:N"), alt.Tooltip("caution:N")]
-        marks = alt.Chart(alt.NamedData("forecast_horizons")).transform_filter(here).mark_point(shape="diamond", size=110)
+        marks = (
+            alt.Chart(alt.NamedData("forecast_horizons")).transform_filter(here).mark_point(shape="diamond", size=110)
+        )
         layers.append(marks.encode(x=x, y=alt.Y("predicted:Q", **y), color=alt.value(COLOURS[0]), tooltip=tooltip))
     chart = alt.layer(*layers).add_params(alt.param(name=PAIR, value=pairs["pair"][0]))
     return Chart(
@@ -157,6 +169,7 @@ def _curves(
         "Bands: intervals. Diamonds: forecasts at the horizons.",
         alt="Forecast curves with intervals, the observed truth and the cut over training tokens",
         selects=_pair_select(pairs),
+        marks=len(drawn) // len(pairs),
     )
 
 
@@ -179,8 +192,10 @@ def _truth_layers(x: alt.X, y: dict, here: str) -> list[alt.Chart]:
 
 
 CAUTIONS = """{% for pair, texts in cautions.items() %}
-<div data-shown-for="{{ name }}" data-value="{{ pair }}"{% if not loop.first or not first %} hidden{% endif %}>
-{% for text in texts %}<p class="note caution">{{ text }}</p>{% endfor %}
+<div data-shown-for="{{ name }}" data-value="{{ pair }}"{% if not loop.first %} hidden{% endif %}>
+{% for text in texts %}<p class="note caution">{{ text }}</p>
+{% else %}<p class="note">None for {{ pair }}.</p>
+{% endfor %}
 </div>
 {% endfor %}"""
 
@@ -195,14 +210,13 @@ def _cautions(table: pl.DataFrame, pairs: Sequence[tuple[str, str]], methods: Se
             f"{forecaster_name(method)}, at {', '.join(f'{at:g}×' for at in horizons)}: {caution}."
             for method, caution, horizons in own.rows()
         ]
-        if texts:
-            found[pair] = texts
-    if not found:
+        found[pair] = texts
+    having = sum(bool(texts) for texts in found.values())
+    if not having:
         return []
-    first = next(iter(found)) == "{} · {}".format(*pairs[0])
     template = Environment(autoescape=True).from_string(CAUTIONS)
-    markup = Markup(template.render(cautions=found, name=PAIR, first=first))
-    of_all = f"{len(found)} of {len(pairs)} runs and tasks have cautions; those of the chosen one are shown."
+    markup = Markup(template.render(cautions=found, name=PAIR))
+    of_all = f"{having} of {len(pairs)} runs and tasks have cautions; those of the chosen one are shown."
     return [Html("forecast-cautions", "Cautions", markup, caption=of_all if len(pairs) > 1 else "")]
 
 
@@ -226,11 +240,16 @@ def _ends(summary: pl.DataFrame, metric: str) -> list[Block]:
         Column("caution", "Caution"),
     ]
     unknown = {name for name in ("truth", "rehearsal_coverage") if shown[name].null_count() == len(shown)}
+    unknown |= {name for name in ("run", "task") if rows[name].n_unique() == 1}
     columns = [column for column in columns if column.name not in unknown]
     data = Dataset("forecast_ends", shown, "forecasting/summary", title.lower())
     blocks: list[Block] = [Table("forecast-ends", title, data, columns, key="pair", selects=PAIR)]
-    others = rows.filter(~pl.struct("pair", "horizon").is_in(shown.select(pl.struct("pair", "horizon")).to_series().implode()))
+    others = rows.filter(
+        ~pl.struct("pair", "horizon").is_in(shown.select(pl.struct("pair", "horizon")).to_series().implode())
+    )
     if len(others):
         data = Dataset("forecast_others", others, "forecasting/summary", "other horizons")
-        blocks.append(Table("forecast-others", "Other horizons", data, columns, key="pair", selects=PAIR, is_open=False))
+        blocks.append(
+            Table("forecast-others", "Other horizons", data, columns, key="pair", selects=PAIR, is_open=False)
+        )
     return blocks

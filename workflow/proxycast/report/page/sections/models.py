@@ -141,7 +141,11 @@ def _pairs(pairs: pl.DataFrame, order: list[str], task: str) -> list[Block]:
     names = [f"{number}  {model}" for number, model in enumerate(best, 1)]
     part = f", the best {MOST_PAIRED} models" if len(order) > MOST_PAIRED else ""
     undecided = all_pairs - told
-    says = f"{undecided} of {all_pairs} pairs of models cannot be told apart" if undecided else "All pairs can be told apart"
+    says = (
+        f"{undecided} of {all_pairs} pairs of models cannot be told apart"
+        if undecided
+        else "All pairs can be told apart"
+    )
     markup = grid(
         names, list(map(str, range(1, len(best) + 1))), cells, label="Pairs of models", corner="better", turned=True
     )
@@ -180,7 +184,10 @@ def _agreement(agreement: pl.DataFrame, ranking: pl.DataFrame, task: str) -> lis
         one, other = (row["method"], row["tail"]), (row["other_method"], row["other_tail"])
         found[one, other] = found[other, one] = row["spearman"]
     cells = [
-        [Cell(f"{found[key]:.2f}", level(found[key], -1, 1)) if (key := (one, other)) in found else None for other in names]
+        [
+            Cell(f"{found[key]:.2f}", level(found[key], -1, 1)) if (key := (one, other)) in found else None
+            for other in names
+        ]
         for one in names
     ]
     rows_named = [f"{number}  {name}" for number, name in enumerate(names.values(), 1)]
