@@ -45,7 +45,7 @@ def data_selection_tables(
     curve: pl.DataFrame | None = None,
     threads: int = 1,
 ) -> dict[str, pl.DataFrame]:
-    """The tables summary, ranking, pairs, agreement, decision_accuracy, pareto, compute_to_reach and truth.
+    """The tables summary, ranking, pairs, agreement, decision_accuracy, pareto, compute_to_reach, predictions, truth.
 
     With `options.scaling_laws` also scaling_laws, law_points and law_gains; the laws are in the other tables, too.
     `proxies`, `of_solutions` (per solution) and `token_stats` (a file for each checkpoint) come from models that were
@@ -84,6 +84,7 @@ def data_selection_tables(
         "decision_accuracy": decision_accuracy,
         "pareto": pareto,
         "compute_to_reach": compute_to_reach_table(pareto, options.thresholds),
+        "predictions": corpus_scores.mean_predictions(judged.at_budgets, truths[target.metric]),
         "truth": truth,
         **judged.laws,
     }

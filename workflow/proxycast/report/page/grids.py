@@ -46,7 +46,7 @@ GRID = """{% macro colour(cell) %}
 {% endmacro %}
 {% macro about(cell) %}{% if cell.title %} title="{{ cell.title }}"{% endif %}{% endmacro %}
 <div class="scroll grid-box" tabindex="0" role="region" aria-label="{{ label }}">
-<table class="grid {{ scale }}{% if turned %} turned{% endif %}">
+<table class="grid {{ scale }}{% if narrow %} narrow{% endif %}">
 <thead><tr><td>{{ corner }}</td>
 {% for column in columns %}
 <th scope="col"><span>{{ column }}</span></th>
@@ -82,18 +82,17 @@ def grid(
     label: str,
     corner: str = "",
     scale: Literal["diverging", "sequential"] = "diverging",
-    turned: bool = False,
+    narrow: bool = False,
 ) -> Markup:
     """A table of colours (rows, columns) with its texts escaped. A cell that is None shows a dash.
 
     `label`: the name of the grid for those who do not see it; `corner`: above the names of the rows. `diverging`: red
-    below level 10, blue above; `sequential`: the higher, the bluer. `turned`: names of columns stand upright, for
-    narrow columns.
+    below level 10, blue above; `sequential`: the higher, the bluer. `narrow`: cells of one sign or two.
     """
     template = Environment(autoescape=True, trim_blocks=True).from_string(GRID)
     filled = list(zip(rows, cells, strict=True))
     return Markup(
         template.render(
-            rows=filled, columns=columns, label=label, corner=corner, scale=scale, turned=turned, missing=MISSING
+            rows=filled, columns=columns, label=label, corner=corner, scale=scale, narrow=narrow, missing=MISSING
         )
     )
