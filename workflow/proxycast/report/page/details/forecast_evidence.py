@@ -95,7 +95,7 @@ def _over_horizon(data: Dataset, lines: dict, value: str, y: alt.Y, task: str) -
     base = alt.Chart(alt.NamedData("forecast_errors"), height=300)
     base = base.transform_filter(f"datum.task === {task} && isValid(datum.{value})")
     names = list(lines)
-    legend = alt.Legend(title=None, orient="top", columns=2, **LINE_LEGEND)
+    legend = alt.Legend(title=None, orient="top", columns=1, **LINE_LEGEND)
     looks = list(lines.values())
     colour = alt.Color("line:N", scale=alt.Scale(domain=names, range=[c for c, _ in looks]), legend=legend)
     dash = alt.StrokeDash("line:N", scale=alt.Scale(domain=names, range=[d for _, d in looks]), legend=legend)

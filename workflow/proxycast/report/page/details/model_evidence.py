@@ -52,7 +52,7 @@ def with_names(rows: pl.DataFrame) -> pl.DataFrame:
 
 def kind_encodings() -> tuple[alt.Color, alt.Shape]:
     kinds = list(KIND_COLOURS)
-    legend = alt.Legend(title=None, orient="top", labelExpr=_kind_words())
+    legend = alt.Legend(title=None, orient="top", columns=1, symbolOpacity=1, labelExpr=_kind_words())
     return (
         alt.Color("kind:N", scale=alt.Scale(domain=kinds, range=list(KIND_COLOURS.values())), legend=legend),
         alt.Shape("kind:N", scale=alt.Scale(domain=kinds, range=list(KIND_SHAPES.values())), legend=legend),
@@ -177,7 +177,7 @@ def _ranks(predictions: pl.DataFrame) -> list[Block]:
     )
     families = means["family"].unique(maintain_order=True).drop_nulls().to_list()
     few = 1 < len(families) <= len(COLOURS)
-    legend = alt.Legend(title="Family", orient="top")
+    legend = alt.Legend(title="Family", orient="top", columns=3)
     look = {"color": alt.Color("family:N", legend=legend), "shape": alt.Shape("family:N", legend=legend)} if few else {}
     axis = {"scale": alt.Scale(zero=False, padding=10, nice=False), "axis": alt.Axis(tickMinStep=1, format="~g")}
     x, vertical = alt.X("true_rank:Q", title="True rank, 1 is best", **axis), {"title": "Predicted rank", **axis}

@@ -131,7 +131,7 @@ def _curves(
     pairs = _with_pair(paths.select("run", "task").unique(maintain_order=True))
     used = [Dataset("forecast_paths", drawn, "forecasting/paths", "methods and points that are drawn")]
     here = f"datum.pair === {PAIR}"
-    legend = alt.Legend(title=None, orient="top", columns=2, **LINE_LEGEND)
+    legend = alt.Legend(title=None, orient="top", columns=1, **LINE_LEGEND)
     colour = alt.Color("name:N", scale=alt.Scale(domain=names, range=list(COLOURS[: len(names)])), legend=legend)
     dash = alt.StrokeDash("name:N", scale=alt.Scale(domain=names, range=list(DASHES[: len(names)])), legend=legend)
     axis = alt.Axis(labelExpr=TOKENS, grid=False, values=_ticks(drawn), labelOverlap="greedy")

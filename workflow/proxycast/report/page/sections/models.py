@@ -19,7 +19,9 @@ from proxycast.report.page.study_results import StudyResults
 PREDICTED, LEARNED = "#2A93D1", "#B08A5B"
 MOST_DRAWN = 40  # models of a chart: more cannot be read
 MOST_PAIRED = 20  # models of the matrix of pairs
-ROW = 22  # pixels
+LINE = 26  # characters of a name that stand beside a chart; longer names take two lines
+TWO_LINES = f"length(datum.label) > {LINE} ? [slice(datum.label, 0, {LINE}), slice(datum.label, {LINE})] : datum.label"
+ROW, HIGH_ROW = 22, 32  # pixels
 TASK = "models_task"
 
 
@@ -41,12 +43,12 @@ def ranking_blocks(results: StudyResults) -> list[Block]:
     overall = Dataset(
         "models_ranking", rows.filter(task=tasks[0]), "model_selection/ranking", f"first method, {task_name(tasks[0])}"
     )
-    blocks: list[Block] = [Note(about_method(ranking)), _places(rows, tasks), _ranking_table(overall)]
+    blocks: list[Block] = [Note(about_method(ranking).replace("`", "")), _places(rows, tasks), _ranking_table(overall)]
     if set(rows["rests_on"]) & {IN_SAMPLE, PARTLY}:
         text = "A scorer has learned from the truth of the models marked with a diamond: their place is no prediction."
         blocks.insert(1, Note(text, is_caution=True))
     if ranking["held_out_spearman"].null_count() == len(ranking):
-        blocks.insert(1, Note(NOT_JUDGED, is_caution=True))
+        blocks.insert(1, Note(NOT_JUDGED.replace("`", ""), is_caution=True))
     pairs, agreement = results.table("model_selection/pairs"), results.table("model_selection/agreement")
     blocks += _pairs(leading(pairs), overall.frame["model"].to_list(), tasks[0]) if pairs is not None else []
     blocks += _agreement(agreement, ranking, tasks[0]) if agreement is not None else []
@@ -62,15 +64,16 @@ def _places(rows: pl.DataFrame, tasks: Sequence[str]) -> Chart:
     learned = pl.col("rests_on").is_in([IN_SAMPLE, PARTLY])
     drawn = drawn.with_columns(truth_is=pl.when(learned).then(pl.lit("learned from")).otherwise(pl.lit("not seen")))
     data = Dataset("models_places", drawn, "model_selection/ranking", _which(drawn, count))
-    axis = alt.Axis(labelLimit=190, grid=False, ticks=False, domain=False)
+    axis = alt.Axis(labelLimit=190, grid=False, ticks=False, domain=False, labelExpr=TWO_LINES)
+    height = HIGH_ROW if drawn["model"].str.len_chars().max() > LINE else ROW
     base = (
-        alt.Chart(alt.NamedData("models_places"), height=ROW * min(count, MOST_DRAWN))
+        alt.Chart(alt.NamedData("models_places"), height=height * min(count, MOST_DRAWN))
         .transform_filter(f"datum.task === {TASK}")
         .encode(y=alt.Y("model:N", sort=alt.EncodingSortField("place", op="min"), title=None, axis=axis))
     )
     values = ["not seen", "learned from"]
     several = drawn["truth_is"].n_unique() > 1 or "learned from" in set(drawn["truth_is"])
-    legend = alt.Legend(title="Truth of the model", orient="top") if several else None
+    legend = alt.Legend(title="Truth of the model", orient="top", symbolOpacity=1) if several else None
     colour = alt.Color("truth_is:N", scale=alt.Scale(domain=values, range=[PREDICTED, LEARNED]), legend=legend)
     shape = alt.Shape("truth_is:N", scale=alt.Scale(domain=values, range=["circle", "diamond"]), legend=legend)
     title, scale = "Place, 1 is best", alt.Scale(zero=False, nice=False, padding=12)
@@ -147,7 +150,7 @@ def _pairs(pairs: pl.DataFrame, order: list[str], task: str) -> list[Block]:
         else "All pairs can be told apart"
     )
     markup = grid(
-        names, list(map(str, range(1, len(best) + 1))), cells, label="Pairs of models", corner="better", turned=True
+        names, list(map(str, range(1, len(best) + 1))), cells, label="Pairs of models", corner="better", narrow=True
     )
     return [
         Html(
