@@ -20,7 +20,7 @@ SPLIT, METHOD, TASK, SCORER = "models_split", "models_method", "models_rank_task
 MOST_FOLDS = 2500  # points of single folds; more would hide each other
 MOST_RANKS = 3500
 CLOSE, WIDE = 24, 34  # pixels of a row, with one line of text and with two
-TWO_LINES = "split(datum.label, ', ')"
+TWO_LINES = "split(replace(datum.label, ' weighting', ''), ', ')"
 
 
 def evidence_blocks(results: StudyResults) -> list[Block]:
@@ -31,7 +31,9 @@ def evidence_blocks(results: StudyResults) -> list[Block]:
     if summary is not None:
         blocks += _methods(summary, results.table("model_selection/folds"), truth)
     predictions, stability = (results.table(f"model_selection/{name}") for name in ("predictions", "stability"))
-    blocks += _ranks(predictions) if predictions is not None else []
+    ranking = results.table("model_selection/ranking")
+    leading = None if ranking is None else ranking["method"][0]
+    blocks += _ranks(predictions, leading) if predictions is not None else []
     blocks += _chosen(stability, results.table("model_selection/chosen")) if stability is not None else []
     blocks += proxies_alone(results.table("model_selection/proxies"))
     blocks += writers_compared(results.table("model_selection/writers"))
@@ -66,7 +68,7 @@ def _kind_words() -> str:
 
 
 def method_axis(names: list[str]) -> alt.Y:
-    axis = alt.Axis(labelLimit=200, grid=False, ticks=False, domain=False, labelExpr=TWO_LINES)
+    axis = alt.Axis(labelLimit=200, labelPadding=6, grid=False, ticks=False, domain=False, labelExpr=TWO_LINES)
     return alt.Y("name:N", sort=names, title=None, axis=axis)
 
 
@@ -154,8 +156,8 @@ def _methods_table(summary: pl.DataFrame) -> Table:
     return Table("models-summary", "All methods as a table", data, columns, is_open=False)
 
 
-def _ranks(predictions: pl.DataFrame) -> list[Block]:
-    """Predicted over true rank of every model in a task that was held out, for one method."""
+def _ranks(predictions: pl.DataFrame, leading: str | None) -> list[Block]:
+    """Predicted over true rank of every model in a held-out task, for one method; the `leading` one comes first."""
     rows = of_first_tail(predictions.filter(split="two_tasks")).filter(pl.col("method") != "chance")
     if rows.is_empty():
         return []
@@ -166,6 +168,7 @@ def _ranks(predictions: pl.DataFrame) -> list[Block]:
     )
     kinds = {"scorer": 0, "oracle": 2}
     order = pl.col("kind").replace_strict(kinds, default=1, return_dtype=pl.Int64)
+    order = pl.when(pl.col("method") == pl.lit(leading)).then(-1).otherwise(order)
     methods = means.sort(order, maintain_order=True)["method"].unique(maintain_order=True).to_list()
     kept = max(1, MOST_RANKS * len(methods) // max(len(means), MOST_RANKS))
     methods = methods[:kept]
@@ -218,7 +221,7 @@ def _chosen(stability: pl.DataFrame, chosen: pl.DataFrame | None) -> list[Block]
     scorers = stability["scorer"].unique(maintain_order=True).to_list()
     scorers = [scorer for scorer in scorers if scorer in set(rows["scorer"])]
     sort = alt.EncodingSortField("share", op="max", order="descending")
-    axis = alt.Axis(labelLimit=200, grid=False, ticks=False, domain=False, labelExpr=TWO_LINES)
+    axis = alt.Axis(labelLimit=200, labelPadding=6, grid=False, ticks=False, domain=False, labelExpr=TWO_LINES)
     tooltip = [
         alt.Tooltip("name:N", title="proxy"),
         *(alt.Tooltip(f"{name}:Q", format=".0%") for name in ("share", "same_sign")),
@@ -229,7 +232,7 @@ def _chosen(stability: pl.DataFrame, chosen: pl.DataFrame | None) -> list[Block]
     chart = (
         alt.Chart(alt.NamedData("models_stability"), height=rows_height(names[:MOST_CHOSEN]))
         .transform_filter(f"datum.scorer === {SCORER}")
-        .mark_bar(color=KIND_COLOURS["scorer"])
+        .mark_bar(color=KIND_COLOURS["scorer"], size=16)
         .encode(
             y=alt.Y("name:N", sort=sort, title=None, axis=axis),
             x=share,
