@@ -198,7 +198,9 @@ def token_shares(token_stats: pl.LazyFrame, options: ProxyOptions, statistic: st
     columns = _with_token_columns(token_stats, options)
     if baseline := BASELINES.get(statistic):
         x = baseline.denominator.cast(pl.Float64)
-        columns = columns.with_columns(weight=x, value=pl.when(x > 0).then(baseline.numerator / x), y=baseline.numerator)
+        columns = columns.with_columns(
+            weight=x, value=pl.when(x > 0).then(baseline.numerator / x), y=baseline.numerator
+        )
         share = pl.col("y") / pl.col("weight").sum().over(_TASK)
     else:
         weight, value = WEIGHTINGS[weighting].expression, STATISTICS[statistic].expression

@@ -48,6 +48,30 @@ def first_proxy(highlighted: Sequence[Proxy]) -> Proxy:
     return [*known, DEFAULT_PROXIES[0]][0]
 
 
+def comparison_of(
+    checkpoints: pl.DataFrame,
+    scored: Iterable[str],
+    highlighted: Sequence[Proxy],
+    options: SelectionOptions,
+    *,
+    budgets: Sequence[Budget] = (),
+    corpora: pl.DataFrame | None = None,
+    models: pl.DataFrame | None = None,
+    names: Sequence[str] = (),
+) -> Comparison:
+    """What a study compares: corpora at its last budget, models, or the two ends of a training run.
+
+    `scored`: checkpoints that have token statistics; `corpora`, `models`: the ranking of either selection, if the study
+    has it. `names`: one or two candidates instead of the first and the last. `InputError` for unknown ones.
+    """
+    known = checkpoints.filter(pl.col("checkpoint").is_in(list(scored)))
+    if corpora is not None and budgets:
+        return compared_corpora(known, corpora, budgets[-1], highlighted, options, names)
+    if models is not None:
+        return compared_models(known, models, highlighted, options, names)
+    return compared_steps(known, highlighted, names)
+
+
 def compared_corpora(
     checkpoints: pl.DataFrame,
     ranking: pl.DataFrame,
@@ -65,13 +89,15 @@ def compared_corpora(
     at_budget = small.filter(step=budget.step)
     orders = ranking.filter(size=budget.size, step=budget.step)
     own = orders.filter(statistic=proxy.statistic, weighting=proxy.weighting)
-    order = (orders if own.is_empty() else own).sort("place", "corpus")["corpus"].unique(maintain_order=True).to_list()
-    everyone = at_budget.join(pl.DataFrame({"corpus": order}), on="corpus", how="semi")
-    seeds = [s for s, rows in everyone.group_by("seed") if rows["corpus"].n_unique() == len(order)]
-    alike = small.filter(pl.col("seed").is_in([seed for (seed,) in seeds])).sort("seed", "step")
+    ranked = (orders if own.is_empty() else own).sort("place", "corpus")
+    ranked = ranked.join(at_budget, on="corpus", how="semi", maintain_order="left")
+    order = ranked["corpus"].unique(maintain_order=True).to_list()
+    everyone = at_budget.filter(pl.col("corpus").is_in(order))
+    seeds = [seed for (seed,), rows in everyone.group_by("seed") if rows["corpus"].n_unique() == len(order)]
+    alike = small.filter(pl.col("seed").is_in(seeds))
     runs_of = {}
     for corpus in _chosen(order, names, "corpus"):
-        of_corpus = (small if alike.is_empty() else alike).filter(corpus=corpus)
+        of_corpus = (small if alike.is_empty() else alike).filter(corpus=corpus).sort("seed", "step")
         runs = [of_run for _, of_run in of_corpus.group_by("run", maintain_order=True)]
         runs_of[corpus] = [of_run for of_run in runs if budget.step in of_run["step"]]
     common = set.intersection(*(set(runs[0]["step"]) for runs in runs_of.values()))
@@ -95,6 +121,7 @@ def compared_models(
     own = of_all.filter(method=proxy_name(proxy.statistic, proxy.weighting))
     rows = of_all if own.is_empty() else own
     rows = rows.filter(method=rows["method"][0], tail=rows["tail"][0]).sort("place", "model")
+    rows = rows.join(checkpoints, on="checkpoint", how="semi", maintain_order="left")
     ends = dict(rows.select("model", "checkpoint").iter_rows())
     found = []
     for model in _chosen(ends, names, "model"):
@@ -104,16 +131,17 @@ def compared_models(
     return Comparison(found, proxy, rows["tail"][0] or "tokens")
 
 
-def compared_steps(
-    checkpoints: pl.DataFrame, highlighted: Sequence[Proxy], scored: Iterable[str], names: Sequence[str] = ()
-) -> Comparison:
+def compared_steps(checkpoints: pl.DataFrame, highlighted: Sequence[Proxy], names: Sequence[str] = ()) -> Comparison:
     """The last and the first checkpoint of a training run, as of a forecast: the longest run, or those of `names`.
 
-    `scored`: checkpoints that have token statistics. With one checkpoint alone there is nothing to compare it with.
+    The first of the two is shown as it ended, the second over training.
     """
-    rows = checkpoints.filter(pl.col("checkpoint").is_in(list(scored))).sort("run", "step")
+    rows = checkpoints.sort("run", "step")
+    if rows.is_empty():
+        raise InputError("no checkpoint has token statistics here; run the study to make them")
     if names:
-        ends = [rows.row(rows["checkpoint"].to_list().index(n), named=True) for n in _chosen(rows["checkpoint"], names)]
+        known = rows["checkpoint"].to_list()
+        ends = [rows.row(known.index(name), named=True) for name in _chosen(known, names)]
     else:
         counts = rows.group_by("run", maintain_order=True).len().sort("len", descending=True, maintain_order=True)
         of_run = rows.filter(run=counts["run"][0])
@@ -160,6 +188,8 @@ def _evenly(of_run: pl.DataFrame, step: int, most: int = MOST_STEPS) -> dict[int
 def _chosen(known: Iterable[str], names: Sequence[str], what: str = "checkpoint") -> list[str]:
     """`names`, or the first and the last of `known`. `InputError` for a name that is not known."""
     known = list(known)
+    if not known:
+        raise InputError(f"no {what} of the ranking has token statistics here; run the study to make them")
     for name in names:
         if name not in known:
             raise InputError(f"no {what} {name!r} here{closest(name, known)}; there are {', '.join(known)}")

@@ -63,8 +63,8 @@ class Reading:
 class Contributions:
     """`tokens`: the largest, at most `most` a task, or none where tokenizers differ; `solutions`: all.
 
-    tokens: task, solution, position, token, bytes, behind, contribution and, of each candidate, first_<x> and second_<x>, x in
-    rank, entropy, nll, value, weight, share: their means over the candidate's checkpoints.
+    tokens: task, solution, position, token, bytes, behind, contribution and, of each candidate, first_<x> and
+    second_<x>, x in rank, entropy, nll, value, weight, share: their means over the candidate's checkpoints.
     solutions: task, solution, contribution. `total`: the difference, the sum over all tokens or solutions.
     """
 
@@ -118,7 +118,9 @@ def _are_of_the_same_tokens(first: pl.DataFrame, second: pl.DataFrame) -> bool:
 
 def _side_by_side(first: pl.DataFrame, second: pl.DataFrame, task: str) -> pl.DataFrame:
     """Tokens of both candidates, which are the same, in the columns of `tokens_schema`; neither sign nor mean yet."""
-    found = first.select(pl.lit(task).alias("task"), *_KEYS, *(pl.col(name).alias(f"first_{name}") for name in _OF_A_CANDIDATE))
+    found = first.select(
+        pl.lit(task).alias("task"), *_KEYS, *(pl.col(name).alias(f"first_{name}") for name in _OF_A_CANDIDATE)
+    )
     others = second.select(pl.col(name).alias(f"second_{name}") for name in _OF_A_CANDIDATE)
     difference = pl.col("first_share") - pl.col("second_share")
     return found.hstack(others).with_columns(contribution=difference).select(tokens_schema().columns)

@@ -53,7 +53,9 @@ def token_tables(
     }
 
 
-def chosen_solutions(of_solutions: pl.DataFrame, of_a_task: int = OF_A_TASK, most: int = MOST_SOLUTIONS) -> pl.DataFrame:
+def chosen_solutions(
+    of_solutions: pl.DataFrame, of_a_task: int = OF_A_TASK, most: int = MOST_SOLUTIONS
+) -> pl.DataFrame:
     """task, solution of those that are shown. `of_solutions`: the largest contributions first.
 
     The first of every task come before the second of any, so that every task is shown where there are not too many.
