@@ -67,9 +67,8 @@ def show_tokens(
     contrast = contrast_table(comparison, found, texts)
     for line in _about(comparison, found):
         console.print(Text(printable(line)))
-    console.print(
-        Text(printable(f"\n{task}: {solution}, by {MEASURES[by].title.lower()}").replace("\\n", "\n"), "bold")
-    )
+    console.print()
+    console.print(Text(printable(f"{task}: {solution}, by {MEASURES[by].title.lower()}"), "bold"))
     sides = [view.filter(candidate=one.name, checkpoint=next(iter(one.steps.values()))) for one in shown.candidates]
     _print_solution(console, sides, by, has_difference=not found.tokens.is_empty() and len(sides) == 2)
     console.print(_listed(contrast))
@@ -199,7 +198,7 @@ def _listed(contrast: pl.DataFrame) -> Table:
     table.add_column("contribution", justify="right")
     for name in (["token", "in its text"] if is_of_tokens else []) + ["task", "solution"]:
         table.add_column(name, overflow="fold")
-    for row in contrast.head(LISTED).iter_rows(named=True):
+    for row in contrast.filter(pl.col("contribution") != 0).head(LISTED).iter_rows(named=True):
         around = [("before", "dim"), ("text", "bold underline"), ("after", "dim")]
         text = [Text(_in_line(row["text"])), Text.assemble(*((_in_line(row[k]), style) for k, style in around))]
         place = [Text(printable(row[key])) for key in ("task", "solution")]
