@@ -118,7 +118,7 @@ def test_frequencies_of_the_whole_study_are_counted_in_all_tasks(results):
 def test_a_solution_whose_weights_are_all_zero_counts_uniformly():
     stats = token_stats("c", {"t": solutions_of("t")}, np.random.default_rng(1))
     stats = stats.with_columns(logprob=pl.lit(0.0, pl.Float32), max_logprob=pl.lit(0.0, pl.Float32)).lazy()
-    shares = token_shares(stats, ProxyOptions(), "expert_rank", "expert_disagreement").collect()
+    shares = token_shares(stats, ProxyOptions(), "expert_rank", "expert_disagreement")
     table = task_proxies(solution_proxies(stats, ProxyOptions())).collect()
     [wanted] = table.filter(statistic="expert_rank", weighting="expert_disagreement")["value"]
     assert shares["weight"].sum() == 0 and shares["share"].sum() == pytest.approx(wanted)

@@ -54,7 +54,7 @@ class Reading:
         stats = stats.filter(pl.col("task") != GENERIC_TEXT if counts_all else of_task)
         stats = tails(stats, self.tail_tokens, self.tail_bytes).get(comparison.tail, stats)
         proxy = comparison.proxy
-        shares = token_shares(stats, self.options, proxy.statistic, proxy.weighting).filter(of_task).collect()
+        shares = token_shares(stats, self.options, proxy.statistic, proxy.weighting).filter(of_task)
         behind = pl.col("bytes").cum_sum(reverse=True).over("solution") - pl.col("bytes")
         return shares.with_columns(behind=behind.cast(pl.Int64))
 
