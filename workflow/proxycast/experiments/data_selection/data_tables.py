@@ -14,7 +14,11 @@ from proxycast.config.truth import Target
 from proxycast.experiments.data_selection import corpus_scores, corpus_truth, law_predictions
 from proxycast.experiments.data_selection.corpus_order import about_orders, corpus_orders, order_table
 from proxycast.experiments.data_selection.law_predictions import LawCell
-from proxycast.experiments.data_selection.ranking import decision_accuracy_table, ranking_table
+from proxycast.experiments.data_selection.ranking import (
+    against_baselines_table,
+    decision_accuracy_table,
+    ranking_table,
+)
 from proxycast.experiments.reliability import ABOVE_CEILING
 from proxycast.solutions.rows import Problem
 from proxycast.truth.targets import MULTIPLE_CHOICE_ACCURACY, TARGETS_SCHEMA, chance_accuracy, log_unknown
@@ -45,7 +49,8 @@ def data_selection_tables(
     curve: pl.DataFrame | None = None,
     threads: int = 1,
 ) -> dict[str, pl.DataFrame]:
-    """The tables summary, ranking, pairs, agreement, decision_accuracy, pareto, compute_to_reach and truth.
+    """The tables summary, ranking, pairs, agreement, decision_accuracy, pareto, compute_to_reach, truth and
+    against_baselines.
 
     With `options.scaling_laws` also scaling_laws, law_points and law_gains; the laws are in the other tables, too.
     `proxies`, `of_solutions` (per solution) and `token_stats` (a file for each checkpoint) come from models that were
@@ -82,6 +87,9 @@ def data_selection_tables(
         "ranking": ranking_table(orders, truths[target.metric], options, signs[target.metric]),
         **about_orders(orders, options.confidence),
         "decision_accuracy": decision_accuracy,
+        "against_baselines": against_baselines_table(
+            judged.at_budgets, means[target.metric], large["flops"].max(), options, highlighted
+        ),
         "pareto": pareto,
         "compute_to_reach": compute_to_reach_table(pareto, options.thresholds),
         "truth": truth,

@@ -27,7 +27,16 @@ RULE_TABLES = {
     "read_statistics": ["statistics", "published_curve"],
     "data_selection": [
         f"data_selection/{name}"
-        for name in ("ranking", "pairs", "agreement", "rate_check", "summary", "decision_accuracy", "pareto")
+        for name in (
+            "ranking",
+            "pairs",
+            "agreement",
+            "rate_check",
+            "summary",
+            "decision_accuracy",
+            "against_baselines",
+            "pareto",
+        )
     ]
     + [f"data_selection/{name}" for name in ("compute_to_reach", "truth", "scaling_laws", "law_points", "law_gains")],
     "signal_to_noise": [

@@ -115,9 +115,7 @@ def _row(what: str, fixed: str, value: str) -> dict[str, str]:
 def _of_the_study(results: StudyResults) -> Iterator[dict[str, str]]:
     study = results.study
     proxies = ", ".join(proxy_name(proxy.statistic, proxy.weighting) for proxy in study.highlighted)
-    yield _row(
-        "Proxies (`highlighted`)", "yes" if "highlighted" in study.model_fields_set else "yes, by default", proxies
-    )
+    yield _row("Proxies", "yes" if "highlighted" in study.model_fields_set else "yes, by default", proxies)
     if results.budgets:
         budgets = "; ".join(f"{b.name}: size {b.size}, step {b.step}" for b in results.budgets)
         by_rule = "by a rule: the largest size below the target's, at the last step that all corpora have"
@@ -137,7 +135,7 @@ def _of_the_study(results: StudyResults) -> Iterator[dict[str, str]]:
 
 
 def _of_hindsight(results: StudyResults, best: Dataset | None) -> Iterator[dict[str, str]]:
-    for budget in best.frame["budget"].unique(maintain_order=True) if best else []:
+    for budget in [budget.name for budget in results.budgets] if best else []:
         rows = best.frame.filter(budget=budget)
         told = [
             proxy_name(r["statistic"], r["weighting"])
