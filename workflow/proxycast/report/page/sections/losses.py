@@ -32,10 +32,12 @@ def loss_section(results: StudyResults) -> Section:
     rows = "comparisons with bits per byte, with the best rival, and all that are not won"
     dataset = Dataset("losses", shown, "where_the_proxies_lose", rows, made_from)
     columns = [
-        *(Column(name, title) for name, title in (("claim", "Claim"), ("at", "At"), ("method", "Proxy or method"))),
+        Column("claim", "Claim"),
+        Column("method", "Proxy or method"),
         Column("rival", "Baseline"),
         Column("difference", "Difference", ".2g", "low", "high"),
         Column("verdict", "Verdict"),
+        Column("at", "At"),
         Column("value", "Its value", ".3g"),
         Column("rival_value", "The baseline's", ".3g"),
         Column("measure", "Measured by"),
