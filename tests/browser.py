@@ -1,8 +1,8 @@
 """What every page must do in headless Chromium, whatever sections and tables it has.
 
 `check_page` opens a page from disk, without a network, and does with it what a reader does: looks at its charts, sorts,
-filters, chooses, downloads, prints, and goes through it by keyboard. Whatever the page says on the console, asks for or
-opens as a dialog is an error.
+filters, chooses, downloads, prints, and goes through it by keyboard. An error on the console, a request and a dialog
+fail.
 """
 
 import io
@@ -59,7 +59,7 @@ def opened(browser: "Browser", path: Path, width: int = LAPTOP, scheme: str = "l
     """The page, once all its charts are drawn. What it says or asks for until it is closed is an error."""
     context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, offline=True)
     page, said = context.new_page(), []
-    page.on("console", lambda message: said.append(f"console: {message.text}"))
+    page.on("console", lambda message: message.type == "error" and said.append(f"console: {message.text}"))
     page.on("pageerror", lambda error: said.append(f"error: {error}"))
     page.on("dialog", lambda dialog: (said.append(f"dialog: {dialog.message}"), dialog.dismiss()))
     page.on("request", lambda request: asked(request.url, path, said))
@@ -117,8 +117,9 @@ def check_fits(page: "Page") -> None:
     """No horizontal scrolling: what is wider than the window scrolls in a box of its own."""
     over = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
     # The deepest elements that stand out, and in no box that scrolls.
-    wide = """() => [...document.querySelectorAll('main *, header *')].filter((element) =>
-      element.getBoundingClientRect().right > innerWidth + 1).map((element) => element.outerHTML.slice(0, 120)).slice(-3)"""
+    wide = """() => [...document.querySelectorAll('main *, header *')]
+      .filter((element) => element.getBoundingClientRect().right > innerWidth + 1)
+      .map((element) => element.outerHTML.slice(0, 120)).slice(-3)"""
     assert over <= 0, (over, page.evaluate(wide))
 
 
@@ -161,7 +162,9 @@ def rows_shown(page: "Page", table: str) -> list[tuple[int, str]]:
 
 def tables_of(page: "Page") -> list[tuple[str, str]]:
     """id and dataset of every HTML table."""
-    found = page.locator("table[data-of]").evaluate_all("(tables) => tables.map((table) => [table.id, table.dataset.of])")
+    found = page.locator("table[data-of]").evaluate_all(
+        "(tables) => tables.map((table) => [table.id, table.dataset.of])"
+    )
     return [tuple(table) for table in found]
 
 
@@ -188,7 +191,9 @@ def require_sorted(page: "Page", values: list, down: bool) -> None:
     if all(isinstance(value, int | float) for value in known):
         assert known == sorted(known, reverse=down)
     else:
-        order = "(values) => values.every((value, i) => i === 0 || String(values[i - 1]).localeCompare(String(value)) <= 0)"
+        order = (
+            "(values) => values.every((value, i) => i === 0 || String(values[i - 1]).localeCompare(String(value)) <= 0)"
+        )
         assert page.evaluate(order, known[::-1] if down else known), known
 
 
@@ -211,7 +216,9 @@ def check_filters(page: "Page") -> None:
 
 def check_choices(page: "Page") -> None:
     """Each control chooses: what follows its name shows the row or the part of that value."""
-    for name in dict.fromkeys(page.locator("[data-select]").evaluate_all("(all) => all.map((one) => one.dataset.select)")):
+    for name in dict.fromkeys(
+        page.locator("[data-select]").evaluate_all("(all) => all.map((one) => one.dataset.select)")
+    ):
         controls = page.locator(f"[data-select='{name}']")
         for control in [controls.nth(n) for n in {0, controls.count() // 2, controls.count() - 1}]:
             kind = control.evaluate("(one) => one.type || one.localName")
@@ -240,7 +247,9 @@ def require_chosen(page: "Page", name: str, value: object) -> None:
     for table in page.locator(f"table[data-follows='{name}']").all():
         keys = table.locator("tbody tr").evaluate_all("(rows) => rows.map((row) => row.dataset.key)")
         assert table.locator("tr.chosen").count() == keys.count(text)
-    parts = page.locator(f"[data-shown-for='{name}']").evaluate_all("(all) => all.map((one) => [one.dataset.value, one.hidden])")
+    parts = page.locator(f"[data-shown-for='{name}']").evaluate_all(
+        "(all) => all.map((one) => [one.dataset.value, one.hidden])"
+    )
     assert all(hidden == (of != text) for of, hidden in parts)
 
 
@@ -287,13 +296,17 @@ def check_accessible(page: "Page") -> None:
 
 def check_themes(page: "Page") -> None:
     """Opened dark, as the system is; the button turns it light, and dark again."""
-    light = "() => { const at = getComputedStyle(document.body).backgroundColor.match(/[0-9.]+/g); return at[0] / 255; }"
+    light = (
+        "() => { const at = getComputedStyle(document.body).backgroundColor.match(/[0-9.]+/g); return at[0] / 255; }"
+    )
     assert page.evaluate(light) < 0.3
     for expected in (True, False):
         page.locator("#theme").click()
         assert (page.evaluate(light) > 0.8) == expected
         ink = page.locator("body").evaluate("(body) => getComputedStyle(body).color")
-        texts = page.locator(".drawing .role-axis-label text").evaluate_all("(all) => all.map((one) => getComputedStyle(one).fill)")
+        texts = page.locator(".drawing .role-axis-label text").evaluate_all(
+            "(all) => all.map((one) => getComputedStyle(one).fill)"
+        )
         assert set(texts) <= {ink}
 
 
@@ -303,7 +316,8 @@ def check_keyboard(page: "Page") -> None:
       window.reached = new Set(); window.unseen = [];
       document.addEventListener('focusin', ({{ target }}) => {{
         const style = getComputedStyle(target);
-        if (style.outlineStyle === 'none' && style.boxShadow === 'none') window.unseen.push(target.outerHTML.slice(0, 120));
+        const isSeen = style.outlineStyle !== 'none' || style.boxShadow !== 'none';
+        if (!isSeen) window.unseen.push(target.outerHTML.slice(0, 120));
         window.reached.add(target);
       }});
       window.controls = () => [...document.querySelectorAll(`{CONTROLS}`)].filter({VISIBLE});

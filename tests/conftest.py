@@ -34,6 +34,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+pytest.register_assert_rewrite("browser", "page_numbers")  # what they compare stands in their errors
 settings.register_profile("no deadline", deadline=None)  # a test's time says nothing on a shared machine
 settings.load_profile("no deadline")
 
