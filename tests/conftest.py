@@ -2,8 +2,8 @@
 
 A test that needs what proxycast itself does not is marked with the component's name: a package; `slurm`, the local
 Slurm of components/slurm-local.sh; `browser`, Debian's Chromium and what drives it; or `published`, the folder of
-measurements that others published, beside the project or where PROXYCAST_PUBLISHED says. Without the component it is skipped, and a line at the end tells how many were. With
-`--require-components`, as in CI, it fails.
+measurements that others published, beside the project or where PROXYCAST_PUBLISHED says. Without the component it is
+skipped, and a line at the end tells how many were. With `--require-components`, as in CI, it fails.
 """
 
 import fcntl
@@ -37,6 +37,15 @@ from transformers import (
 pytest.register_assert_rewrite("browser", "page_numbers")  # what they compare stands in their errors
 settings.register_profile("no deadline", deadline=None)  # a test's time says nothing on a shared machine
 settings.load_profile("no deadline")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Chromium, for tests with the mark `browser`. No asyncio loop can start in this thread until the module ends."""
+    from browser import chromium
+
+    with chromium() as opened:
+        yield opened
 
 
 @pytest.fixture

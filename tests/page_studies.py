@@ -1,4 +1,4 @@
-"""Made-up finished studies for the tests of the page: the library's own tables of numbers that are known."""
+"""Pages of finished studies for their tests, and made-up studies: the library's tables of numbers that are known."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -6,7 +6,9 @@ from pathlib import Path
 import forecasting_study
 import polars as pl
 import selection_study
+from browser import check_page
 from judged_corpora import FAST, HIGHLIGHTED, TARGET, TASKS, made_study
+from page_numbers import check_numbers
 from proxycast.config.experiments.selection_options import ModelSelectionOptions
 from proxycast.config.study import Budget, Proxy, Study
 from proxycast.config.truth import Target
@@ -16,11 +18,39 @@ from proxycast.experiments.data_selection.data_tables import data_selection_tabl
 from proxycast.experiments.data_selection.noisy_tasks import signal_tables
 from proxycast.experiments.data_selection.solution_counts import solution_tables
 from proxycast.experiments.model_selection.model_tables import model_selection_tables
+from proxycast.report.page.contents import study_page
+from proxycast.report.page.html_page import write_page
 from proxycast.report.page.study_results import StudyResults
+from proxycast.study.checkpoint_plan import plan_checkpoints
+from proxycast.study.checkpoints import budgets_of
+from proxycast.study.study_plan import Plan
 from proxycast.tables import write_table
 
 PROXIES = ("cross_entropy/uniform",)  # that are forecast
 BUDGETS = [Budget(name="early", size="small", step=2), Budget(name="late", size="middle", step=4)]
+
+
+def made_page(results: StudyResults) -> Path:
+    """The page of a study whose tables are there. Its numbers are those of the tables."""
+    path = results.results / "report.html"
+    write_page(study_page(results), path)
+    check_numbers(path, path.parent)
+    return path
+
+
+def check_finished(browser: object, results: Path) -> Path:
+    """The page that the workflow wrote, which `conftest.browser` opens."""
+    path = results / "report.html"
+    check_numbers(path, results)
+    check_page(browser, path)
+    return path
+
+
+def check_planned(browser: object, plan: Plan, results: Path, experiment: str, tables: dict, measured: dict) -> None:
+    """The page of a study that we ship, with tables that were made without the workflow."""
+    write_tables(results, experiment, tables, measured)
+    with_budgets = budgets_of(plan, plan_checkpoints(plan))
+    check_page(browser, made_page(StudyResults(plan.study, results, with_budgets, plan.task_names, [], plan.where)))
 
 
 def finished_corpora(
@@ -108,7 +138,7 @@ def write_tables(
     experiment: str,
     tables: Mapping[str, pl.DataFrame],
     measured: Mapping[str, pl.DataFrame],
-    names: Mapping[str, str] | None,
+    names: Mapping[str, str] | None = None,
 ) -> None:
     """The tables of an experiment and those that it was made from, with other names."""
     for name, table in {**measured, **{f"{experiment}/{name}": table for name, table in tables.items()}}.items():

@@ -1,21 +1,19 @@
 """Pages in headless Chromium: made-up studies, the poorest and strangest among them, and the finished smoke study."""
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import altair as alt
 import polars as pl
 import pytest
-from browser import check_page, chromium, opened
+from browser import check_page, opened
 from markupsafe import Markup
-from page_numbers import PageFile, check_numbers
-from page_studies import finished_corpora, finished_curves, finished_models
+from page_numbers import PageFile
+from page_studies import check_finished, finished_corpora, finished_curves, finished_models, made_page
 from proxycast.report.page.blocks import Chart, Column, Dataset, Html, Section, Table
 from proxycast.report.page.charts import MOST_MARKS, specification
 from proxycast.report.page.contents import study_page
 from proxycast.report.page.html_page import page_html, write_page
-from proxycast.report.page.study_results import StudyResults
 
 pytestmark = pytest.mark.browser
 QUALITIES = [0.1 * n for n in range(7)]
@@ -31,43 +29,24 @@ HOSTILE = [
 ]
 
 
-@pytest.fixture(scope="module")
-def browser():
-    with chromium() as opened_once:
-        yield opened_once
-
-
-@pytest.fixture
-def page_of(tmp_path) -> Callable[[StudyResults], Path]:
-    """Writes the page of a study whose tables are in `results`."""
-
-    def made(results: StudyResults) -> Path:
-        path = results.results / "report.html"
-        write_page(study_page(results), path)
-        check_numbers(path, results.results)
-        return path
-
-    return made
-
-
-def test_a_data_selection(browser, page_of, tmp_path):
-    path = page_of(finished_corpora(tmp_path, QUALITIES))
+def test_a_data_selection(browser, tmp_path):
+    path = made_page(finished_corpora(tmp_path, QUALITIES))
     check_page(browser, path)
     assert path.stat().st_size < 4e6
 
 
-def test_a_model_selection(browser, page_of, tmp_path):
-    check_page(browser, page_of(finished_models(tmp_path)))
+def test_a_model_selection(browser, tmp_path):
+    check_page(browser, made_page(finished_models(tmp_path)))
 
 
-def test_forecasts(browser, page_of, tmp_path):
-    check_page(browser, page_of(finished_curves(tmp_path)))
+def test_forecasts(browser, tmp_path):
+    check_page(browser, made_page(finished_curves(tmp_path)))
 
 
 @pytest.mark.parametrize("make", [finished_corpora, finished_models])
-def test_without_a_truth(browser, page_of, tmp_path, make):
+def test_without_a_truth(browser, tmp_path, make):
     qualities = [QUALITIES] if make is finished_corpora else []
-    check_page(browser, page_of(make(tmp_path, *qualities, is_judged=False)))
+    check_page(browser, made_page(make(tmp_path, *qualities, is_judged=False)))
 
 
 POOR = {
@@ -82,19 +61,19 @@ POOR = {
 
 
 @pytest.mark.parametrize("made", POOR.values(), ids=POOR)
-def test_poor_studies(browser, page_of, tmp_path, made):
-    check_page(browser, page_of(finished_corpora(tmp_path, **({"qualities": QUALITIES} | made))))
+def test_poor_studies(browser, tmp_path, made):
+    check_page(browser, made_page(finished_corpora(tmp_path, **({"qualities": QUALITIES} | made))))
 
 
-def test_400_corpora(browser, page_of, tmp_path):
+def test_400_corpora(browser, tmp_path):
     made = dict(seeds=(0,), steps=(4,), tasks=["homes"], is_judged=False, baselines=False)
-    path = page_of(finished_corpora(tmp_path, [n / 1000 for n in range(400)], **made))
+    path = made_page(finished_corpora(tmp_path, [n / 1000 for n in range(400)], **made))
     assert path.stat().st_size < 15e6
     check_page(browser, path)
 
 
 @pytest.mark.parametrize("missing", ["data_selection", "checkpoints.parquet", "targets.parquet"])
-def test_tables_that_are_gone(browser, page_of, tmp_path, missing):
+def test_tables_that_are_gone(browser, tmp_path, missing):
     results = finished_corpora(tmp_path, QUALITIES)
     path = tmp_path / missing
     shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -104,10 +83,10 @@ def test_tables_that_are_gone(browser, page_of, tmp_path, missing):
         assert page.locator("h1").inner_text() == "made_up"
 
 
-def test_names_are_texts_and_run_nothing(browser, page_of, tmp_path):
+def test_names_are_texts_and_run_nothing(browser, tmp_path):
     """The handlers of `opened` fail on a dialog, an error or a request."""
     names = {f"c{n:02}": name for n, name in enumerate(HOSTILE)} | {"homes": HOSTILE[0], "sums": HOSTILE[1]}
-    path = page_of(finished_corpora(tmp_path, QUALITIES, names))
+    path = made_page(finished_corpora(tmp_path, QUALITIES, names))
     read = PageFile(path)
     assert read.handlers == [] and all(script.get("type") in ("module", "application/json") for script in read.scripts)
     check_page(browser, path)
@@ -235,7 +214,5 @@ def test_the_checks_find_a_fault(browser, tmp_path, fault):
 
 def test_the_smoke_study(browser, smoke):
     """As the workflow wrote it."""
-    path = smoke / "results/smoke/report.html"
-    check_numbers(path, path.parent)
-    check_page(browser, path)
+    path = check_finished(browser, smoke / "results/smoke")
     assert path.stat().st_size < 4e6
