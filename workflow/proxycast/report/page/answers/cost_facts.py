@@ -22,7 +22,7 @@ def _training(results: StudyResults, cell: Mapping[str, object]) -> Iterator[str
         return
     trained = checkpoints.filter(role="proxy", **cell)
     flops = trained["flops"].sum()
-    if flops and not trained["flops"].null_count():
+    if trained["flops"].is_finite().all() and flops > 0 and not trained["flops"].null_count():
         runs = counted(trained["run"].n_unique(), "small model")
         yield f"{flops_in_words(flops)} to train {runs} to this step"
 
