@@ -289,11 +289,11 @@ def test_the_end_of_a_run_is_forecast():
         "its end (step 90,000)."
     )
     assert fact(answer, "At the cut") == "0.500 on arc and 0.500 on boolq"
-    assert fact(answer, "Forecast for") == "3.8e+11 tokens, 2.00e22 FLOPs"
+    assert fact(answer, "Forecast for") == "3.80e11 tokens, 2.00e22 FLOPs"
     assert fact(answer, "In rehearsals") == "such intervals of pooled held 88 % of the truths, before the cut"
     assert "Whether the forecast on boolq can be trusted: the truth is noise." in answer.missing
     going_on = only(changed(study, summary=table.filter(task="arc")))
-    assert going_on.missing[0] == "What became of it: no run has reached its end, so nothing judges this forecast yet."
+    assert going_on.missing[0] == "How right this forecast is: no run has reached its end, so nothing judges it yet."
 
 
 def test_the_error_of_forecasts_is_told_beside_that_of_the_last_value(forecasts):

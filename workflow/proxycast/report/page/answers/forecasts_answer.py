@@ -14,10 +14,10 @@ from proxycast.report.page.answers.wording import (
     cost,
     counted,
     first_row,
-    flops_in_words,
     known_rows,
     listed,
     percent,
+    power_of_ten,
     sentence,
 )
 from proxycast.report.page.formats import with_interval
@@ -102,7 +102,10 @@ def _from_where_to_where(at: Forecasts) -> Iterator[Fact]:
         yield Fact("At the cut", listed(now, MOST_TASKS))
     row = first_row(rows)
     tokens, flops = row["tokens"], row["flops"]
-    compute = [*([f"{tokens:.3g} tokens"] if tokens else []), *([flops_in_words(flops)] if flops else [])]
+    compute = [
+        *([power_of_ten(tokens, "tokens")] if tokens else []),
+        *([power_of_ten(flops, "FLOPs")] if flops else []),
+    ]
     if compute:
         yield Fact("Forecast for", ", ".join(compute))
 
@@ -155,9 +158,9 @@ def _rehearsals(at: Forecasts) -> Iterator[Fact]:
 def _missing(at: Forecasts, judged: Row | None) -> Iterator[str]:
     if at.rows["truth"].null_count() == len(at.rows):
         where = "its end" if at.is_end else "this horizon"
-        yield f"What became of it: no run has reached {where}, so nothing judges this forecast yet."
-    if judged is None:
-        yield "How far such forecasts are off: no horizon has a truth."
+        yield f"How right this forecast is: no run has reached {where}, so nothing judges it yet."
+    elif judged is None:
+        yield "How far such forecasts are off: the tables do not have it."
     if at.rows["low"].null_count():
         yield "Some intervals: too little is known to tell how far these forecasts may be off."
     cautions = at.rows.filter(pl.col("caution") != "")

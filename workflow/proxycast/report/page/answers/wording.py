@@ -65,8 +65,8 @@ def two_digits(value: float) -> str:
     return np.format_float_positional(rounded + 0.0, trim="-")  # + 0.0: no -0
 
 
-def flops_in_words(flops: float) -> str:
-    return f"{flops:.2e} FLOPs".replace("e+", "e")
+def power_of_ten(number: float, unit: str) -> str:
+    return f"{number:.2e} {unit}".replace("e+", "e")
 
 
 def percent(share: float) -> str:
