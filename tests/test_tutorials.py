@@ -421,9 +421,8 @@ def test_a_run_of_ones_own_is_forecast_by_the_tutorial(tmp_path):
     """The page has the lines that are told at the end, and they are right: the page's own code says what the end is."""
     folder = with_programs(copy_project(tmp_path))
     said = [said_by(start(text, folder)) for text in treated("log")][-1]
-    told = [
-        line for line in said.splitlines() if re.match("Run my-run|  (forecast by|at the cut|in rehearsals): ", line)
-    ]
+    lines = "Run my-run is|  (forecast by|at the cut|in rehearsals): "
+    told = [line for line in said.splitlines() if re.match(lines, line)]
     assert len(told) == 4 and "\n".join(told) in (ROOT / "docs/tutorials/forecasting-a-run.md").read_text()
     ends = pl.read_csv(folder / "results/my_run/forecasting/summary.csv").filter("is_end")
     t = 100_000 / 500

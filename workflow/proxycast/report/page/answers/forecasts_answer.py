@@ -101,11 +101,8 @@ def _from_where_to_where(at: Forecasts) -> Iterator[Fact]:
     if now:
         yield Fact("At the cut", listed(now, MOST_TASKS))
     row = first_row(rows)
-    tokens, flops = row["tokens"], row["flops"]
-    compute = [
-        *([power_of_ten(tokens, "tokens")] if tokens else []),
-        *([power_of_ten(flops, "FLOPs")] if flops else []),
-    ]
+    units = {"tokens": "tokens", "flops": "FLOPs"}
+    compute = [power_of_ten(row[name], unit) for name, unit in units.items() if row[name]]
     if compute:
         yield Fact("Forecast for", ", ".join(compute))
 

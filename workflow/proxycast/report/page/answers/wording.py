@@ -137,6 +137,8 @@ def clause_of_undecided(ranking: pl.DataFrame, pairs: pl.DataFrame, name: str, t
         yield f"every other {name} can be told apart from {them}"
     elif len(like) == 1:
         yield f"{like[0]} cannot be told apart from {them}"
+    elif len(like) == len(ranking) - len(leaders):
+        yield f"none of the other {len(like)} {things} can be told apart from {them}"
     else:
         yield f"these {len(like)} {things} cannot be told apart from {them}: {listed(like)}"
 
