@@ -116,6 +116,18 @@ def test_a_plain_baseline_that_is_as_good_is_told(judged, difference, low, high,
     assert said in fact(only(changed(judged, decision_accuracy=table)), "Best baseline")
 
 
+@pytest.mark.parametrize(
+    ("value", "low", "is_told"), [(0.7, 0.4, True), (0.7, 0.6, False), (0.3, None, True), (0.7, None, False)]
+)
+def test_an_order_that_may_be_a_guess_is_told(judged, value, low, is_told):
+    table = judged.tables["data_selection/decision_accuracy"]
+    table = table.with_columns(
+        decision_accuracy=value, low=pl.lit(low, pl.Float64), high=pl.lit(low and 0.9, pl.Float64)
+    )
+    said = only(changed(judged, decision_accuracy=table)).sentence
+    assert ("of the target's compute, not shown to beat guessing (0.5);" in said) == is_told
+
+
 def test_who_cannot_be_told_apart_is_told(judged):
     pairs = judged.tables["data_selection/pairs"]
     leader = judged.tables["data_selection/ranking"].filter(**LAST).sort("place")["corpus"].to_list()

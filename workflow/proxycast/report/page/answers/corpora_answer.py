@@ -136,7 +136,8 @@ def _clause_of_accuracy(order: CorpusOrder, evidence: Evidence) -> Iterator[str]
         right = with_interval(decisions, "decision_accuracy", ".2f", "low", "high")
         fraction = decisions["compute_fraction"]
         at = "" if fraction is None else f" at {percent(fraction * order.seeds)} of the target's compute"
-        yield f"{right} of pairs decided rightly{at}"
+        least = decisions["decision_accuracy"] if decisions["low"] is None else decisions["low"]
+        yield f"{right} of pairs decided rightly{at}{', not shown to beat guessing (0.5)' * (least <= 0.5)}"
 
 
 def _clause_of_pick(order: CorpusOrder, evidence: Evidence, metric: str) -> Iterator[str]:
