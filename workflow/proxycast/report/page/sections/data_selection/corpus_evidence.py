@@ -245,7 +245,7 @@ def _solution_counts(results: StudyResults) -> list[Block]:
             "How many solutions are enough",
             specification(chart.properties(width="container", height=300)),
             [dataset],
-            caption=f"Share of pairs of corpora ordered as by {against}, with random solutions of each task. The band is "
+            caption=f"Share of pairs of corpora ordered as by {against}, with random solutions. The band is "
             "the interval of the first method over the corpora; dashed lines extrapolate. Enough: within 0.01 of all "
             "solutions from there on.",
             alt=f"Agreement with {against} over the number of solutions.",
