@@ -213,7 +213,7 @@ def _scatter(results: StudyResults, dataset: Dataset, places: Sequence[Place], f
     # A name has room if each of the corpora just above is far away in one direction.
     room = " && ".join(
         f"(!isValid(datum.truth_{n}) || datum.truth_{n} - datum.truth > {0.05 * spread}"
-        f" || abs(datum.predicted - datum.predicted_{n}) > 0.5 * (datum.right - datum.left))"
+        f" || abs(datum.predicted - datum.predicted_{n}) > 0.4 * (datum.right - datum.left))"
         for n in range(1, NEIGHBOURS + 1)
     )
     named = base.transform_filter(room)
