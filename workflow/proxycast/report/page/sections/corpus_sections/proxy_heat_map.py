@@ -11,7 +11,7 @@ from proxycast.report.page.blocks import Block, Chart, Column, Dataset, Html, No
 from proxycast.report.page.charts import specification
 from proxycast.report.page.formats import shown, with_interval
 from proxycast.report.page.grids import Cell, grid, level
-from proxycast.report.page.sections.data_selection.corpus_orders import (
+from proxycast.report.page.sections.corpus_sections.corpus_orders import (
     BUDGET_KEY,
     PROXY_COLUMNS,
     PROXY_KEY,
