@@ -78,9 +78,8 @@ def data_selection_tables(
     parameters = dict(checkpoints.select("size", "active_parameters").iter_rows())
     parameters |= {cell.size: sum(parameters[size] for size in cell.sizes) for cell in judged.cells}
     pareto = pareto_table(of_target, parameters, read)
-    truth = corpus_truth.metric_truth_table(
-        truths, {MULTIPLE_CHOICE_ACCURACY: chance_accuracy(problems or {})}, options, signs
-    )
+    chance = {MULTIPLE_CHOICE_ACCURACY: chance_accuracy(problems or {})}
+    truth = corpus_truth.metric_truth_table(truths, chance, options, signs)
     ceiling = truth.filter(metric=target.metric)["ceiling_decision_accuracy"].item()
     return {
         "summary": budget_summary(of_target, [*budgets, *judged.cells], highlighted, ceiling),
