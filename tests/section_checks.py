@@ -1,4 +1,4 @@
-"""What holds for the sections of any page: rows are those of the tables, lists name what is there, charts can be drawn."""
+"""What holds for the sections of any page: rows are the tables', lists name what is there, charts can be drawn."""
 
 import json
 import re

@@ -11,7 +11,7 @@ from proxycast.experiments.model_selection.model_counts import model_count_table
 from proxycast.experiments.model_selection.model_ranking import ranking_tables
 from proxycast.experiments.model_selection.model_tables import model_selection_tables
 from proxycast.experiments.model_selection.writer_comparison import WRITERS_SCHEMA
-from proxycast.report.page.sections.models import MOST_DRAWN, MOST_PAIRED, model_sections
+from proxycast.report.page.sections.model_sections import MOST_DRAWN, MOST_PAIRED, model_sections
 from section_checks import (
     assert_lists_name_what_is_there,
     assert_rows_are_the_tables,
@@ -94,7 +94,9 @@ def test_undecided_pairs_are_counted_and_marked(sections, tables):
     block = blocks_of(sections)["models-pairs"]
     assert 0 < len(undecided) < len(own)
     assert block.title == f"{len(undecided)} of {len(own)} pairs of models cannot be told apart"
-    assert block.markup.count(">?</td>") == len(undecided) and block.markup.count(">&gt;</td>") == own["told_apart"].sum()
+    assert (
+        block.markup.count(">?</td>") == len(undecided) and block.markup.count(">&gt;</td>") == own["told_apart"].sum()
+    )
 
 
 def test_predicted_ranks_are_means_over_folds(sections, tables):
@@ -167,7 +169,9 @@ def test_of_many_models_the_best_are_drawn_and_all_stand_in_the_table(tmp_path):
         **{name: pl.lit(ranking[name][0]) for name in ("task", "method", "kind", "tail")},
         difference=1.0, difference_low=0.5, difference_high=1.5, told_apart=True,
     )  # fmt: skip
-    sections = model_sections(results_of({"model_selection/ranking": ranking, "model_selection/pairs": pairs}, tmp_path))
+    sections = model_sections(
+        results_of({"model_selection/ranking": ranking, "model_selection/pairs": pairs}, tmp_path)
+    )
     data = datasets_of(sections)
     assert data["models_places"].frame["model"].to_list() == names[:MOST_DRAWN]
     assert len(data["models_pairs"].frame) == MOST_PAIRED * (MOST_PAIRED - 1) // 2

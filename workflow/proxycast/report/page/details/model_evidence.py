@@ -182,7 +182,10 @@ def _ranks(predictions: pl.DataFrame, leading: str | None) -> list[Block]:
     few = 1 < len(families) <= len(COLOURS)
     legend = alt.Legend(title="Family", orient="top", columns=3)
     look = {"color": alt.Color("family:N", legend=legend), "shape": alt.Shape("family:N", legend=legend)} if few else {}
-    axis = {"scale": alt.Scale(zero=False, padding=10, nice=False), "axis": alt.Axis(tickMinStep=1, format="~g")}
+    axis = {
+        "scale": alt.Scale(zero=False, padding=10, nice=False),
+        "axis": alt.Axis(tickMinStep=1, format=".1~f", tickCount=10),
+    }
     x, vertical = alt.X("true_rank:Q", title="True rank, 1 is best", **axis), {"title": "Predicted rank", **axis}
     tooltip = ["model:N", "family:N", "true_rank:Q", alt.Tooltip("predicted_rank:Q", format=".2f")]
     tooltip += [alt.Tooltip("least:Q"), alt.Tooltip("greatest:Q"), alt.Tooltip("truth:Q", format=".4~g"), "folds:Q"]
