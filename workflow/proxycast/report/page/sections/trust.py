@@ -1,5 +1,6 @@
 """Why the page may be believed: the truth, what was fixed in advance, warnings, and where each number is from."""
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from shlex import quote
@@ -211,16 +212,15 @@ def _warnings(results: StudyResults, macros) -> list[Block]:
 
 def _origin(results: StudyResults, used: Sequence, macros) -> list[Block]:
     page = results.results / "report.html"
-    where = results.where
-    command = (
-        f"snakemake --configfile {quote(where or 'STUDY')} --report {quote(str(page.with_name('provenance.html')))}"
-    )
+    where = os.path.relpath(results.where) if results.where else ""  # Snakemake gives it in full
+    provenance = os.path.relpath(page.with_name("provenance.html"))
+    command = f"snakemake --configfile {quote(where or 'STUDY')} --report {quote(provenance)}"
     link = relative(Path(where), page) if where else ""
     text = yaml.safe_dump(results.study.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100)
     config = "\n".join(map(printable, text.splitlines()))
     caption = (
-        "A fingerprint changes with what a table was made from: inputs, options and code. It stands in the metadata "
-        "of the parquet file too."
+        "A fingerprint changes with the inputs and options that a table was made from. It stands in the metadata of the "
+        "parquet file too."
     )
     return [
         *([Html("made", "Tables of this page", Markup(macros.made(used)), caption=caption)] if used else []),
