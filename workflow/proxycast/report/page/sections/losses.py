@@ -225,7 +225,7 @@ def _laws(results: StudyResults) -> list[dict]:
             name,
         )
         | {
-            "rival": f"{proxy_name(r['statistic'], r['weighting'])} of {r['single_size']} alone",
+            "rival": f"{r['single_size']} alone",
             "value": r["decision_accuracy"],
         }
         | {"rival_value": r["single_decision_accuracy"], "difference": r["difference"]}
