@@ -32,7 +32,8 @@ OF_MODEL_SELECTION = {"study", "target", "selection", "model_selection", "highli
 if PLAN.selects_data:
     DATA_SELECTION = ["ranking", "pairs", "agreement"]
     if STUDY.target:
-        DATA_SELECTION += ["summary", "decision_accuracy", "against_baselines", "pareto", "compute_to_reach", "truth"]
+        DATA_SELECTION += ["summary", "decision_accuracy", "against_baselines", "pareto", "compute_to_reach"]
+        DATA_SELECTION += ["predictions", "truth"]
     OF_RATES = ["rate_check"] if RATES else []
     OF_LAWS = ["scaling_laws", "law_points", "law_gains"] if STUDY.selection.scaling_laws else []
 

@@ -64,6 +64,17 @@ class By(StrEnum):
     RANDOM_PLACE = "random_place"
 
 
+class ColouredBy(StrEnum):
+    """What tokens are coloured by."""
+
+    RANK = "rank"
+    ENTROPY = "entropy"
+    CROSS_ENTROPY = "cross_entropy"
+    WEIGHT = "weight"
+    DIFFERENCE = "difference"
+
+
+MEASURE_OF = {ColouredBy.DIFFERENCE: "contribution"}  # to the difference of the proxy
 StudyFile = Annotated[Path, typer.Argument(metavar="STUDY", help="File of the study, as in config/config.yaml.")]
 
 
@@ -215,6 +226,34 @@ def pick(
     from proxycast.command.pick_solutions import pick_solutions
 
     pick_solutions(table, solutions, out, number, by.value, proxy)
+
+
+@app.command(cls=Command)
+def tokens(
+    study: StudyFile,
+    task: Annotated[str, typer.Option(metavar="NAME", help="Task of the solution to show.")] = "",
+    solution: Annotated[
+        str, typer.Option(metavar="ID", help="Solution to show; without it the one that contributes most.")
+    ] = "",
+    candidates: Annotated[
+        tuple[str, str] | None,
+        typer.Option(
+            metavar="A B",
+            help="Corpora or models to compare, of a forecast checkpoints; without it the first and last of the order.",
+        ),
+    ] = None,
+    by: Annotated[ColouredBy, typer.Option(help="What tokens are coloured by.")] = ColouredBy.RANK,
+    step: Annotated[
+        int | None, typer.Option(min=0, help="Training step to show; without it that of the order.")
+    ] = None,
+) -> None:
+    """Show a solution as two candidates read it, token by token, and the tokens that decide between them.
+
+    It reads the token statistics of a finished study and runs nothing.
+    """
+    from proxycast.command.token_screen import show_tokens
+
+    show_tokens(study, task, solution, candidates or (), MEASURE_OF.get(by, by.value), step)
 
 
 judge = typer.Typer(help="What a study with a truth has learned (judge.json).", no_args_is_help=True)

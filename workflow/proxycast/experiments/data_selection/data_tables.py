@@ -89,6 +89,7 @@ def data_selection_tables(
         "against_baselines": judged.against_baselines,
         "pareto": pareto,
         "compute_to_reach": compute_to_reach_table(pareto, options.thresholds),
+        "predictions": corpus_scores.mean_predictions(judged.at_budgets, truths[target.metric]),
         "truth": truth,
         **judged.laws,
     }
