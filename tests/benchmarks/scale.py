@@ -92,7 +92,8 @@ def write_measurements(folder: Path, study: dict, checkpoints: pl.DataFrame, tas
 def scripts(folder: Path, study: dict, checkpoints: pl.DataFrame, tasks: list[str]) -> dict[str, dict]:
     """Script -> input, output and params, as the rules give them."""
     corpora = checkpoints.filter(role="proxy")["corpus"].unique(maintain_order=True)
-    tables = ["summary", "ranking", "pairs", "agreement", "decision_accuracy", "pareto", "compute_to_reach", "truth"]
+    tables = ["summary", "ranking", "pairs", "agreement", "decision_accuracy", "pareto", "compute_to_reach"]
+    tables += ["predictions", "truth"]
     keys = ("study", "target", "highlighted", "budgets")
     params = {"study": {key: study[key] for key in keys} | {"selection": {}}, "tasks": tasks}
     params |= {"left_out": [], "rates": [], "reading": None, "tokenizers": []}

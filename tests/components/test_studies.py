@@ -34,7 +34,7 @@ def run(project: Path, study: str, *arguments: str) -> str:
 
 def finish(project: Path, study: str) -> None:
     """The study in the project, with its report; a second run must have nothing to do."""
-    run(project, study, "--report", str(project / "results" / study / "report.html"), "--report-after-run")
+    run(project, study, "--report", str(project / "results" / study / "provenance.html"), "--report-after-run")
     assert "Nothing to be done" in run(project, study)
 
 
@@ -86,7 +86,7 @@ def read(results: Path, name: str) -> pl.DataFrame:
 
 
 def require_in_report(results: Path, experiment: str) -> None:
-    report = (results / "report.html").read_text()
+    report = (results / "provenance.html").read_text()
     figures = sorted((results / experiment).glob("*.png"))
     assert figures and all(figure.name in report for figure in figures)
     assert all(path.with_suffix(".svg").is_file() for path in figures)

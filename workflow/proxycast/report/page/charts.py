@@ -20,6 +20,7 @@ PICTURE_SCALE = 1.5  # pixels of a picture for each of the chart's
 FONT = "system-ui, sans-serif"
 # The colours of texts, lines and grids come from page.css, which knows light, dark and print.
 CONFIG = {
+    "mark": {"aria": False},  # a chart is an image with a description; its marks have none of their own
     "background": "transparent",
     "font": FONT,
     "view": {"stroke": None},
@@ -47,7 +48,8 @@ def colour(statistic: str) -> str:
 
 
 def is_flat(chart: Chart) -> bool:
-    return sum(len(dataset.frame) for dataset in chart.datasets) > MOST_MARKS
+    marks = sum(len(dataset.frame) for dataset in chart.datasets) if chart.marks is None else chart.marks
+    return marks > MOST_MARKS
 
 
 def picture(chart: Chart, values: Mapping[str, list[dict]]) -> str:
