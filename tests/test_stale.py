@@ -29,11 +29,10 @@ RESULTS = Path("results/stale")
 RANKING = RESULTS / "data_selection/ranking.parquet"
 CHECKPOINTS = {f"{corpus}-small-seed0-step{step}" for corpus in ("left", "right") for step in (10, 20)}
 RULE = re.compile(r"^ *rule (\w+):", re.MULTILINE)
-COUNTS = {"solution_counts", "solution_count_figures"}
-JUDGED = {"data_selection", "data_selection_figures", "choices", "choice_figures", "all"}
-AFTER_PROXIES = JUDGED | {"signal_to_noise", "signal_figures"}
-AFTER_SCORING = {"solution_proxies", "join_proxies"} | COUNTS | AFTER_PROXIES
-AFTER_THE_TRUTH = {"join_targets"} | COUNTS | AFTER_PROXIES
+JUDGED = {"data_selection", "data_selection_figures", "choices", "all"}
+AFTER_PROXIES = JUDGED | {"signal_to_noise", "solution_counts"}
+AFTER_SCORING = {"solution_proxies", "join_proxies"} | AFTER_PROXIES
+AFTER_THE_TRUTH = {"join_targets"} | AFTER_PROXIES
 
 
 def write_model(folder: Path, seed: int) -> None:

@@ -28,13 +28,10 @@ NEEDED = {
     "join_proxies": ["solution_proxies"],
     "join_targets": ["score"],
     "data_selection": ["join_proxies", "join_targets"],
-    "data_selection_figures": ["data_selection"],
+    "data_selection_figures": ["data_selection", "signal_to_noise", "solution_counts", "choices"],
     "signal_to_noise": ["join_proxies", "join_targets"],
-    "signal_figures": ["signal_to_noise"],
     "solution_counts": ["solution_proxies", "join_targets"],
-    "solution_count_figures": ["solution_counts"],
     "choices": ["data_selection"],
-    "choice_figures": ["choices"],
     "mixtures": ["join_proxies", "join_targets"],
 }
 # Made from sums of many values, which Polars adds up in the order in which its threads come.

@@ -50,9 +50,12 @@ def test_modules_are_found_however_they_are_imported():
     } <= names("score")
     assert {"training/miniature/llama", "training/miniature/gpt"} <= names("train_corpus")
     assert {"proxy_formulas", "experiments/model_selection/subsets"} <= names("solution_proxies")
-    assert {"report/data_selection_figures", "report/style", "report/label_placement"} <= names(
-        "data_selection_figures"
-    )
+    assert {
+        "report/data_selection_figures",
+        "report/comparisons/law_figures",
+        "report/style",
+        "report/label_placement",
+    } <= names("data_selection_figures")
 
 
 def test_what_is_cheap_to_make_again_does_not_reach_what_is_dear():
