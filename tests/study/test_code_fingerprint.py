@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from proxycast.study.code_fingerprint import LIBRARY, _plans, code_fingerprint, used_modules
+from proxycast.study.code_fingerprint import LIBRARY, _plans, code_fingerprint, codes_now, used_modules
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted((ROOT / "workflow/scripts").glob("*.py"))
@@ -128,3 +128,22 @@ def test_a_formula_counts(library):
     old = '"margin": '
     assert library("solution_proxies", "proxycast/proxy_formulas.py", old, '"margin": 2 * ') != first
     assert library("score") == scoring
+
+
+def test_edits_of_scripts_and_modules_are_seen_later(tmp_path, monkeypatch):
+    """As at the end of a run: in this process, which has read the files before. What is no code any more is None."""
+    library = shutil.copytree(LIBRARY, tmp_path / "proxycast", ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr("proxycast.study.code_fingerprint.LIBRARY", library)
+    scripts = [shutil.copy(ROOT / f"workflow/scripts/{name}.py", tmp_path) for name in ("score", "train_run")]
+    score, train_run = map(Path, scripts)
+    first = codes_now([score, train_run])
+    assert first == {path: code_fingerprint(path) for path in (score, train_run)}
+    module = library / "extraction/token_stats.py"
+    before = module.read_text()
+    module.write_text(before + "\n\nOTHER = 1\n")
+    found = codes_now([score, train_run])
+    assert found[score] != first[score] and found[train_run] == first[train_run]
+    module.write_text(before)
+    assert codes_now([score, train_run]) == first
+    train_run.write_text("with")
+    assert codes_now([score, train_run]) == {score: first[score], train_run: None}
