@@ -404,11 +404,20 @@ def test_plans_need_no_network(tmp_path):
 
 @pytest.mark.slow
 def test_blocks_run_with_the_smoke_study_in_place_of_a_longer_one(project):  # noqa: F811
-    """The commands, to the report; what the miniature studies themselves do is tested in test_studies.py."""
+    """The commands, to the report; what the miniature studies themselves do is tested in test_studies.py.
+
+    Commands that now differ in the report's name alone run once.
+    """
     folder = with_programs(project)
+    texts = {}
     for text in [text for text in treated("smoke") if OWN not in text]:
         text = re.sub("|".join(map(re.escape, MINIATURE)), SMOKE, text)
         text = text.replace("snakemake --cores", f"snakemake --configfile {SMOKE} --cores")
+        texts.setdefault(re.sub(r"--report \S+", "--report", text), text)
+    assert (
+        sum("--report-after-run" in text for text in texts) == 2 and len(texts) == 3
+    )  # a fresh install, and one there
+    for text in texts.values():
         (folder / "results/miniature").mkdir(exist_ok=True)  # of a report
         said = said_by(start(text, folder))
         for report in re.findall(r"--report (\S+)", text):
