@@ -170,8 +170,8 @@ def _ranks(predictions: pl.DataFrame, leading: str | None) -> list[Block]:
     order = pl.col("kind").replace_strict(kinds, default=1, return_dtype=pl.Int64)
     order = pl.when(pl.col("method") == pl.lit(leading)).then(-1).otherwise(order)
     methods = means.sort(order, maintain_order=True)["method"].unique(maintain_order=True).to_list()
-    kept = max(1, MOST_RANKS * len(methods) // max(len(means), MOST_RANKS))
-    methods = methods[:kept]
+    every = len(methods)
+    methods = methods[: max(1, MOST_RANKS * every // max(len(means), MOST_RANKS))]
     means = means.filter(pl.col("method").is_in(methods))
     tasks = tasks_of(means)
     data = Dataset("models_ranks", means, "model_selection/predictions", "two tasks held out, means over folds")
@@ -206,7 +206,8 @@ def _ranks(predictions: pl.DataFrame, leading: str | None) -> list[Block]:
             specification(chart.properties(width="container")),
             [data],
             caption="Marks: mean over the folds that hold the task out; bars: least and greatest. On the dashed line "
-            "the prediction is right.",
+            "the prediction is right."
+            + (f" Here are {len(methods)} of {every} methods; the table has all." if len(methods) < every else ""),
             alt="Predicted against true rank of every model",
             selects=[*task_select(TASK, tasks), *([Select(METHOD, "Method", names)] if len(names) > 1 else [])],
         )
