@@ -23,7 +23,7 @@ from evaluation_rows import CORPORA, LADDER, all_rows
 from evaluation_rows import TASKS as EVALUATED
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from proxycast.cluster.model_jobs import count_texts, read_benchmark
+from proxycast.cluster.model_jobs import count_texts
 from proxycast.config.corpora import CheckpointEntry
 from proxycast.config.experiments.forecasting_options import WideCurve
 from proxycast.config.extraction import ExtractionOptions
@@ -31,6 +31,7 @@ from proxycast.config.ladder import Ladder
 from proxycast.config.models import ReleasedModel
 from proxycast.config.tasks import Rows
 from proxycast.config.training import Source
+from proxycast.jobs.benchmarks import read_benchmark
 from proxycast.options import InputError
 from proxycast.solutions.rows import read_problems, read_solutions
 from proxycast.solutions.templates import render_solutions

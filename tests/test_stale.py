@@ -31,6 +31,7 @@ CHECKPOINTS = {f"{corpus}-small-seed0-step{step}" for corpus in ("left", "right"
 RULE = re.compile(r"^ *rule (\w+):", re.MULTILINE)
 COUNTS = {"solution_counts", "solution_count_figures"}
 JUDGED = {"data_selection", "data_selection_figures", "choices", "choice_figures", "all"}
+JUDGED |= {"token_view", "study_page"}
 AFTER_PROXIES = JUDGED | {"signal_to_noise", "signal_figures"}
 AFTER_SCORING = {"solution_proxies", "join_proxies"} | COUNTS | AFTER_PROXIES
 AFTER_THE_TRUTH = {"join_targets"} | COUNTS | AFTER_PROXIES

@@ -65,6 +65,7 @@ MEASURED_BASELINES = {"multiple_choice_accuracy", "choice_log_likelihood"}
 PER_CORPUS = {"train_corpus", "score", "solution_proxies"}
 JUDGING = {"data_selection", "data_selection_figures", "signal_to_noise", "signal_figures"}
 JUDGING |= {"solution_counts", "solution_count_figures", "choices", "choice_figures", "mixtures"}
+JUDGING |= {"token_view", "study_page"}
 JOINS = {"join_proxies", "join_targets", "all", *JUDGING}
 
 

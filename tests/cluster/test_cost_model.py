@@ -18,12 +18,13 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from proxycast.cluster.cost_model import assumed_model, gpu_memory_bytes, gpus_for
 from proxycast.cluster.gpu_locks import ALLOCATION, _lock_file, asked_gpus, own_gpus, visible_gpus, with_gpus
-from proxycast.cluster.model_jobs import ModelJobs, grown, read_benchmark
+from proxycast.cluster.model_jobs import ModelJobs, grown
 from proxycast.cluster.site import Site, read_site, require_site_kept, site_of_profile
 from proxycast.config.corpora import Corpus
 from proxycast.config.extraction import ExtractionOptions, ModelOptions
 from proxycast.config.models import ReleasedModel
 from proxycast.config.study import Study
+from proxycast.jobs.benchmarks import read_benchmark
 from proxycast.options import InputError
 from proxycast.study.checkpoint_plan import plan_checkpoints
 from proxycast.study.study_plan import Plan

@@ -18,7 +18,7 @@ from proxycast.cluster.status import progress_screen
 from proxycast.cluster.status import watch as watching
 from proxycast.cluster.status.progress_screen import Follower, screen, watched
 from proxycast.cluster.status.slurm_states import SlurmError, slurm_states, waiting_jobs
-from proxycast.cluster.status.summary import Logged, end_of, logged_jobs, report_line, told, used
+from proxycast.cluster.status.summary import Logged, end_of, logged_jobs, told, used
 from proxycast.cluster.status.watch import Watch
 from proxycast.jobs import Presence, attempts, attempts_file, identity_file
 from proxycast.study.checkpoint_plan import plan_checkpoints
@@ -648,26 +648,6 @@ def test_slurms_logs_are_looked_for_where_its_plugin_puts_them():
 
     assert folder(job="core", part="a/b") == "rule_score/core_a_b/*.log" and folder() == "rule_score//*.log"
     assert folder(group="scores", job="core") == "group_scores_*/*.log"
-
-
-@pytest.mark.parametrize(
-    ("arguments", "line"),
-    [
-        (["--cores", "2", "--report", "x/r.html", "--report-after-run"], "report: x/r.html, made now"),
-        (["--cores", "2", "--report-after-run", "--report"], "report: report.html, made now"),
-        (["--cores", "2", "--profile", "with_report"], "report: p.html, made now"),
-        (["--cores", "2"], "report: snakemake --configfile config/smoke.yaml --report results/smoke/report.html"),
-        (
-            ["-n", "auto", "--no-such"],
-            "report: snakemake --configfile config/smoke.yaml --report results/smoke/report.html",
-        ),
-    ],
-)
-def test_the_report_that_this_run_makes_is_not_advised(plan, capfd, arguments, line):
-    Path("with_report").mkdir()
-    Path("with_report/config.yaml").write_text("report: p.html\nreport-after-run: true\n")
-    assert report_line(plan, arguments) == line
-    assert capfd.readouterr() == ("", "")
 
 
 HOSTILE_LINES = [

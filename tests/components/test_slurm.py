@@ -36,6 +36,8 @@ NEEDED = {
     "choices": ["data_selection"],
     "choice_figures": ["choices"],
     "mixtures": ["join_proxies", "join_targets"],
+    "token_view": ["data_selection"],
+    "study_page": ["token_view", "choices", "signal_to_noise", "solution_counts", "mixtures"],
 }
 # Made from sums of many values, which Polars adds up in the order in which its threads come.
 SUMS = ("proxies", "solution_proxies", "data_selection")

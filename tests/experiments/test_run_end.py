@@ -6,7 +6,7 @@ import pytest
 from forecasting_study import CUT, ONE, STEPS, TASKS, TOKENS_PER_STEP, law, options, run, small, study
 from proxycast.config.experiments.forecasting_options import ForecastingOptions, RunEnd
 from proxycast.experiments.forecasting.protocol import forecast
-from proxycast.experiments.forecasting.run_end import SUMMARY_SCHEMA, told_ends, with_end
+from proxycast.experiments.forecasting.run_end import SUMMARY_SCHEMA, with_end
 from proxycast.options import InputError
 from proxycast.study.checks import check_logs
 from proxycast.study.loader import load_plan
@@ -173,26 +173,3 @@ def test_a_log_of_scores_alone_is_forecast_by_their_own_curve(tmp_path):
     tables = forecast(*read_wide_curve(choices.curve, "accuracy").values(), "accuracy", ["t"], choices)
     row = tables["summary"].filter("is_end").row(0, named=True)
     assert row["method"] == "compute_only" and row["predicted"] == pytest.approx(0.8 - 800**-0.5, abs=1e-3)
-
-
-def test_what_is_told_when_the_study_ends():
-    row = {"run": "r", "task": "arc", "horizon": 4.0, "is_end": True, "step": 90_000, "tokens": 3.8e11, "flops": 2e22}
-    row |= {
-        "method": "pooled",
-        "last_value": 0.5,
-        "predicted": 0.61,
-        "low": 0.58,
-        "high": 0.64,
-        "truth": None,
-        "caution": "",
-    }
-    bare = row | {"task": "boolq", "low": None, "high": None, "truth": 0.7, "caution": "the truth is noise"}
-    table = pl.DataFrame([row, bare, row | {"horizon": 2.0, "is_end": False}], schema=SUMMARY_SCHEMA)
-    assert list(told_ends(table, "accuracy")) == [
-        "forecast of accuracy at the end of run r, step 90,000 (3.8e+11 tokens, 2e+22 FLOPs):",
-        "  arc: 0.610 (0.580 to 0.640) by pooled, now 0.500",
-        "  boolq: 0.610 (no interval) by pooled, now 0.500; it was 0.700; the truth is noise",
-    ]
-    assert list(told_ends(table.filter(~pl.col("is_end")), "accuracy")) == []
-    going_on = next(told_ends(table.filter(task="arc"), "accuracy"))
-    assert going_on.endswith("(3.8e+11 tokens, 2e+22 FLOPs), which it has not reached:")

@@ -17,7 +17,6 @@ NO_RESULTS = {
     "experiments/opposed_pairs",
     "plan",
     "progress",
-    "report/snakemake_report",
     "weights/experts",
     "callbacks",
     "extraction/engines/in_memory",

@@ -187,6 +187,31 @@ def solution_proxies(token_stats: pl.LazyFrame, options: ProxyOptions) -> pl.Laz
     )
 
 
+def token_shares(token_stats: pl.LazyFrame, options: ProxyOptions, statistic: str, weighting: str) -> pl.DataFrame:
+    """What each token adds to its task's value of one proxy or ratio of `BASELINES`: the shares sum to the value.
+
+    Columns: checkpoint, task, solution, position, token, bytes, rank, entropy (nats), nll (nats), value (the statistic
+    at the token; null where a token without bytes has none), weight, share. A solution's weights are used as they are
+    in `solution_proxies`, so share = w s / sum(w) / solutions of the task. Of a ratio sum(y) / sum(x) the weight is x
+    and the share y / sum(x) over the task. `token_stats` must hold all scored tokens of each task in it. The rows are
+    sorted, and each sum is taken in their order, so that it is the same in every run.
+    """
+    columns = _with_token_columns(token_stats, options)
+    if baseline := BASELINES.get(statistic):
+        x, y = baseline.denominator.cast(pl.Float64), baseline.numerator
+        columns = columns.with_columns(weight=x, value=pl.when(x > 0).then(y / x), y=y)
+        share = pl.col("y") / pl.col("weight").sum().over(_TASK)
+    else:
+        weight, value = WEIGHTINGS[weighting].expression, STATISTICS[statistic].expression
+        columns = columns.with_columns(weight=weight, value=value, y=None)
+        total = pl.col("weight").sum().over(_SOLUTION)
+        of_solution = pl.when(total > 0).then(pl.col("weight") / total).otherwise(1 / pl.len().over(_SOLUTION))
+        share = of_solution * pl.col("value") / pl.col("solution").n_unique().over(_TASK)
+    names = [*_SOLUTION, "position", "token", "bytes", "rank", "entropy", "nll", "value", "weight"]
+    rows = columns.select(*names, "y").sort(*_SOLUTION, "position").collect().rechunk()
+    return rows.select(*names, share=share)
+
+
 def task_proxies(solution_proxies: pl.LazyFrame) -> pl.LazyFrame:
     """The mean of every proxy over a task's solutions.
 

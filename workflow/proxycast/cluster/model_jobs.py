@@ -35,7 +35,8 @@ from proxycast.compute import scoring_flops, training_flops
 from proxycast.config.extraction import ExtractionOptions, Writer
 from proxycast.config.training import CONTEXT
 from proxycast.extraction.engines.base import FLOAT32_ON_GPU
-from proxycast.options import InputError, require_regular
+from proxycast.jobs.benchmarks import read_benchmark
+from proxycast.options import InputError
 from proxycast.solutions.rows import GENERIC_TEXT
 from proxycast.study.checkpoints import Checkpoint, count_parameters, extraction_options, runs, scoring_jobs
 from proxycast.study.study_plan import Plan
@@ -57,7 +58,6 @@ TOKENS_OF_GENERATION = 3  # a generated token takes the time of so many that are
 MEMORY_MARGIN, TIME_MARGIN = 1.5, 2.0
 LEAST_MINUTES = 30
 FEWEST_BENCHMARKS = 3
-LARGEST_MEASURED = 1e9  # seconds or MB; results of somebody else may tell any number
 
 MODEL_RULES = ("score", "evaluate_harness", "write_solutions", "train_run")
 
@@ -315,18 +315,6 @@ class ModelJobs:
     @cached_property
     def tokens_read(self) -> int:
         return sum(texts.tokens for texts in self.texts.values())
-
-
-def read_benchmark(path: Path) -> dict[str, float] | None:
-    """Seconds `s` and peak memory `max_rss` (MB) of a finished job; None if they were not measured."""
-    try:
-        require_regular(path)
-        header, values, *_ = path.read_text().splitlines()
-        found = dict(zip(header.split("\t"), values.split("\t")))
-        measured = {key: float(found[key]) for key in ("s", "max_rss")}
-    except (OSError, ValueError, KeyError):
-        return None
-    return measured if all(0 < v < LARGEST_MEASURED for v in measured.values()) else None
 
 
 def grown(mem_mb: int) -> Callable:

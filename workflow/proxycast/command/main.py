@@ -17,6 +17,7 @@ from proxycast.options import InputError, printable
 
 PIPE_CLOSED = 141  # exit status as a shell has it for a reader that is gone, as with `| head`
 WORKFLOW_PACKAGES = ("snakemake", "snakemake_executor_plugin_slurm", "snakemake_interface_common")
+WORKFLOW_PACKAGES += ("altair", "vl_convert")
 
 
 class Command(TyperCommand):
@@ -63,6 +64,17 @@ class By(StrEnum):
     RANDOM_PLACE = "random_place"
 
 
+class ColouredBy(StrEnum):
+    """What tokens are coloured by."""
+
+    RANK = "rank"
+    ENTROPY = "entropy"
+    CROSS_ENTROPY = "cross_entropy"
+    WEIGHT = "weight"
+    DIFFERENCE = "difference"
+
+
+MEASURE_OF = {ColouredBy.DIFFERENCE: "contribution"}  # to the difference of the proxy
 StudyFile = Annotated[Path, typer.Argument(metavar="STUDY", help="File of the study, as in config/config.yaml.")]
 
 
@@ -148,6 +160,20 @@ def progress(
 
 
 @app.command(cls=Command)
+def report(
+    studies: Annotated[list[Path], typer.Argument(metavar="STUDY...", help="Files of finished studies.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Page of several studies; without it results/report.html."),
+    ] = None,
+) -> None:
+    """Make the page of a finished study anew, or one page of several: which proxy to trust where."""
+    from proxycast.command.report_page import report as write_report
+
+    typer.echo(write_report(studies, out))
+
+
+@app.command(cls=Command)
 def score(
     models: Annotated[
         list[str], typer.Argument(metavar="MODEL...", help="Folders of models, or ids of the hub: me/model@revision.")
@@ -200,6 +226,34 @@ def pick(
     from proxycast.command.pick_solutions import pick_solutions
 
     pick_solutions(table, solutions, out, number, by.value, proxy)
+
+
+@app.command(cls=Command)
+def tokens(
+    study: StudyFile,
+    task: Annotated[str, typer.Option(metavar="NAME", help="Task of the solution to show.")] = "",
+    solution: Annotated[
+        str, typer.Option(metavar="ID", help="Solution to show; without it the one that contributes most.")
+    ] = "",
+    candidates: Annotated[
+        tuple[str, str] | None,
+        typer.Option(
+            metavar="A B",
+            help="Corpora or models to compare, of a forecast checkpoints; without it the first and last of the order.",
+        ),
+    ] = None,
+    by: Annotated[ColouredBy, typer.Option(help="What tokens are coloured by.")] = ColouredBy.RANK,
+    step: Annotated[
+        int | None, typer.Option(min=0, help="Training step to show; without it that of the order.")
+    ] = None,
+) -> None:
+    """Show a solution as two candidates read it, token by token, and the tokens that decide between them.
+
+    It reads the token statistics of a finished study and runs nothing.
+    """
+    from proxycast.command.token_screen import show_tokens
+
+    show_tokens(study, task, solution, candidates or (), MEASURE_OF.get(by, by.value), step)
 
 
 judge = typer.Typer(help="What a study with a truth has learned (judge.json).", no_args_is_help=True)

@@ -14,23 +14,25 @@ from typing import TYPE_CHECKING, NamedTuple
 import polars as pl
 
 from proxycast.cluster.gpu_locks import asked_gpus
-from proxycast.cluster.model_jobs import read_benchmark
 from proxycast.cluster.status.slurm_states import slurm_states
 from proxycast.cluster.status.watch import LAST_LINES, duration, job_of, shown
-from proxycast.experiments.forecasting.run_end import told_ends
 from proxycast.experiments.opposed_pairs import opposed_pairs
 from proxycast.jobs import Attempt, attempts
+from proxycast.jobs.benchmarks import read_benchmark
 from proxycast.proxy_formulas import proxy_name
+from proxycast.report.page.answers.corpora_answer import corpus_answer, corpus_order
+from proxycast.report.page.answers.forecasts_answer import forecast_answer
+from proxycast.report.page.answers.models_answer import model_answer, model_order
+from proxycast.report.page.answers.wording import Answer
+from proxycast.report.page.study_results import StudyResults
 from proxycast.study.study_plan import Plan
 from proxycast.study.yaml_files import read_yaml
-from proxycast.tables import read_table
 
 if TYPE_CHECKING:
     from snakemake.workflow import Workflow
 
 SLURM_LOGS = Path(".snakemake/slurm_logs")  # unless --slurm-logdir says otherwise
 LONGEST_ATTEMPT = timedelta(days=366)
-OTHERS = 4  # methods whose agreement is told
 TIME_OF_LINE = re.compile("([01][0-9]|2[0-3]):([0-5][0-9]):([0-5][0-9]) ")  # as `jobs.job` begins each record
 
 
@@ -72,99 +74,63 @@ def _slurm_logs(job) -> str:
 
 
 def summary(workflow: "Workflow", plan: Plan) -> list[str]:
-    """Lines on a run that has succeeded, for `onsuccess`."""
+    """Lines on a run that has succeeded, for `onsuccess`: the answer first, where to read on last."""
     since = workflow.start_time.replace(microsecond=0)  # as the logs have it
     jobs = logged_jobs(workflow.dag.jobs)
-    return [
-        *used(jobs, since),
-        *(order_of_corpora(plan) if any(job.rule == "data_selection" for job in jobs) else []),
-        *(order_of_models(plan) if any(job.rule == "model_selection" for job in jobs) else []),
-        *(cost_of_choices(plan) if any(job.rule == "choices" for job in jobs) else []),
-        *(f"left out: {line}" for line in plan.left_out),
-        *forecast_ends(plan),
-        f"results: {plan.results}",
-        report_line(plan, sys.argv[1:]),
-    ]
+    experiments = {job.rule for job in jobs}
+    results = StudyResults(plan.study, plan.results, plan.study.budgets)
+    lines = []
+    if "data_selection" in experiments:
+        lines += [*answer_lines(corpus_answer(results)), *order_of_corpora(results)]
+    if "model_selection" in experiments:
+        lines += [*answer_lines(model_answer(results)), *order_of_models(results)]
+    if "forecasting" in experiments:
+        lines += answer_lines(forecast_answer(results))
+    lines += [f"left out: {line}" for line in plan.left_out]
+    return [*lines, *used(jobs, since), *report_lines(plan, sys.argv[1:])]
 
 
-def order_of_corpora(plan: Plan) -> list[str]:
-    """The order of the corpora by the first proxy that was named in advance, at the study's last budget."""
-    folder, proxy = plan.results / "data_selection", plan.study.highlighted[0]
-    paths = [folder / f"{name}.parquet" for name in ("ranking", "pairs")]
-    if not all(path.exists() for path in paths):  # a run may stop before them
+def answer_lines(answer: Answer | None) -> list[str]:
+    """The answer at the top of the page as lines for a terminal; none where a run stops before it."""
+    if answer is None:
         return []
-    ranking, pairs = (read_table(p).filter(statistic=proxy.statistic, weighting=proxy.weighting) for p in paths)
-    for last in plan.study.budgets[-1:]:  # without budgets in the study there is one
-        ranking, pairs = (table.filter(size=last.size, step=last.step) for table in (ranking, pairs))
-    if ranking.is_empty():
-        return []
-    size, step = ranking.select("size", "step").row(0)
-    title = f"corpora, best first, by {proxy_name(proxy.statistic, proxy.weighting)} of {size} at step {step}"
-    over = "solutions and seeds" if ranking["seeds"].min() > 1 else "solutions alone, as there is one seed"
-    interval = f"{plan.study.selection.confidence:.0%} interval over {over}"
-    return [f"{title} (place, {interval}):", *order_lines(ranking, pairs, "corpus")]
+    lines = [answer.warning, answer.sentence, *(f"  {fact.label.lower()}: {fact.text}" for fact in answer.facts)]
+    lines += [f"  not known: {line[:1].lower()}{line[1:].removesuffix('.')}" for line in answer.missing]
+    return [shown(line) for line in lines if line]
 
 
-def cost_of_choices(plan: Plan) -> list[str]:
-    """What the pick of the first proxy named in advance costs at the last budget, and that of the best baseline."""
-    proxy = plan.study.highlighted[0]
-    paths = [plan.results / f"data_selection/{name}.parquet" for name in ("choices", "decisions")]
-    if not all(path.exists() for path in paths):  # a run may stop before them
+def order_of_corpora(results: StudyResults) -> list[str]:
+    """The order of the corpora that the answer tells of."""
+    order = corpus_order(results)
+    if order is None:
         return []
-    rows, at_budgets = map(read_table, paths)
-    rows = rows.filter(seed="mean").join(at_budgets, on=["size", "step"], how="semi", maintain_order="left")
-    for last in plan.study.budgets[-1:]:  # without budgets in the study there is one
-        rows = rows.filter(size=last.size, step=last.step)
-    own = rows.filter(statistic=proxy.statistic, weighting=proxy.weighting)
-    if own.is_empty():
-        return []
-    first = own.row(0, named=True)
-    lines = [f"what the pick of {first['size']} models at step {first['step']} costs, in {plan.study.target.metric}:"]
-    best = rows.filter(kind="baseline", statistic=first["best_baseline"] or "")
-    best = best.join(own, on=["statistic", "weighting"], how="anti")  # the proxy named first may be that baseline
-    by = [(proxy_name(proxy.statistic, proxy.weighting), first)]
-    by += [(f"{row['statistic']}, the best baseline", row) for row in best.iter_rows(named=True)]
-    for name, row in by:
-        ends = "" if row["regret_low"] is None else f" [{row['regret_low']:.3g}, {row['regret_high']:.3g}]"
-        lines.append(f"  {row['regret']:.3g}{ends} by {name}, which picks {shown(row['picked'])}")
-    return [*lines, f"  {first['random_regret']:.3g} by a random choice"]
+    over = "solutions and seeds" if order.seeds > 1 else "solutions alone, as there is one seed"
+    interval = f"{results.study.selection.confidence:.0%} interval over {over}"
+    return [f"corpora, best first (place, {interval}):", *order_lines(order.ranking, "corpus")]
 
 
-def order_of_models(plan: Plan) -> list[str]:
-    """The order of the models over all tasks by the method that the table names first, and how far others agree."""
-    paths = [plan.results / f"model_selection/{name}.parquet" for name in ("ranking", "pairs", "agreement")]
-    if not all(path.exists() for path in paths):  # a run may stop before them
+def order_of_models(results: StudyResults) -> list[str]:
+    """The order of the models that the answer tells of, and the proxies named in advance that tell pairs otherwise."""
+    order = model_order(results)
+    if order is None:
         return []
-    tables = [read_table(path) for path in paths]
-    first = tables[0].row(0, named=True)
-    ranking, pairs, agreement = (
-        table.filter(task=first["task"], method=first["method"], tail=first["tail"]) for table in tables
-    )
-    rho = first["held_out_spearman"]
-    unjudged = "named in advance" if first["tail"] else "which nothing judges"  # a statistic of others may not be named
-    why = unjudged if rho is None else f"best on held-out tasks, rho {rho:.2f}"
-    interval = f"{plan.study.selection.confidence:.0%} interval over solutions"
-    lines = [f"models, best first, by {first['method']}, {why} (place, {interval}):"]
-    lines += order_lines(ranking, pairs, "model")
-    unmeasured = ranking.filter(pl.col("truth").is_null())["model"]
-    if rho is not None and len(unmeasured):
-        lines.append(f"  without a truth: {', '.join(map(shown, unmeasured))}")
-    named = [proxy_name(proxy.statistic, proxy.weighting) for proxy in plan.study.highlighted]
-    of_others = tables[1].filter(pl.col("task") == first["task"], pl.col("method").is_in(named))
-    for (method,), opposed in opposed_pairs(pairs, of_others).group_by("method", maintain_order=True):
-        better, worse = map(shown, opposed.select("better", "worse").row(0))
-        count = f"{len(opposed)} of {len(pairs)} pairs" if len(pairs) > 1 else "them"
+    interval = f"{results.study.selection.confidence:.0%} interval over solutions"
+    lines = [f"models, best first (place, {interval}):", *order_lines(order.ranking, "model")]
+    named = [proxy_name(proxy.statistic, proxy.weighting) for proxy in results.study.highlighted]
+    pairs = results.table("model_selection/pairs")
+    of_others = None if pairs is None else pairs.filter(pl.col("task") == order.task, pl.col("method").is_in(named))
+    opposed = () if of_others is None else opposed_pairs(order.pairs, of_others).group_by("method", maintain_order=True)
+    for (method,), rows in opposed:
+        better, worse = map(shown, rows.select("better", "worse").row(0))
+        count = f"{len(rows)} of {len(order.pairs)} pairs" if len(order.pairs) > 1 else "them"
         lines.append(f"  but {method} tells {count} apart the other way round: {better} before {worse}")
-    others = agreement.drop_nulls("spearman").unique("other_method", keep="first", maintain_order=True).head(OTHERS)
-    agree = [f"{other} {value:.2f}" for other, value in others.select("other_method", "spearman").iter_rows()]
-    return [*lines, *([f"  correlation with the order by other methods: {', '.join(agree)}"] if agree else [])]
+    return lines
 
 
-def order_lines(ranking: pl.DataFrame, pairs: pl.DataFrame, name: str, most: int = 5) -> list[str]:
-    """The order of candidates in at most `most` + 2 lines: the best with their places, and what cannot be told apart.
+def order_lines(ranking: pl.DataFrame, name: str, most: int = 5) -> list[str]:
+    """The best candidates with their places, in at most `most` + 1 lines.
 
-    `ranking`: one ranking, a row a candidate: the column `name`, place, place_low and place_high. `pairs`: its pairs,
-    better, worse and told_apart (`candidate_order.pair_table`).
+    `ranking`: one ranking, a row a candidate: the column `name`, place, place_low and place_high.
     """
     rows = ranking.sort("place", name).rows(named=True)
     lines = []
@@ -173,32 +139,14 @@ def order_lines(ranking: pl.DataFrame, pairs: pl.DataFrame, name: str, most: int
         lines.append(f"  {row['place']:g}{ends} {shown(row[name])}")
     if len(rows) > most:
         lines.append(f"  and {len(rows) - most} more in the table ranking")
-    best, unsure = rows[0][name], pairs.filter(~pl.col("told_apart"))
-    among = unsure.select("better", "worse").iter_rows()
-    like_best = [shown(other) for pair in among if best in pair for other in pair if other != best]
-    if pairs["told_apart"].null_count():
-        lines.append("  how sure this order is remains unknown: one seed and one score a task")
-    elif unsure.is_empty():
-        lines.append("  every pair can be told apart")
-    else:
-        some = ", ".join(like_best[:most]) + f" and {len(like_best) - most} more" * (len(like_best) > most)
-        with_best = f", among them {shown(best)} from {some}" if like_best else ""
-        lines.append(f"  {len(unsure)} of {len(pairs)} pairs cannot be told apart{with_best}")
     return lines
 
 
-def forecast_ends(plan: Plan) -> list[str]:
-    """What a run is forecast to score at its end, if the study asks for that."""
-    if not (plan.study.forecasting and plan.study.forecasting.end):
-        return []
-    path = plan.results / "forecasting" / "summary.parquet"
-    if not path.exists():  # a run may stop before it
-        return []
-    return [shown(line) for line in told_ends(read_table(path), plan.study.target.metric)]
+def report_lines(plan: Plan, arguments: Sequence[str]) -> list[str]:
+    """Where the study's page lies, and where this run writes Snakemake's own report, or how to make one.
 
-
-def report_line(plan: Plan, arguments: Sequence[str]) -> str:
-    """Where this run writes its report, or how to make one. `arguments`: Snakemake's command line."""
+    `arguments`: Snakemake's command line. A run that stops before the page has none to tell of.
+    """
     parser = ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--profile")
     parser.add_argument("--report", nargs="?", const="report.html")
@@ -206,10 +154,14 @@ def report_line(plan: Plan, arguments: Sequence[str]) -> str:
     given = parser.parse_known_args(arguments)[0]
     profile = Path(given.profile or "", "config.yaml")
     said = read_yaml(profile) if given.profile and profile.is_file() else {}
-    report = given.report or said.get("report")
+    report, page = given.report or said.get("report"), plan.results / "report.html"
+    made = quote(f"{plan.results}/provenance.html")
+    told = f"snakemake --configfile {quote(str(plan.where))} --report {made}"
     if report and (given.report_after_run or said.get("report-after-run")):
-        return f"report: {report}, made now"
-    return f"report: snakemake --configfile {quote(str(plan.where))} --report {quote(f'{plan.results}/report.html')}"
+        told = f"{report}, made now"
+        if Path(report).resolve() == page.resolve():
+            told += " in the place of the study's page; give it another name, and remove it to have the page again"
+    return [*([f"report: {page}"] if page.exists() else []), f"provenance of every file: {told}"]
 
 
 def used(jobs: list[Logged], since: datetime) -> list[str]:

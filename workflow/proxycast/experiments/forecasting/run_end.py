@@ -5,7 +5,7 @@ every method makes a forecast. `summary_table` has those that were settled in ad
 chose, and the one from other runs, which no rehearsal can choose.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -135,24 +135,3 @@ def summary_table(
     )
     rank = pl.col("method").replace_strict(dict(zip(of_others, (1, 2))), default=0, return_dtype=pl.Int64)
     return table.sort(*key, rank).select(pl.col(name).cast(kind) for name, kind in SUMMARY_SCHEMA.items())
-
-
-def told_ends(summary: pl.DataFrame, metric: str) -> Iterator[str]:
-    """Lines on what a run is forecast to score at its end; none without an end. `summary`: of `summary_table`."""
-    ends = summary.filter("is_end")
-    for (run, step), rows in ends.group_by("run", "step", maintain_order=True):
-        tokens, flops = rows.select("tokens", "flops").row(0)
-        compute = "" if flops is None else f", {flops:.3g} FLOPs"
-        goes_on = ", which it has not reached" if rows["truth"].null_count() == len(rows) else ""
-        yield f"forecast of {metric} at the end of run {run}, step {step:,} ({tokens:.3g} tokens{compute}){goes_on}:"
-        for row in rows.iter_rows(named=True):
-            interval = "no interval" if row["low"] is None else f"{row['low']:.3f} to {row['high']:.3f}"
-            truth = "" if row["truth"] is None else f"; it was {row['truth']:.3f}"
-            caution = f"; {row['caution']}" if row["caution"] else ""
-            yield (
-                f"  {row['task']}: {row['predicted']:.3f} ({interval}) by {row['method']}, now "
-                f"{row['last_value']:.3f}{truth}{caution}"
-            )
-        known = rows.drop_nulls("rehearsal_coverage").unique("method", maintain_order=True)
-        for method, share in known.select("method", "rehearsal_coverage").rows():
-            yield f"  in rehearsals before the cut, such intervals of {method} held {share:.0%} of the truths"

@@ -18,13 +18,15 @@ class Dataset:
     """A result table, or the part of it that the page uses.
 
     `name` is unique on the page and one word; `table` is the result table without suffix, such as
-    `data_selection/pareto`; `rows` says in words which of its rows are meant, if not all.
+    `data_selection/pareto`; `rows` says in words which of its rows are meant, if not all. A dataset that no result
+    table holds is `made_from` several.
     """
 
     name: str
     frame: pl.DataFrame
     table: str
     rows: str = ""
+    made_from: Sequence[str] = ()
 
 
 @dataclass(frozen=True)

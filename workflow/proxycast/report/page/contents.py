@@ -2,8 +2,10 @@
 
 from proxycast.report.page.answer import answer_markup, answers
 from proxycast.report.page.html_page import page_html
-from proxycast.report.page.sections.corpus_frontier import frontier_section, pareto_dataset
-from proxycast.report.page.sections.corpus_ranking import ranking_section
+from proxycast.report.page.sections.corpus_sections.corpus_evidence import evidence_section
+from proxycast.report.page.sections.corpus_sections.corpus_frontier import frontier_section, pareto_dataset
+from proxycast.report.page.sections.corpus_sections.corpus_ranking import ranking_section
+from proxycast.report.page.sections.corpus_sections.proxy_heat_map import heat_map_section
 from proxycast.report.page.sections.forecast_sections import forecast_sections
 from proxycast.report.page.sections.losses import loss_section
 from proxycast.report.page.sections.model_sections import model_sections
@@ -18,6 +20,8 @@ def study_page(results: StudyResults) -> str:
     sections = [
         ranking_section(results),
         frontier_section(results, pareto),
+        heat_map_section(results),
+        evidence_section(results, pareto),
         *model_sections(results),
         *forecast_sections(results),
         token_section(results),

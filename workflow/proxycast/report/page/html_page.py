@@ -19,6 +19,7 @@ from markupsafe import Markup
 from proxycast.report.page.blocks import MOST_SHOWN, Block, Chart, Dataset, Html, Note, Section, Table
 from proxycast.report.page.charts import is_flat, picture, rows_of, vega_bundle
 from proxycast.report.page.formats import shown, with_interval
+from proxycast.report.page.provenance import anchor_of
 from proxycast.report.snakemake_report import script_json
 from proxycast.tables import as_cells, atomic
 
@@ -44,6 +45,7 @@ def page_html(title: str, sections: Iterable[Section], answer: Markup, about: st
         specs=Markup(specs),
         scripts=list(map(Markup, scripts)),
         policy=_policy(scripts),
+        is_traced=any(section.id == "trust" for section in kept),  # where each table's rule and fingerprint stand
         pictures={c.id: picture(c, {d.name: rows_of(d.frame) for d in c.datasets}) for c in charts if is_flat(c)},
     )
 
@@ -138,5 +140,5 @@ def _template(name: str):
     )
     environment.globals |= {"rows_of": _rows, "kind_of": _kind, "is_number": _is_number, "datasets_of": _of_block}
     environment.globals["count_of"] = lambda table: len(_shown_rows(table))
-    environment.globals |= {"json": json.dumps, "most_shown": MOST_SHOWN}
+    environment.globals |= {"json": json.dumps, "most_shown": MOST_SHOWN, "anchor_of": anchor_of}
     return environment.get_template(name)

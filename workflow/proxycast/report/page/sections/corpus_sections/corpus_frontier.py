@@ -8,8 +8,8 @@ import polars as pl
 
 from proxycast.report.page.blocks import Block, Chart, Column, Dataset, Note, Section, Select, Table
 from proxycast.report.page.charts import MOST_MARKS, specification
-from proxycast.report.page.sections.corpus_costs import ceiling_of
-from proxycast.report.page.sections.corpus_orders import (
+from proxycast.report.page.sections.corpus_sections.corpus_costs import ceiling_of
+from proxycast.report.page.sections.corpus_sections.corpus_orders import (
     ORDER_COLUMNS,
     PROXY_COLUMNS,
     PROXY_KEY,
@@ -24,8 +24,10 @@ ACCURACY, REGRET = "accuracy", "regret"  # values of the control "measure"
 KINDS = {"proxy": "circle", "baseline": "cross", "scaling law": "diamond", "published": "triangle-up"}
 # A law is named "<law> of <statistic>".
 KIND = "indexof(datum.statistic, ' of ') >= 0 ? 'scaling law' : datum.kind"
+VALUE = "measure == 'regret' ? datum.regret : datum.decision_accuracy"
 COMPARED = ("bits_per_byte", "multiple_choice_accuracy", "expert_cross_entropy", "primary_metric", "accuracy")
 MOST_LINES = 7
+SHORT = "datum.value >= 0.001 ? format(datum.value, '~g') : format(datum.value, '.0e')"  # 0.01, 1e-5
 FAINT, FRONTIER = "#868c94", "#7a7a7a"
 
 
@@ -67,25 +69,23 @@ def lined(results: StudyResults, table: pl.DataFrame) -> list[tuple[str, str]]:
 
 
 def _thinned(pareto: pl.DataFrame, lines: Sequence[tuple[str, str]]) -> pl.DataFrame:
-    """At most `MOST_MARKS` rows in their order: frontiers and lines whole, of the others every n-th."""
+    """At most `MOST_MARKS` rows in their order: the frontier, then what lines join, then of the others every n-th."""
     if len(pareto) <= MOST_MARKS:
         return pareto
-    name = pl.concat_str(PROXY_COLUMNS, separator="/")
-    matters = pl.col("on_frontier") | name.is_in(["/".join(line) for line in lines])
-    first, rest = pareto.with_row_index("row").filter(matters), pareto.with_row_index("row").filter(~matters)
-    room = max(MOST_MARKS - len(first), 1)
-    kept = pl.concat([first, rest.gather_every(-(-len(rest) // room))]).head(MOST_MARKS)
-    return kept.sort("row").drop("row")
+    of_lines = pl.concat_str(PROXY_COLUMNS, separator="/").is_in(["/".join(line) for line in lines])
+    rest, kept = pareto.with_row_index("row"), []
+    for matters in (pl.col("on_frontier"), of_lines, pl.lit(True)):
+        part, rest = rest.filter(matters), rest.filter(~matters)
+        room = MOST_MARKS - sum(map(len, kept))
+        if room > 0 and len(part):
+            kept.append(part.gather_every(-(-len(part) // room)))
+    return pl.concat(kept).sort("row").drop("row")
 
 
 def _chart(results: StudyResults, dataset: Dataset) -> Chart:
     rows = dataset.frame.filter(pl.col("compute_fraction") > 0)
     lines = lined(results, rows)
-    value = (
-        "measure == 'regret' ? datum.regret : datum.decision_accuracy"
-        if _has_regret(rows)
-        else "datum.decision_accuracy"
-    )
+    value = VALUE if _has_regret(rows) else "datum.decision_accuracy"
     base = (
         alt.Chart(alt.NamedData(dataset.name))
         .transform_calculate(value=value, sort_of=KIND, name=name_of(proxies_in(rows)))
@@ -95,14 +95,14 @@ def _chart(results: StudyResults, dataset: Dataset) -> Chart:
     shape = alt.Shape(
         "sort_of:N",
         scale=alt.Scale(domain=_kinds(rows), range=[KINDS[kind] for kind in _kinds(rows)]),
-        legend=alt.Legend(title=None, orient="bottom", columns=4, symbolFillColor=FAINT, symbolStrokeColor=FAINT),
+        legend=alt.Legend(title=None, orient="top", symbolFillColor=FAINT, symbolStrokeColor=FAINT, symbolOpacity=1),
     )
     seen = {"x": x, "y": y, "shape": shape, "tooltip": _tooltips(rows)}
     colours = colours_of(lines)
     ink = alt.Color(
         "name:N",
         scale=alt.Scale(domain=list(colours), range=list(colours.values())),
-        legend=alt.Legend(title=None, orient="bottom", columns=2, symbolOpacity=1),
+        legend=alt.Legend(title=None, orient="bottom", columns=1, symbolOpacity=1),
     )
     of_lines = base.transform_filter(f"indexof({json.dumps(['/'.join(line) for line in lines])}, {PROXY_KEY}) >= 0")
     best = (
@@ -112,7 +112,12 @@ def _chart(results: StudyResults, dataset: Dataset) -> Chart:
     )
     best = best.transform_calculate(best_value="measure == 'regret' ? -datum.best : datum.best")
     layers = [
-        base.mark_point(filled=True, size=28, opacity=0.35, color=FAINT).encode(**seen),
+        base.transform_filter("datum.sort_of != 'scaling law'")
+        .mark_point(filled=True, size=28, opacity=0.4, color=FAINT)
+        .encode(**seen),
+        base.transform_filter("datum.sort_of == 'scaling law'")
+        .mark_point(aria=False, filled=True, size=55, opacity=1, color=FAINT)
+        .encode(**seen),
         *_levels(results, rows),
         best.mark_line(aria=False, interpolate="step-after", strokeWidth=2, strokeDash=[5, 3], color=FRONTIER).encode(
             x=x, y=alt.Y("best_value:Q")
@@ -130,10 +135,7 @@ def _chart(results: StudyResults, dataset: Dataset) -> Chart:
 
 def _as_block(rows: pl.DataFrame, dataset: Dataset, layers: Sequence[alt.Chart]) -> Chart:
     title = alt.Title(
-        alt.ExprRef(
-            "measure == 'regret' ? 'Regret of the pick, in the unit of the truth (up: better)' : "
-            "'Decision accuracy, share of pairs of corpora'"
-        ),
+        alt.ExprRef("measure == 'regret' ? 'Regret of the pick (up is better)' : 'Decision accuracy (share of pairs)'"),
         anchor="start",
         fontSize=12,
         fontWeight="normal",
@@ -151,7 +153,7 @@ def _as_block(rows: pl.DataFrame, dataset: Dataset, layers: Sequence[alt.Chart])
         [dataset],
         caption="A point is a method at a size and step, for one seed; hover for its numbers. Dashed: the best in "
         "hindsight over all methods, so it is optimistic; rings mark the methods on it. Coloured lines join the best "
-        "points of one method. Regret: the truth of the best corpus less that of the picked one.",
+        "points of one method. Regret: the truth of the best corpus less that of the picked one, in its unit.",
         alt=f"Decision accuracy of {len(rows)} methods, sizes and steps over their compute; tables hold the numbers.",
         selects=[Select("measure", "Height shows", measures)] if _has_regret(rows) else [],
     )
@@ -173,21 +175,23 @@ def _axes(rows: pl.DataFrame) -> tuple[alt.X, alt.Y]:
     ratio = max(high / low, 4.0)
     x = alt.X(
         "compute_fraction:Q",
-        title="training compute of one small run, as a fraction of the target's",
+        title="compute of a small run, share of the target's",
         scale=alt.Scale(type="log", domain=[low / ratio**0.3, high * ratio**0.04], nice=False),
-        axis=alt.Axis(format="~g", tickCount=6, labelOverlap=True),
+        axis=alt.Axis(labelExpr=SHORT, tickCount=6, labelOverlap=True),
     )
-    floor = min(0.4, rows.select(pl.min_horizontal("decision_accuracy").min()).item() or 0.4)
+    floor = min([0.4, *(rows["decision_accuracy"].drop_nulls() - 0.02)])
     ends = f"[{floor}, 1]"
     if _has_regret(rows):
         worst = 1.05 * max(rows["regret"].max(), 1e-9)
         ends = f"measure == 'regret' ? [{worst}, 0] : {ends}"
-    y = alt.Y("value:Q", title=None, scale=alt.Scale(zero=False, domainRaw=alt.ExprRef(ends)))
+    y = alt.Y(
+        "value:Q", title=None, axis=alt.Axis(minExtent=38), scale=alt.Scale(zero=False, domainRaw=alt.ExprRef(ends))
+    )
     return x, y
 
 
 def _levels(results: StudyResults, rows: pl.DataFrame) -> list[alt.Chart]:
-    """Lines across the chart: thresholds, chance and the noise ceiling, or a random choice's regret; named on the left."""
+    """Lines across the chart: thresholds, chance and the noise ceiling, or the regret of a random choice."""
     truth, choices = ceiling_of(results), results.table("data_selection/choices")
     ceiling = truth and truth["ceiling_decision_accuracy"]
     found = [(0.5, "chance", ACCURACY)]
