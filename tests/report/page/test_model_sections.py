@@ -105,7 +105,7 @@ def test_predicted_ranks_are_means_over_folds(sections, tables):
     for row in datasets_of(sections)["models_ranks"].frame.iter_rows(named=True):
         key = {name: row[name] for name in ("task", "method", "model")}
         own = predictions.filter(pl.col("tail").is_in(["tokens", ""]), **key)["predicted_rank"].to_list()
-        assert row["predicted_rank"] == pytest.approx(sum(own) / len(own))
+        assert row["mean_rank"] == pytest.approx(sum(own) / len(own))
         assert (row["least"], row["greatest"], row["folds"]) == (min(own), max(own), len(own))
 
 

@@ -164,7 +164,7 @@ def _ranks(predictions: pl.DataFrame, leading: str | None) -> list[Block]:
     rank = pl.col("predicted_rank")
     key = ["task", "method", "kind", "model", "family", "true_rank", "truth"]
     means = rows.group_by(key, maintain_order=True).agg(
-        rank.mean(), least=rank.min(), greatest=rank.max(), folds=pl.len()
+        mean_rank=rank.mean(), least=rank.min(), greatest=rank.max(), folds=pl.len()
     )
     kinds = {"scorer": 0, "oracle": 2}
     order = pl.col("kind").replace_strict(kinds, default=1, return_dtype=pl.Int64)
@@ -187,7 +187,7 @@ def _ranks(predictions: pl.DataFrame, leading: str | None) -> list[Block]:
         "axis": alt.Axis(tickMinStep=1, format=".1~f", tickCount=10),
     }
     x, vertical = alt.X("true_rank:Q", title="True rank, 1 is best", **axis), {"title": "Predicted rank", **axis}
-    tooltip = ["model:N", "family:N", "true_rank:Q", alt.Tooltip("predicted_rank:Q", format=".2f")]
+    tooltip = ["model:N", "family:N", "true_rank:Q", alt.Tooltip("mean_rank:Q", format=".2f")]
     tooltip += [alt.Tooltip("least:Q"), alt.Tooltip("greatest:Q"), alt.Tooltip("truth:Q", format=".4~g"), "folds:Q"]
     chart = alt.layer(
         base.mark_line(color="#8f8f8f", strokeDash=[4, 3]).encode(x=x, y=alt.Y("true_rank:Q", **vertical)),
@@ -195,7 +195,7 @@ def _ranks(predictions: pl.DataFrame, leading: str | None) -> list[Block]:
             x=x, y=alt.Y("least:Q", **vertical), y2="greatest:Q"
         ),
         base.mark_point(filled=True, size=70, opacity=0.9).encode(
-            x=x, y=alt.Y("predicted_rank:Q", **vertical), tooltip=tooltip, **look
+            x=x, y=alt.Y("mean_rank:Q", **vertical), tooltip=tooltip, **look
         ),
     ).add_params(alt.param(name=TASK, value=tasks[0]), alt.param(name=METHOD, value=methods[0]))
     names = {method: method_name(method) for method in methods}
