@@ -22,6 +22,13 @@ def results_of(tables: dict[str, pl.DataFrame], folder: Path, **study) -> StudyR
     return StudyResults(Study.model_construct(**{name: None for name in Study.model_fields} | study), folder)
 
 
+def without(results: StudyResults, name: str) -> StudyResults:
+    """The same study, which lacks the table `name`."""
+    rest = StudyResults(results.study, results.results)
+    rest.table = lambda wanted: None if wanted == name else results.table(wanted)
+    return rest
+
+
 def blocks_of(sections) -> dict:
     """id -> block of all sections, without notes."""
     return {block.id: block for section in sections for block in section.blocks if not isinstance(block, Note)}
