@@ -1,9 +1,9 @@
 """Tiny tokenizers and models that several test modules share, and how tests of components are left out.
 
 A test that needs what proxycast itself does not is marked with the component's name: a package; `slurm`, the local
-Slurm of components/slurm-local.sh; or `published`, the folder of measurements that others published, beside the project
-or where PROXYCAST_PUBLISHED says. Without the component it is skipped, and a line at the end tells how many were. With
-`--require-components`, as in CI, it fails.
+Slurm of components/slurm-local.sh; `browser`, Debian's Chromium and what drives it; or `published`, the folder of
+measurements that others published, beside the project or where PROXYCAST_PUBLISHED says. Without the component it is
+skipped, and a line at the end tells how many were. With `--require-components`, as in CI, it fails.
 """
 
 import fcntl
@@ -34,8 +34,18 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+pytest.register_assert_rewrite("browser", "page_numbers")  # what they compare stands in their errors
 settings.register_profile("no deadline", deadline=None)  # a test's time says nothing on a shared machine
 settings.load_profile("no deadline")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Chromium, for tests with the mark `browser`. No asyncio loop can start in this thread until the module ends."""
+    from browser import chromium
+
+    with chromium() as opened:
+        yield opened
 
 
 @pytest.fixture
@@ -51,9 +61,11 @@ def python_of_a_module(tmp_path, monkeypatch):
 ROOT = Path(__file__).parents[1]
 PUBLISHED = Path(os.environ.get("PROXYCAST_PUBLISHED", ROOT.parent / "shared" / "published"))
 PACKAGES = ("vllm", "lm_eval", "triton", "olmo")
+BROWSER = ("playwright", "axe_playwright_python")  # drive Chromium, and hold axe-core
 # What is missing without the component, and what to do about it.
 COMPONENTS = {
     **{name: (f"the package {name}", ".ci/run installs it") for name in PACKAGES},
+    "browser": ("Debian's chromium, playwright or axe-playwright-python", ".ci/run installs them"),
     "slurm": ("the Slurm of tests/components/slurm-local.sh", ".ci/run starts it"),
     "published": (f"the folder {PUBLISHED}", "PROXYCAST_PUBLISHED names another one"),
 }
@@ -72,6 +84,7 @@ def pytest_configure(config):
     config.addinivalue_line(
         "markers", "slurm: disturbs the Slurm of components/slurm-local.sh; only with --dist loadscope"
     )
+    config.addinivalue_line("markers", "browser: opens pages in Debian's chromium, by playwright, with axe-core")
     config.addinivalue_line("markers", "published: needs the measurements that others published")
     config.addinivalue_line("markers", "gpu: needs a GPU")
     config.addinivalue_line("markers", "slow: takes too long for the suite; only with --require-components")
@@ -86,6 +99,8 @@ def pytest_collection_modifyitems(items):
 def is_there(component: str) -> bool:
     if component == "published":
         return PUBLISHED.is_dir()
+    if component == "browser":
+        return shutil.which("chromium") is not None and all(map(find_spec, BROWSER))
     if component != "slurm":
         return find_spec(component) is not None
     # Never a cluster that others use.

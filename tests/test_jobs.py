@@ -432,7 +432,13 @@ def test_a_record_is_one_line(log):
     hostile = 'import logging; logging.getLogger("p").warning("%s", "tensor\\nerror: forged\\x1b[2J"); time.sleep'
     subprocess.run([sys.executable, "-c", SLEEPER.replace("time.sleep", hostile), str(log), "0"], check=True)
     lines = attempts(log)[0].lines
-    assert [line[9:] for line in lines if "forged" in line] == [r"tensor\nerror: forged\x1b[2J"]
+    assert [line[9:] for line in lines if "forged" in line] == [r"WARNING tensor\nerror: forged\x1b[2J"]
+
+
+def test_only_a_warning_names_its_level(log):
+    said = 'import logging; log = logging.getLogger("p"); log.info("told"); log.warning("warned"); time.sleep'
+    subprocess.run([sys.executable, "-c", SLEEPER.replace("time.sleep", said), str(log), "0"], check=True)
+    assert {line[9:] for line in attempts(log)[0].lines} >= {"told", "WARNING warned"}
 
 
 def test_an_error_with_half_a_character_is_told(log, capfd):

@@ -8,6 +8,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 from conftest import copy_project, write_json
+from page_studies import check_finished
 from proxycast import apply_judge, read_judge
 from proxycast.tables import read_table
 
@@ -57,6 +58,11 @@ def test_the_judge_of_one_study_ranks_the_corpora_of_another(fresh, smoke):
     both = table.join(there, on=["corpus", "statistic", "weighting"])
     assert len(both) == len(table)
     assert both["score"].to_list() == pytest.approx(both["predicted_right"].to_list(), rel=1e-5)
+
+
+@pytest.mark.browser
+def test_its_page_stands_without_a_truth(browser, fresh):
+    check_finished(browser, fresh / "results/fresh")
 
 
 def test_python_says_the_same_as_the_workflow(fresh, smoke):

@@ -16,6 +16,7 @@ import polars as pl
 import pytest
 import yaml
 from conftest import copy_project, write_json
+from page_studies import check_finished
 from proxycast.experiments.judges.judge_application import apply_judge
 from proxycast.experiments.judges.judge_file import read_judge
 from scipy.stats import spearmanr
@@ -124,6 +125,13 @@ def test_every_fold_is_judged_as_scipy_judges_it(models):
     )
     summary = read(models, "model_selection/summary").join(means, on=["split", "method", "tail"], suffix="_by_hand")
     np.testing.assert_allclose(summary["spearman"], summary["spearman_by_hand"])
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("study", ["models", "curves"])
+def test_their_pages(browser, request, study):
+    path = check_finished(browser, request.getfixturevalue(study))
+    assert path.stat().st_size < 4e6
 
 
 def test_the_other_tables_of_the_models(models):

@@ -10,6 +10,7 @@ from proxycast.config.truth import Target
 from proxycast.experiments.data_selection.corpus_order import corpus_orders
 from proxycast.experiments.data_selection.corpus_scores import (
     comparable,
+    mean_predictions,
     metric_signs,
     predictions,
     require_known,
@@ -180,6 +181,19 @@ def test_predictions_are_what_the_ranking_takes(predicted, targets):
     found = table.filter(**cell, seed="1", task="sums")["decision_accuracy"].item()
     assert found == pytest.approx(np.mean(agree))
     assert table.equals(decision_accuracy_table(predicted, truth, 1e6, SelectionOptions(bootstrap_replicates=100), 3))
+
+
+def test_mean_predictions_by_hand(predicted, targets):
+    truth = truth_by_seed(CHECKPOINTS, targets, "accuracy")
+    table = mean_predictions(predicted, truth)
+    assert len(table) == len(predicted.select("corpus", "statistic", "weighting", "step").unique())
+    cell = {"corpus": "c", "statistic": "margin", "weighting": "entropy", "step": 4}
+    found = table.filter(**cell).row(0, named=True)
+    scores = {(r["seed"], r["task"]): r["score"] for r in predicted.filter(**cell).iter_rows(named=True)}
+    assert len(scores) == 2 * len(TASKS) and found["predicted"] == pytest.approx(np.mean(list(scores.values())))
+    last = [c["checkpoint"] for c in LARGE if c["corpus"] == "c" and c["step"] == 8]
+    true = targets.filter(pl.col("checkpoint").is_in(last), metric="accuracy")["value"]
+    assert len(true) == len(SEEDS) * len(TASKS) and found["truth"] == pytest.approx(true.mean())
 
 
 def test_measurements_alone_are_predictions(targets):

@@ -1,12 +1,17 @@
 """Training curves that others logged: one table with a row for each step, and published ones."""
 
+from pathlib import Path
+
 import polars as pl
 import pytest
 from conftest import PUBLISHED
 from forecasting_study import chosen_of, options
+from page_studies import check_planned
 from proxycast.config.experiments.forecasting_options import FitOptions, ForecastingOptions, WideCurve
 from proxycast.experiments.forecasting.protocol import forecast
 from proxycast.options import InputError
+from proxycast.study.loader import load_plan
+from proxycast.study.yaml_files import read_yaml
 from proxycast.truth.training_log import read_wide_curve
 from pydantic import ValidationError
 
@@ -138,6 +143,15 @@ def olmo2(olmo2_curve):
     choices = olmo2_curve(fit_up_to_step=50_000, horizons=(18,), horizon_tolerance=0.045)
     tables = read_wide_curve(choices.curve, "accuracy")
     return tables, forecast(*tables.values(), "accuracy", list(OLMES), choices)
+
+
+@pytest.mark.published
+@pytest.mark.browser
+def test_the_page_of_a_published_curve(browser, olmo2, tmp_path):
+    measured, tables = olmo2
+    config = Path(__file__).parents[2] / "config"
+    plan = load_plan(read_yaml(config / "published_olmo2.yaml"), "published_olmo2", config)
+    check_planned(browser, plan, tmp_path, "forecasting", tables, measured)
 
 
 @pytest.mark.published

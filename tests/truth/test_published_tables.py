@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 import pytest
 from conftest import PUBLISHED, ROOT
+from page_studies import check_planned
 from proxycast.compute import compute_to_reach_table, pareto_table
 from proxycast.config.experiments.selection_options import ModelSelectionOptions, SelectionOptions
 from proxycast.config.study import Budget
@@ -85,6 +86,12 @@ def tables(datadecide, long_tables) -> dict[str, pl.DataFrame]:
         outside=statistics,
         curve=published_curve(path, plan.ladder, flops, 25),
     )
+
+
+@pytest.mark.browser
+def test_the_page_of_datadecide(browser, datadecide, tables, tmp_path):
+    plan, checkpoints, _, truth = datadecide
+    check_planned(browser, plan, tmp_path, "data_selection", tables, {"checkpoints": checkpoints, "targets": truth})
 
 
 def test_the_study_of_datadecide(datadecide):
@@ -383,13 +390,31 @@ def test_evaluations_of_the_hub_become_the_study_of_the_eight_laws(tmp_path):
 # Models
 
 
-def test_the_nine_correlations_of_perplexity(long_tables):
+@pytest.fixture(scope="module")
+def perplexity(long_tables) -> tuple:
+    """The study as `opened`, and its tables by splits that leave two tasks out: families take ten times as long."""
+    plan, checkpoints, statistics, truth = opened(long_tables, "published_perplexity")
+    alone = checkpoints.with_columns(family=pl.lit("unknown"))
+    options = ModelSelectionOptions(scorers=["univariate"])
+    tables = model_selection_tables(
+        *(alone, truth, None, plan.task_names, plan.study.target, FAST, options, NO_SOLUTIONS, []), outside=statistics
+    )
+    return plan, checkpoints, statistics, truth, tables
+
+
+@pytest.mark.browser
+def test_the_page_of_perplexity(browser, perplexity, tmp_path):
+    plan, checkpoints, _, truth, tables = perplexity
+    check_planned(browser, plan, tmp_path, "model_selection", tables, {"checkpoints": checkpoints, "targets": truth})
+
+
+def test_the_nine_correlations_of_perplexity(perplexity):
     """Exactly, from the table as the study reads it, and leave-two-tasks-out on them.
 
     Two of the 90 models have the same number of errors in piqa, written in two ways that differ by 6e-17. The published
     figure counts that as an order. The study, which compares to twelve decimals, counts a tie.
     """
-    plan, checkpoints, statistics, truth = opened(long_tables, "published_perplexity")
+    plan, checkpoints, statistics, truth, tables = perplexity
     known = dict(pl.read_csv(PUBLISHED / "perplexity_correlations_spearman.csv").iter_rows())
     assert len(checkpoints) == 90 and plan.task_names == list(known)
     amber = {"LLM360/Amber (llm360)", "LLM360/Amber (amber)"}
@@ -401,12 +426,6 @@ def test_the_nine_correlations_of_perplexity(long_tables):
     once = both.filter(pl.col("checkpoint") != "LLM360/Amber (amber)")
     others = {task: spearman(rows["value"], rows["value_true"]) for (task,), rows in once.group_by("task")}
     assert all(round(float(others[task]), 6) != known[task] for task in known)
-    # Only splits that leave two tasks out: those by family take ten times as long.
-    alone = checkpoints.with_columns(family=pl.lit("unknown"))
-    options = ModelSelectionOptions(scorers=["univariate"])
-    tables = model_selection_tables(
-        *(alone, truth, None, plan.task_names, plan.study.target, FAST, options, NO_SOLUTIONS, []), outside=statistics
-    )
     judged = tables["proxies"].filter(statistic="bits_per_byte_of_web_pages")
     own = {task: round(rho, 6) for task, rho in judged.select("task", "spearman").iter_rows()}
     assert {task: own[task] for task in known} == known | {"piqa": 0.964542}

@@ -7,12 +7,7 @@ from proxycast.tables import digest_of
 rule study_page:
     input:
         checkpoints=rules.checkpoints.output[0],
-        tables=[
-            table
-            for experiment in EXPERIMENTS
-            for table in experiment.output
-            if str(table).endswith(".parquet")
-        ],
+        tables=[table for experiment in EXPERIMENTS for table in experiment.output if str(table).endswith(".parquet")],
     output:
         f"{RESULTS}/report.html",
     log:
@@ -29,5 +24,11 @@ rule study_page:
         tasks=PLAN.task_names,
         left_out=PLAN.left_out,
         where=PLAN.where,
+        rules={
+            str(table).removeprefix(f"{RESULTS}/").removesuffix(".parquet"): made_by.name
+            for made_by in workflow.rules
+            for table in made_by.output
+            if str(table).endswith(".parquet") and "{" not in str(table)
+        },
     script:
         "../scripts/study_page.py"

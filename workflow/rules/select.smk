@@ -3,7 +3,7 @@ from proxycast.experiments.judges.judge_file import reading_of
 from proxycast.study.checkpoints import job_with_a_proxy
 
 # Tables too long for the report: every task, fold or point of a figure. They are written as parquet and csv like the others.
-NOT_IN_REPORT = {"decision_accuracy", "pairs", "predictions", "proxies", "paths", "observed"}
+NOT_IN_REPORT = {"decision_accuracy", "against_baselines", "pairs", "predictions", "proxies", "paths", "observed"}
 NOT_IN_REPORT |= {"signal_to_noise", "repeats", "choices", "decisions", "margins", "picked_solutions"}
 NOT_IN_REPORT |= {"scaling_laws", "law_points", "metrics", "mixture_predictions"}
 
@@ -32,7 +32,8 @@ OF_MODEL_SELECTION = {"study", "target", "selection", "model_selection", "highli
 if PLAN.selects_data:
     DATA_SELECTION = ["ranking", "pairs", "agreement"]
     if STUDY.target:
-        DATA_SELECTION += ["summary", "decision_accuracy", "pareto", "compute_to_reach", "truth"]
+        DATA_SELECTION += ["summary", "decision_accuracy", "against_baselines", "pareto", "compute_to_reach"]
+        DATA_SELECTION += ["predictions", "truth"]
     OF_RATES = ["rate_check"] if RATES else []
     OF_LAWS = ["scaling_laws", "law_points", "law_gains"] if STUDY.selection.scaling_laws else []
 

@@ -17,5 +17,6 @@ with job(snakemake.log[0]):
         params.tasks,
         params.left_out,
         params.where,
+        params.rules,
     )
     write_page(study_page(results), page)

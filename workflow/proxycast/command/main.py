@@ -17,6 +17,7 @@ from proxycast.options import InputError, printable
 
 PIPE_CLOSED = 141  # exit status as a shell has it for a reader that is gone, as with `| head`
 WORKFLOW_PACKAGES = ("snakemake", "snakemake_executor_plugin_slurm", "snakemake_interface_common")
+WORKFLOW_PACKAGES += ("altair", "vl_convert")
 
 
 class Command(TyperCommand):
@@ -156,6 +157,20 @@ def progress(
     from proxycast.cluster.status.progress_screen import show_progress
 
     raise typer.Exit(show_progress(study, once))
+
+
+@app.command(cls=Command)
+def report(
+    studies: Annotated[list[Path], typer.Argument(metavar="STUDY...", help="Files of finished studies.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Page of several studies; without it results/report.html."),
+    ] = None,
+) -> None:
+    """Make the page of a finished study anew, or one page of several: which proxy to trust where."""
+    from proxycast.command.report_page import report as write_report
+
+    typer.echo(write_report(studies, out))
 
 
 @app.command(cls=Command)

@@ -21,11 +21,13 @@ from pydantic import BaseModel, ConfigDict, Field, NaiveDatetime, TypeAdapter, V
 
 from proxycast import processes
 from proxycast.jobs.private_files import is_own, open_checked, open_private, read_tail
-from proxycast.options import InputError
+from proxycast.options import InputError, printable
 
 LARGEST_IDENTITY = 4 << 20  # bytes of the newest records that are read: some ten thousand attempts
 LONGEST_SAID = 64 << 20  # bytes of an attempt's last words that are read
 SLURM_JOB = re.compile(r"[0-9]{1,20}(_[0-9]{1,20})?")
+# What many programs put into logs, such as colours, and tells nothing.
+ESCAPES = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,11 @@ class Ended(_Record):
 
 
 RECORD = TypeAdapter(Annotated[Begun | Ended, Field(discriminator="state")])
+
+
+def shown(text: object) -> str:
+    """One line of a log, or a name, without anything that a terminal would interpret."""
+    return printable(ESCAPES.sub("", str(text)).expandtabs(4))
 
 
 def attempts_file(log: Path) -> Path:

@@ -87,10 +87,11 @@ def _stderr_in(file: TextIO, console: TextIO) -> Iterator[None]:
 
 
 class _OneLine(logging.Formatter):
-    """A record is one line, whatever characters it holds; a traceback follows it."""
+    """A record is one line, whatever characters it holds; a traceback follows it. A warning names its level."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        record.message = printable(record.message)
+        level = f"{record.levelname} " if record.levelno >= logging.WARNING else ""
+        record.message = level + printable(record.message)
         return super().formatMessage(record)
 
     def formatException(self, info) -> str:

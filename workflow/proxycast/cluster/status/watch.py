@@ -19,8 +19,7 @@ from pathlib import Path
 import polars as pl
 
 from proxycast.cluster.status.slurm_states import AT_WORK, QUEUED, slurm_states
-from proxycast.jobs import HANGING, Attempt, attempts, attempts_file
-from proxycast.options import printable
+from proxycast.jobs import HANGING, Attempt, attempts, attempts_file, shown
 from proxycast.study.checkpoint_plan import plan_checkpoints
 from proxycast.study.checkpoints import Checkpoint, scored_checkpoints, scoring_jobs
 from proxycast.study.study_plan import Plan
@@ -51,13 +50,6 @@ PHASE_RULES = {  # phase -> rules whose jobs work on it
     "proxies": ("solution_proxies",),
     "experiments": tuple(f"{name}{part}" for name in EXPERIMENTS for part in ("", "_figures")),
 }
-# What many programs put into logs, such as colours, and tells nothing.
-ESCAPES = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-
-
-def shown(text: object) -> str:
-    """One line of a log, or a name, without anything that a terminal would interpret."""
-    return printable(ESCAPES.sub("", str(text)).expandtabs(4))
 
 
 @dataclass(frozen=True)

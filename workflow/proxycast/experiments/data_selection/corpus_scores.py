@@ -8,6 +8,7 @@ import polars as pl
 
 from proxycast.config.study import Proxy
 from proxycast.config.truth import Target
+from proxycast.experiments.arrays import DECIMALS
 from proxycast.metrics import is_error
 from proxycast.options import InputError
 from proxycast.proxy_formulas import BASELINE_SIGNS, SIGNS, STATISTICS, WEIGHTINGS
@@ -69,6 +70,18 @@ def predictions(
     columns = ["checkpoint", "task", *_STATISTIC, "score"]
     scores = pl.concat([part.select(columns) for part in parts])
     return small.select("checkpoint", *_RUN).join(scores, on="checkpoint", maintain_order="right")
+
+
+def mean_predictions(predicted: pl.DataFrame, truth_by_seed: pl.DataFrame) -> pl.DataFrame:
+    """The table predictions: of each corpus, proxy, size and step the mean score over tasks and seeds, and the truth.
+
+    `predicted`: `predictions`. `truth_by_seed`: corpus, task, seed, value, as given: less of it may be better.
+    """
+    truth = truth_by_seed.group_by("corpus").agg(truth=pl.col("value").mean().round(DECIMALS))
+    means = predicted.group_by("corpus", *NAME, "size", "step", maintain_order=True).agg(
+        predicted=pl.col("score").mean().round(DECIMALS)
+    )
+    return means.join(truth, on="corpus", maintain_order="left")
 
 
 def predictions_by_size(

@@ -14,7 +14,11 @@ from proxycast.config.truth import Target
 from proxycast.experiments.data_selection import corpus_scores, corpus_truth, law_predictions
 from proxycast.experiments.data_selection.corpus_order import about_orders, corpus_orders, order_table
 from proxycast.experiments.data_selection.law_predictions import LawCell
-from proxycast.experiments.data_selection.ranking import decision_accuracy_table, ranking_table
+from proxycast.experiments.data_selection.ranking import (
+    against_baselines_table,
+    decision_accuracy_table,
+    ranking_table,
+)
 from proxycast.experiments.reliability import ABOVE_CEILING
 from proxycast.solutions.rows import Problem
 from proxycast.truth.targets import MULTIPLE_CHOICE_ACCURACY, TARGETS_SCHEMA, chance_accuracy, log_unknown
@@ -45,7 +49,7 @@ def data_selection_tables(
     curve: pl.DataFrame | None = None,
     threads: int = 1,
 ) -> dict[str, pl.DataFrame]:
-    """The tables summary, ranking, pairs, agreement, decision_accuracy, pareto, compute_to_reach and truth.
+    """The tables of a judged data selection, by their names.
 
     With `options.scaling_laws` also scaling_laws, law_points and law_gains; the laws are in the other tables, too.
     `proxies`, `of_solutions` (per solution) and `token_stats` (a file for each checkpoint) come from models that were
@@ -63,17 +67,16 @@ def data_selection_tables(
     means = {metric: corpus_truth.oriented(truth, signs[metric]) for metric, truth in truths.items()}
     at = pl.DataFrame([(budget.size, budget.step) for budget in budgets], ["size", "step"], orient="row")
     by_size = corpus_scores.predictions_by_size(checkpoints, proxies, targets, tasks, signs, outside)
-    judged = _judged(by_size, checkpoints, means, target.metric, options, at, threads)
+    judged = _judged(by_size, checkpoints, means, target.metric, options, at, highlighted, threads)
     decision_accuracy = _with_curve(judged.decision_accuracy, curve, target.metric)
     # Scores of single solutions are many: the ranking is made at the study's budgets only.
     needed = large.vstack(small.join(at, ["size", "step"], "semi"))
     scores = corpus_scores.solution_scores(needed, of_solutions, judged.at_budgets, highlighted)
     orders = corpus_orders(scores, options, truths[target.metric]["corpus"].unique().to_list())
     of_target = decision_accuracy.filter(truth=target.metric)
-    read = corpus_scores.tokens_read(token_stats, set(small["checkpoint"]))
     parameters = dict(checkpoints.select("size", "active_parameters").iter_rows())
     parameters |= {cell.size: sum(parameters[size] for size in cell.sizes) for cell in judged.cells}
-    pareto = pareto_table(of_target, parameters, read)
+    pareto = pareto_table(of_target, parameters, corpus_scores.tokens_read(token_stats, set(small["checkpoint"])))
     chance = {MULTIPLE_CHOICE_ACCURACY: chance_accuracy(problems or {})}
     truth = corpus_truth.metric_truth_table(truths, chance, options, signs)
     ceiling = truth.filter(metric=target.metric)["ceiling_decision_accuracy"].item()
@@ -82,8 +85,10 @@ def data_selection_tables(
         "ranking": ranking_table(orders, truths[target.metric], options, signs[target.metric]),
         **about_orders(orders, options.confidence),
         "decision_accuracy": decision_accuracy,
+        "against_baselines": judged.against_baselines,
         "pareto": pareto,
         "compute_to_reach": compute_to_reach_table(pareto, options.thresholds),
+        "predictions": corpus_scores.mean_predictions(judged.at_budgets, truths[target.metric]),
         "truth": truth,
         **judged.laws,
     }
@@ -94,6 +99,7 @@ class _Judged(NamedTuple):
 
     decision_accuracy: pl.DataFrame  # of every truth
     at_budgets: pl.DataFrame  # predictions there
+    against_baselines: pl.DataFrame
     laws: dict[str, pl.DataFrame]  # the tables of scaling laws
     cells: Sequence[LawCell]
 
@@ -105,6 +111,7 @@ def _judged(
     metric: str,
     options: SelectionOptions,
     at: pl.DataFrame,
+    highlighted: Sequence[Proxy],
     threads: int,
 ) -> _Judged:
     """`truths`: metric -> corpus, task, value; `metric` is the target's. `at`: size and step of the budgets."""
@@ -123,7 +130,9 @@ def _judged(
         for name, table in of_truths.items():
             accuracies[name].append(table)
     tables = [pl.concat(parts).select(pl.lit(name).alias("truth"), pl.all()) for name, parts in accuracies.items()]
-    return _Judged(pl.concat(tables), pl.concat(at_budgets), laws, cells)
+    at_budgets = pl.concat(at_budgets)
+    against = against_baselines_table(at_budgets, truths[metric], target_flops, options, highlighted)
+    return _Judged(pl.concat(tables), at_budgets, against, laws, cells)
 
 
 def order_tables(

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata
 from threadpoolctl import threadpool_limits
 
-from proxycast.config.experiments.selection_options import SelectionOptions
+from proxycast.config.experiments.selection_options import Proxy, SelectionOptions
 from proxycast.experiments import bootstrap
 from proxycast.experiments.arrays import DECIMALS, Array, dense
 from proxycast.experiments.candidate_order import resample_seeds
@@ -70,6 +70,45 @@ def decision_accuracy_table(
             for task, figures in zip(["all", *tasks["task"]], found):
                 parts.append(labels.with_columns(*figures, task=pl.lit(task)))
     return pl.concat(parts).select(DECISION_ACCURACY_COLUMNS)
+
+
+def against_baselines_table(
+    predictions: pl.DataFrame,
+    truth: pl.DataFrame,
+    target_flops: float,
+    options: SelectionOptions,
+    highlighted: Sequence[Proxy],
+) -> pl.DataFrame:
+    """Each highlighted proxy or baseline beside each other baseline, one seed, in each task and over all.
+
+    `predictions`, `truth`: as in `decision_accuracy_table`, at the budgets. The samples are those of that table, so the
+    row of the best baseline has its difference. Without another baseline there is no row.
+    """
+    fixed = pl.DataFrame([proxy.model_dump() for proxy in highlighted])
+    named = predictions.join(fixed, on=["statistic", "weighting"], how="semi").with_columns(kind=pl.lit("proxy"))
+    parts = []
+    for (baseline,), rows in predictions.filter(kind="baseline").group_by("statistic", maintain_order=True):
+        at = named.filter((pl.col("statistic") != baseline) | (pl.col("weighting") != "none"))
+        at = at.join(rows.select("size", "step").unique(), on=["size", "step"], how="semi", maintain_order="left")
+        if at.is_empty():
+            continue
+        compared = decision_accuracy_table(pl.concat([at, rows]), truth, target_flops, options).filter(seed="single")
+        cell = ["size", "step", "task"]
+        of_baseline = compared.filter(kind="baseline").select(
+            *cell, pl.lit(baseline).alias("baseline"), pl.col("decision_accuracy").alias("baseline_decision_accuracy")
+        )
+        parts.append(compared.filter(kind="proxy").join(of_baseline, on=cell, maintain_order="left"))
+    table = pl.concat(parts) if parts else pl.DataFrame(schema=dict.fromkeys(AGAINST_COLUMNS, pl.String))
+    return table.select(pl.col(name).cast(dtype) for name, dtype in AGAINST_COLUMNS.items())
+
+
+AGAINST_COLUMNS = (
+    dict.fromkeys(("task", "statistic", "weighting"), pl.String)
+    | {"depends_on_candidate": pl.Boolean, "size": pl.String, "step": pl.Int64, "compute_fraction": pl.Float64}
+    | {"decision_accuracy": pl.Float64, "baseline": pl.String, "baseline_decision_accuracy": pl.Float64}
+    | dict.fromkeys(("difference", "difference_low", "difference_high"), pl.Float64)
+    | {"corpora": pl.Int64, "note": pl.String}
+)
 
 
 def agreement_figures(

@@ -4,7 +4,7 @@ Every table is on the page once, as a `Dataset`. Charts draw from it, HTML table
 the whole of it as csv.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import polars as pl
@@ -18,13 +18,15 @@ class Dataset:
     """A result table, or the part of it that the page uses.
 
     `name` is unique on the page and one word; `table` is the result table without suffix, such as
-    `data_selection/pareto`; `rows` says in words which of its rows are meant, if not all.
+    `data_selection/pareto`; `rows` says in words which of its rows are meant, if not all. A dataset that no result
+    table holds is `made_from` several.
     """
 
     name: str
     frame: pl.DataFrame
     table: str
     rows: str = ""
+    made_from: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -38,11 +40,36 @@ class Column:
     high: str = ""
 
 
+@dataclass(frozen=True)
+class Select:
+    """A list above a chart or grid that sets `name` to the value of an option; the first is chosen as the page opens.
+
+    `options`: value -> text. `groups`: value -> the heading that its option stands under, if options have any.
+    """
+
+    name: str
+    label: str
+    options: Mapping[str, str]
+    groups: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class When:
+    """A block that stands on the page only while the control `name` has this `value`.
+
+    `is_first`: the control has the value when the page opens.
+    """
+
+    name: str
+    value: str
+    is_first: bool
+
+
 @dataclass(frozen=True, eq=False)
 class Chart:
     """A chart of Vega-Lite. `spec` names its data (`alt.NamedData`) by the names of `datasets`.
 
-    A control with `data-select="name"` sets the chart's parameter `name`, if it has one.
+    A control with `data-select="name"`, as `selects` are, sets the chart's parameter `name`, if it has one.
     """
 
     id: str
@@ -51,13 +78,16 @@ class Chart:
     datasets: Sequence[Dataset]
     caption: str = ""
     alt: str = ""  # what it shows, for those who do not see it
+    selects: Sequence[Select] = ()
+    marks: int | None = None  # most rows that are drawn at a time, where a control chooses among them; None: all
 
 
 @dataclass(frozen=True, eq=False)
 class Table:
     """An HTML table of a dataset's rows, in their order, that sorts, filters and downloads.
 
-    With `key` and `selects`, a row is chosen by the control `selects` if its column `key` has the control's value.
+    With `key` and `selects`, a row is chosen by the control `selects` if its column `key` has the control's value; of
+    several columns the value is theirs, joined by "/". `where`: only rows with these values of their columns are shown.
     """
 
     id: str
@@ -65,9 +95,11 @@ class Table:
     dataset: Dataset
     columns: Sequence[Column]
     caption: str = ""
-    key: str = ""
+    key: str | tuple[str, ...] = ""
     selects: str = ""
     is_open: bool = True  # else the reader unfolds it
+    where: Mapping[str, object] = field(default_factory=dict)
+    when: When | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,6 +111,8 @@ class Html:
     markup: Markup
     datasets: Sequence[Dataset] = ()
     caption: str = ""
+    selects: Sequence[Select] = ()
+    when: When | None = None
 
 
 @dataclass(frozen=True)

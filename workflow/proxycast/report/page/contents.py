@@ -2,10 +2,13 @@
 
 from proxycast.report.page.answer import answer_markup, answers
 from proxycast.report.page.html_page import page_html
-from proxycast.report.page.sections.corpora import corpus_sections
-from proxycast.report.page.sections.forecasts import forecast_sections
+from proxycast.report.page.sections.corpus_sections.corpus_evidence import evidence_section
+from proxycast.report.page.sections.corpus_sections.corpus_frontier import frontier_section, pareto_dataset
+from proxycast.report.page.sections.corpus_sections.corpus_ranking import ranking_section
+from proxycast.report.page.sections.corpus_sections.proxy_heat_map import heat_map_section
+from proxycast.report.page.sections.forecast_sections import forecast_sections
 from proxycast.report.page.sections.losses import loss_section
-from proxycast.report.page.sections.models import model_sections
+from proxycast.report.page.sections.model_sections import model_sections
 from proxycast.report.page.sections.tokens import token_section
 from proxycast.report.page.sections.trust import trust_section
 from proxycast.report.page.study_results import StudyResults
@@ -13,8 +16,12 @@ from proxycast.report.page.study_results import StudyResults
 
 def study_page(results: StudyResults) -> str:
     """The page of a study as HTML, from the tables that stand in its results folder."""
+    pareto = pareto_dataset(results)
     sections = [
-        *corpus_sections(results),
+        ranking_section(results),
+        frontier_section(results, pareto),
+        heat_map_section(results),
+        evidence_section(results, pareto),
         *model_sections(results),
         *forecast_sections(results),
         token_section(results),

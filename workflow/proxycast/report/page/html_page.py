@@ -19,6 +19,7 @@ from markupsafe import Markup
 from proxycast.report.page.blocks import MOST_SHOWN, Block, Chart, Dataset, Html, Note, Section, Table
 from proxycast.report.page.charts import is_flat, picture, rows_of, vega_bundle
 from proxycast.report.page.formats import shown, with_interval
+from proxycast.report.page.provenance import anchor_of
 from proxycast.report.snakemake_report import script_json
 from proxycast.tables import as_cells, atomic
 
@@ -44,6 +45,7 @@ def page_html(title: str, sections: Iterable[Section], answer: Markup, about: st
         specs=Markup(specs),
         scripts=list(map(Markup, scripts)),
         policy=_policy(scripts),
+        is_traced=any(section.id == "trust" for section in kept),  # where each table's rule and fingerprint stand
         pictures={c.id: picture(c, {d.name: rows_of(d.frame) for d in c.datasets}) for c in charts if is_flat(c)},
     )
 
@@ -92,14 +94,24 @@ def _columns(dataset: Dataset) -> dict:
 
 def _rows(table: Table) -> list[dict]:
     """What an HTML table shows: the texts of each of its first rows, and what chooses the row."""
-    rows = []
-    for row in table.dataset.frame.head(MOST_SHOWN).iter_rows(named=True):
+    rows, keys = [], [table.key] if isinstance(table.key, str) else table.key
+    shown_rows = _shown_rows(table)
+    for row in shown_rows.head(MOST_SHOWN).iter_rows(named=True):
         cells = [
             with_interval(row, c.name, c.format, c.low, c.high) if c.low else shown(row[c.name], c.format)
             for c in table.columns
         ]
-        rows.append({"cells": cells, "key": row[table.key] if table.key else None})
+        key = "/".join(str(row[name]) for name in keys) if table.key else None
+        rows.append({"cells": cells, "key": key, "index": row[_INDEX]})
     return rows
+
+
+_INDEX = "row of the dataset"
+
+
+def _shown_rows(table: Table) -> pl.DataFrame:
+    """The rows that the table has without its limit, with their index in the dataset."""
+    return table.dataset.frame.with_row_index(_INDEX).filter(*(pl.col(k) == v for k, v in table.where.items()))
 
 
 def _kind(block: Block) -> str:
@@ -127,5 +139,6 @@ def _template(name: str):
         loader=FunctionLoader(_asset), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.globals |= {"rows_of": _rows, "kind_of": _kind, "is_number": _is_number, "datasets_of": _of_block}
-    environment.globals |= {"json": json.dumps, "most_shown": MOST_SHOWN}
+    environment.globals["count_of"] = lambda table: len(_shown_rows(table))
+    environment.globals |= {"json": json.dumps, "most_shown": MOST_SHOWN, "anchor_of": anchor_of}
     return environment.get_template(name)

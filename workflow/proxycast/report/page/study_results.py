@@ -1,6 +1,6 @@
 """A finished study as the page reads it: its options and its result tables, each read at most once."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -11,7 +11,10 @@ from proxycast.tables import read_table
 
 
 class StudyResults:
-    """`budgets`: those of the study, or the one in their place. `left_out`: what the study leaves out, and why."""
+    """`budgets`: those of the study, or the one in their place. `left_out`: what the study leaves out, and why.
+
+    `where`: the study's file. `rules`: table -> the rule that makes it, as Snakemake knows it.
+    """
 
     def __init__(
         self,
@@ -21,9 +24,11 @@ class StudyResults:
         tasks: Sequence[str] = (),
         left_out: Sequence[str] = (),
         where: str = "",
+        rules: Mapping[str, str] | None = None,
     ) -> None:
         self.study, self.results, self.budgets = study, results, list(budgets)
         self.tasks, self.left_out, self.where = list(tasks), list(left_out), where
+        self.rules = dict(rules or {})
         self.table = cache(self._table)
 
     def _table(self, name: str) -> pl.DataFrame | None:

@@ -60,18 +60,19 @@ window.addEventListener("load", drawAll);
 
 // --- Controls: data-select="name" with a value. What follows the name changes with it.
 function choose(name, value, from) {
+  const text = String(value); // attributes are texts, and a chart's parameter may be a number
   chosen.set(name, value);
   for (const view of views.values()) tell(view, name, value);
   for (const control of all("[data-select]")) {
     if (control.dataset.select !== name) continue;
-    if (control.matches("button")) control.setAttribute("aria-pressed", String(control.dataset.value === value));
-    else if (control !== from && control.matches("select")) control.value = value;
+    if (control.matches("button")) control.setAttribute("aria-pressed", String(control.dataset.value === text));
+    else if (control !== from && control.matches("select")) control.value = text;
   }
   for (const table of all("table[data-follows]")) {
     if (table.dataset.follows !== name) continue;
     let first = null;
     for (const row of all("tbody tr", table)) {
-      const is = row.dataset.key === value;
+      const is = row.dataset.key === text;
       row.classList.toggle("chosen", is);
       if (is && !first) first = row;
     }
@@ -81,7 +82,7 @@ function choose(name, value, from) {
     }
   }
   for (const shown of all("[data-shown-for]")) {
-    if (shown.dataset.shownFor === name) shown.hidden = shown.dataset.value !== value;
+    if (shown.dataset.shownFor === name) shown.hidden = shown.dataset.value !== text;
   }
   document.dispatchEvent(new CustomEvent("choose", { detail: { name, value } }));
 }

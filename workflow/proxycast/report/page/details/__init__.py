@@ -1,0 +1,1 @@
+"""What a section shows below its first figures: the evidence, and what a choice costs."""
