@@ -94,7 +94,9 @@ def test_undecided_pairs_are_counted_and_marked(sections, tables):
     block = blocks_of(sections)["models-pairs"]
     assert 0 < len(undecided) < len(own)
     assert block.title == f"{len(undecided)} of {len(own)} pairs of models cannot be told apart"
-    assert block.markup.count(">?</td>") == len(undecided) and block.markup.count(">&gt;</td>") == own["told_apart"].sum()
+    assert (
+        block.markup.count(">?</td>") == len(undecided) and block.markup.count(">&gt;</td>") == own["told_apart"].sum()
+    )
 
 
 def test_predicted_ranks_are_means_over_folds(sections, tables):
@@ -167,7 +169,9 @@ def test_of_many_models_the_best_are_drawn_and_all_stand_in_the_table(tmp_path):
         **{name: pl.lit(ranking[name][0]) for name in ("task", "method", "kind", "tail")},
         difference=1.0, difference_low=0.5, difference_high=1.5, told_apart=True,
     )  # fmt: skip
-    sections = model_sections(results_of({"model_selection/ranking": ranking, "model_selection/pairs": pairs}, tmp_path))
+    sections = model_sections(
+        results_of({"model_selection/ranking": ranking, "model_selection/pairs": pairs}, tmp_path)
+    )
     data = datasets_of(sections)
     assert data["models_places"].frame["model"].to_list() == names[:MOST_DRAWN]
     assert len(data["models_pairs"].frame) == MOST_PAIRED * (MOST_PAIRED - 1) // 2
