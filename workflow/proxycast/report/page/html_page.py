@@ -101,7 +101,8 @@ def _rows(table: Table) -> list[dict]:
             with_interval(row, c.name, c.format, c.low, c.high) if c.low else shown(row[c.name], c.format)
             for c in table.columns
         ]
-        key = "/".join(str(row[name]) for name in keys) if table.key else None
+        parts = [row[name] for name in keys] if table.key else [None]
+        key = None if None in parts else "/".join(map(str, parts))  # a row without a value is no choice
         rows.append({"cells": cells, "key": key, "index": row[_INDEX]})
     return rows
 
