@@ -1,6 +1,7 @@
 """Finished studies whose tables are made from made-up data, for the tests of the answer at the top of the page."""
 
 from itertools import product
+from pathlib import Path
 from types import SimpleNamespace
 
 import forecasting_study
@@ -22,7 +23,7 @@ BUDGETS = [Budget(name="early", size="small", step=2), Budget(name="last", size=
 class Tables(StudyResults):
     """A study whose tables are at hand: name -> table, such as `data_selection/ranking`."""
 
-    def __init__(self, tables, target, highlighted=HIGHLIGHTED, forecasting=None, folder=None):
+    def __init__(self, tables, target, highlighted=HIGHLIGHTED, forecasting=None, folder=Path("nowhere")):
         study = SimpleNamespace(highlighted=highlighted, target=target, forecasting=forecasting)
         study.selection = FAST
         super().__init__(study, folder, BUDGETS)

@@ -1,4 +1,4 @@
-"""What holds for the sections of any page: rows are those of the tables, lists name what is there, charts can be drawn."""
+"""What holds for the sections of any page: rows are the tables', lists name what is there, charts can be drawn."""
 
 import json
 import re
@@ -20,6 +20,13 @@ def results_of(tables: dict[str, pl.DataFrame], folder: Path, **study) -> StudyR
     for name, table in tables.items():
         write_table(table, folder / f"{name}.parquet", "test")
     return StudyResults(Study.model_construct(**{name: None for name in Study.model_fields} | study), folder)
+
+
+def without(results: StudyResults, name: str) -> StudyResults:
+    """The same study, which lacks the table `name`."""
+    rest = StudyResults(results.study, results.results)
+    rest.table = lambda wanted: None if wanted == name else results.table(wanted)
+    return rest
 
 
 def blocks_of(sections) -> dict:

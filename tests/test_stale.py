@@ -29,12 +29,16 @@ RESULTS = Path("results/stale")
 RANKING = RESULTS / "data_selection/ranking.parquet"
 CHECKPOINTS = {f"{corpus}-small-seed0-step{step}" for corpus in ("left", "right") for step in (10, 20)}
 RULE = re.compile(r"^ *rule (\w+):", re.MULTILINE)
-COUNTS = {"solution_counts", "solution_count_figures"}
-JUDGED = {"data_selection", "data_selection_figures", "choices", "choice_figures", "all"}
-JUDGED |= {"token_view", "study_page"}
-AFTER_PROXIES = JUDGED | {"signal_to_noise", "signal_figures"}
-AFTER_SCORING = {"solution_proxies", "join_proxies"} | COUNTS | AFTER_PROXIES
-AFTER_THE_TRUTH = {"join_targets"} | COUNTS | AFTER_PROXIES
+JUDGED = {"data_selection", "data_selection_figures", "choices", "token_view", "study_page", "all"}
+AFTER_PROXIES = JUDGED | {"signal_to_noise", "solution_counts"}
+AFTER_SCORING = {"solution_proxies", "join_proxies"} | AFTER_PROXIES
+AFTER_THE_TRUTH = {"join_targets"} | AFTER_PROXIES
+# In the place of what draws: other tests look at figures, and every run here would draw them.
+EMPTY_FILES = """
+from pathlib import Path
+for path in snakemake.output:
+    Path(path).touch()
+"""
 
 
 def write_model(folder: Path, seed: int) -> None:
@@ -53,6 +57,7 @@ def write_truth(project: Path, left: float, right: float) -> None:
 
 def write_study(project: Path) -> None:
     copy_project(project)
+    (project / "workflow/scripts/data_selection_figures.py").write_text(EMPTY_FILES)
     for number, corpus in enumerate(("left", "right")):
         checkpoints = []
         for step in (10, 20):
@@ -80,6 +85,9 @@ def write_study(project: Path) -> None:
         "budgets": [{"name": "only", "size": "small", "step": 20}],
     }
     write_json(study, project / STUDY)
+
+
+SCORING = ("--until", "score")  # of tests that ask for nothing that comes after it
 
 
 def command(*arguments: str) -> list[str]:
@@ -161,7 +169,7 @@ def project(finished, tmp_path):
             AFTER_SCORING,
         ),
         ("extraction/token_stats.py", '"""', '"""Another word. ', set()),
-        ("extraction/sweep.py", "import logging\n", "import logging\n\nOTHER = 1\n", {"score"}),
+        ("extraction/sweep.py", "import logging\n", "import logging\n\nOTHER = 1\n", {"score"} | AFTER_SCORING),
         (
             "experiments/data_selection/ranking.py",
             "import numpy as np",
@@ -183,9 +191,10 @@ def test_changed_code_reruns_what_depends_on_it(project, module, old, new, expec
 def test_changed_scoring_scores_every_checkpoint_again(project):
     path = project / "workflow/proxycast/extraction/token_stats.py"
     path.write_text(path.read_text() + "\n\nOTHER = 1\n")
-    snakemake(project, library=project / "workflow")
+    assert {"score"} | AFTER_SCORING <= rules(snakemake(project, "-n", library=project / "workflow"))
+    snakemake(project, *SCORING, library=project / "workflow")
     assert {name for corpus in ("left", "right") for name in written(project, corpus)[-1]} == CHECKPOINTS
-    assert "Nothing to be done" in snakemake(project, library=project / "workflow")
+    assert rules(snakemake(project, "-n", *SCORING, library=project / "workflow")) == set()
 
 
 # Inputs
@@ -225,11 +234,11 @@ def test_an_input_from_the_future_stops_the_study_until_it_is_touched(project):
 def test_swapped_weights_are_scored_again_and_no_others(finished, project):
     (project / "models").unlink()
     shutil.copytree(finished / "models", project / "models")  # other files of the same content and time
-    snakemake(project)
+    snakemake(project, *SCORING)
     assert [written(project, corpus)[1:] for corpus in ("left", "right")] == [[[]], [[]]]
     weights = project / "models/left/step20/model.safetensors"
     with_its_time_kept(weights, lambda: write_model(weights.parent, 7))
-    snakemake(project)
+    snakemake(project, *SCORING)
     assert written(project, "left")[2:] == [["left-small-seed0-step20"]] and len(written(project, "right")) == 2
 
 
@@ -321,7 +330,7 @@ def test_a_study_edited_while_it_runs_is_scored_as_it_was(finished, project):
     shutil.rmtree(project / "results")
     shutil.rmtree(project / ".snakemake")
     with (project / "said.log").open("w") as log:
-        process = subprocess.Popen(command("--cores", "1"), cwd=project, stdout=log, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(command("--cores", "1", *SCORING), cwd=project, stdout=log, stderr=subprocess.STDOUT)
         try:
             deadline = time.monotonic() + 300
             while not list((project / RESULTS / "token_stats").glob("*/*.parquet")):
@@ -364,23 +373,31 @@ def wait_for(process: subprocess.Popen, happened) -> None:
         time.sleep(0.02)
 
 
-def test_an_input_that_is_edited_and_restored_while_a_study_runs_is_read_again(finished, project):
-    """Some jobs read the one, some the other, and nothing tells it afterwards."""
-    truth = project / "own/truth.csv"
-    before = truth.read_bytes()
+def test_what_is_edited_and_restored_while_a_study_runs_counts_as_changed(finished, project):
+    """Some jobs read the one, some the other, and nothing tells it afterwards. An input, and the code of other jobs."""
+    truth, library = project / "own/truth.csv", project / "workflow"
+    formulas = library / "proxycast/proxy_formulas.py"
+    before = {path: path.read_bytes() for path in (truth, formulas)}
     (project / RESULTS / "targets.parquet").unlink()
-    shutil.rmtree(project / RESULTS / "token_stats")
-    process = begin(project)
+    shutil.rmtree(project / RESULTS / "token_stats/left")
+    process = begin(project, library)
     try:
         write_truth(project, 0.3, 0.1)
+        old, new = b'"margin": Statistic(_p_max - _p,', b'"margin": Statistic(_p_max - 2 * _p,'
+        assert before[formulas].count(old) == 1
+        formulas.write_bytes(before[formulas].replace(old, new))
         assert process.wait(300) == 0
     finally:
         process.kill()
-    assert "own/truth.csv was edited while the study ran" in (project / "said.log").read_text()
-    truth.write_bytes(before)
-    assert "join_targets" in rules(snakemake(project))
+    said = (project / "said.log").read_text()
+    for path, content in before.items():
+        path.write_bytes(content)
+    assert "own/truth.csv was edited while the study ran" in said
+    assert "workflow/scripts/solution_proxies.py was edited" in said
+    done = rules(snakemake(project, library=library))
+    assert {"join_targets", "solution_proxies"} <= done and "score" not in done
     assert_frame_equal(pl.read_parquet(project / RANKING), pl.read_parquet(finished / RANKING), rel_tol=1e-10)
-    assert "Nothing to be done" in snakemake(project)
+    assert "Nothing to be done" in snakemake(project, library=library)
 
 
 def test_an_input_that_is_edited_and_restored_around_a_kill_is_read_again(finished, project):
@@ -404,24 +421,6 @@ def test_an_input_that_is_edited_and_restored_around_a_kill_is_read_again(finish
     assert "Nothing to be done" in snakemake(project)
 
 
-def test_code_that_is_edited_and_undone_while_a_study_runs_counts_as_changed(project):
-    library = project / "workflow"
-    path = library / "proxycast/proxy_formulas.py"
-    before = path.read_text()
-    shutil.rmtree(project / RESULTS / "token_stats")
-    process = begin(project, library)
-    try:
-        path.write_text(before.replace('"margin": Statistic(_p_max - _p,', '"margin": Statistic(_p_max - 2 * _p,', 1))
-        assert process.wait(300) == 0
-    finally:
-        process.kill()
-    path.write_text(before)
-    assert "workflow/scripts/solution_proxies.py was edited" in (project / "said.log").read_text()
-    planned = rules(snakemake(project, library=library))
-    assert "solution_proxies" in planned and "score" not in planned
-    assert "Nothing to be done" in snakemake(project, library=library)
-
-
 # Damage
 
 
@@ -438,7 +437,7 @@ def test_solutions_with_a_flipped_bit_are_copied_again(finished, project):
 @pytest.mark.parametrize("name", ["checked.json", "token_stats/left/manifest.json"])
 def test_a_truncated_record_stops_nothing(project, name):
     os.truncate(project / RESULTS / name, 20)
-    snakemake(project)
+    snakemake(project, *SCORING)
     assert json.loads((project / RESULTS / name).read_text())
     assert written(project, "left")[1:] in ([], [[]])  # no checkpoint is scored again
 

@@ -63,8 +63,7 @@ SCORED_BASELINES = {"expert_cross_entropy", "bits_per_byte", "generic_cross_entr
 KNOWN_BASELINES = {"parameters", "training_compute", "chance"}
 MEASURED_BASELINES = {"multiple_choice_accuracy", "choice_log_likelihood"}
 PER_CORPUS = {"train_corpus", "score", "solution_proxies"}
-JUDGING = {"data_selection", "data_selection_figures", "signal_to_noise", "signal_figures"}
-JUDGING |= {"solution_counts", "solution_count_figures", "choices", "choice_figures", "mixtures"}
+JUDGING = {"data_selection", "data_selection_figures", "signal_to_noise", "solution_counts", "choices", "mixtures"}
 JUDGING |= {"token_view", "study_page"}
 JOINS = {"join_proxies", "join_targets", "all", *JUDGING}
 

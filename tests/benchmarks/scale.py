@@ -97,8 +97,11 @@ def scripts(folder: Path, study: dict, checkpoints: pl.DataFrame, tasks: list[st
     keys = ("study", "target", "highlighted", "budgets")
     params = {"study": {key: study[key] for key in keys} | {"selection": {}}, "tasks": tasks}
     params |= {"left_out": [], "rates": [], "reading": None, "tokenizers": []}
+    later = ["signal_to_noise", "snr_and_accuracy", "repeats", "choices", "margins", "solution_counts"]
     figures = ["pareto_frontier", "decision_accuracy_over_training"]
-    for kind in ("ranking_with_intervals", "proxy_against_truth", "decision_accuracy_heatmap"):
+    figures += ["snr_against_decision_accuracy", "repeats_over_compute", "regret_over_compute"]
+    of_budgets = ["ranking_with_intervals", "proxy_against_truth", "decision_accuracy_heatmap", "signal_to_noise"]
+    for kind in (*of_budgets, "regret_by_method", "gap_calibration", "solution_counts"):
         figures += [f"{kind}_{budget['size']}_step{budget['step']}" for budget in study["budgets"]]
     of_solutions = [f"{folder}/solution_proxies/{corpus}.parquet" for corpus in corpora]
     finished = {name: f"{folder}/{name}.parquet" for name in ("checkpoints", "targets", "proxies")}
@@ -142,7 +145,7 @@ def scripts(folder: Path, study: dict, checkpoints: pl.DataFrame, tasks: list[st
             "params": params,
         },
         "data_selection_figures": {
-            "input": named(*tables),
+            "input": named(*tables, *later),
             "output": {name: f"{folder}/data_selection/{name}.png" for name in figures},
             "params": params,
         },

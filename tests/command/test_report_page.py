@@ -6,6 +6,7 @@ import pytest
 from page_results import RANKING, SUMMARY, TRUTH, finished
 from proxycast import tables
 from proxycast.command import report_page
+from proxycast.report.page import several_studies
 from test_main import project, refused, said  # noqa: F401
 
 CHECKPOINTS = [{"checkpoint": "a", "seed": 0}, {"checkpoint": "b", "seed": 1}]
@@ -20,8 +21,9 @@ NEEDED = {
 
 
 @pytest.fixture
-def two_studies(project):  # noqa: F811
-    """A project with two finished studies, and the sections of other tables left out."""
+def two_studies(project, monkeypatch):  # noqa: F811
+    """A project with two finished studies, of the few tables that a page of several studies reads."""
+    monkeypatch.setattr(several_studies, "answers", lambda results: [])
     text = (project / "config" / "smoke.yaml").read_text()
     (project / "config" / "other.yaml").write_text(text.replace("study: smoke", "study: other"))
     for name in ("smoke", "other"):

@@ -69,6 +69,17 @@ def held(tables):
 
 
 @pytest.fixture(scope="module")
+def alone(tables):
+    """The tables of one run."""
+    return (tables[0].filter(run="r0"), *tables[1:])
+
+
+@pytest.fixture(scope="module")
+def held_alone(alone):
+    return run(alone, **HELD)
+
+
+@pytest.fixture(scope="module")
 def noise(tables):
     return run(tables, proxies=ONE)
 
@@ -128,26 +139,25 @@ def test_paths_are_widened_beyond_the_cut_alone(held, noise):
     assert (both.filter(at > 2)["growth"] > 0).any()
 
 
-def test_a_single_run_learns_nothing_from_what_came_after(tables):
+def test_a_single_run_learns_nothing_from_what_came_after(tables, held, alone, held_alone):
     """Its intervals stay; with another run, whose later truths are known, they move."""
     checkpoints, targets, proxies = tables
     later = checkpoints.filter(pl.col("step") > CUT)["checkpoint"].to_list()
     wild = pl.when(pl.col("checkpoint").is_in(later)).then(pl.col("value") * 0.5 + 0.1).otherwise("value")
     columns = ["run", "task", "method", "horizon", "predicted", "low", "high"]
-    for runs, alike in ((["r0"], True), (["r0", "r1"], False)):
-        known = checkpoints.filter(pl.col("run").is_in(runs))
+    other = targets.with_columns(wild.alias("value"))
+    for known, as_it_was, alike in ((alone[0], held_alone, True), (checkpoints, held, False)):
         found = [
-            run((known, values, proxies), **HELD)["forecasts"].filter(pl.col("method") != "other_runs").select(columns)
-            for values in (targets, targets.with_columns(wild.alias("value")))
+            tables["forecasts"].filter(pl.col("method") != "other_runs").select(columns)
+            for tables in (as_it_was, run((known, other, proxies), **HELD))
         ]
         assert found[0].drop("low", "high").equals(found[1].drop("low", "high"))
         assert found[0].equals(found[1]) == alike
 
 
-def test_the_coverage_of_rehearsals_is_what_was_held_there(tables):
+def test_the_coverage_of_rehearsals_is_what_was_held_there(alone, held_alone):
     """By a loop over one run: every forecast from an earlier cut, with the scores of what was known there."""
-    alone = (tables[0].filter(run="r0"), *tables[1:])
-    found, rows = run(alone, **HELD)["intervals"], rows_of(alone)
+    found, rows = held_alone["intervals"], rows_of(alone)
     for method in ("compute_only", "last_value"):
         held = []
         for place, now in rows.filter("fitted", method=method).group_by("place"):

@@ -245,7 +245,7 @@ def test_errors_of_a_median_over_statistics_are_those_of_the_median_forecast(tab
 
     seen = []
     monkeypatch.setattr(ladder_forecasts, "_median", lambda made: seen.append(made) or _median(made))
-    run(tables, models=BIG)
+    laws(tables, models=BIG)
     of_models = np.array([error for _, error in seen[-1][0].of_others.values()])
     assert len(seen[-1]) > 1 and (of_models > 0).any() and (of_models < 0).any()
 

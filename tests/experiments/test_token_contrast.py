@@ -261,8 +261,10 @@ def test_a_split_character_is_marked_and_another_text_too():
 
 def test_every_task_is_shown_before_a_second_solution_of_any():
     rows = [("a", "a1"), ("a", "a2"), ("b", "b1"), ("a", "a3"), ("c", "c1")]
-    of_solutions = pl.DataFrame(rows, ["task", "solution"], orient="row")
-    assert chosen_solutions(of_solutions, 2, 4)["solution"].to_list() == ["a1", "b1", "c1", "a2"]
+    of_solutions, tokens = (pl.DataFrame(found, ["task", "solution"], orient="row") for found in (rows, [rows[3]] * 2))
+    assert chosen_solutions(of_solutions, tokens, 2, 9)["solution"].to_list() == ["a1", "b1", "c1", "a3"]
+    assert chosen_solutions(of_solutions, tokens.clear(), 2, 9)["solution"].to_list() == ["a1", "b1", "c1", "a2"]
+    assert chosen_solutions(of_solutions, tokens, 2, 2)["solution"].to_list() == ["a1", "b1"]
 
 
 def test_without_a_proxy_of_tokens_the_default_decides():

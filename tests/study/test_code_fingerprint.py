@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from proxycast.study.code_fingerprint import LIBRARY, _plans, code_fingerprint, used_modules
+from proxycast.study.code_fingerprint import LIBRARY, _plans, code_fingerprint, codes_now, used_modules
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted((ROOT / "workflow/scripts").glob("*.py"))
@@ -49,9 +49,12 @@ def test_modules_are_found_however_they_are_imported():
     } <= names("score")
     assert {"training/miniature/llama", "training/miniature/gpt"} <= names("train_corpus")
     assert {"proxy_formulas", "experiments/model_selection/subsets"} <= names("solution_proxies")
-    assert {"report/data_selection_figures", "report/style", "report/label_placement"} <= names(
-        "data_selection_figures"
-    )
+    assert {
+        "report/data_selection_figures",
+        "report/comparisons/law_figures",
+        "report/style",
+        "report/label_placement",
+    } <= names("data_selection_figures")
 
 
 def test_what_is_cheap_to_make_again_does_not_reach_what_is_dear():
@@ -124,3 +127,22 @@ def test_a_formula_counts(library):
     old = '"margin": '
     assert library("solution_proxies", "proxycast/proxy_formulas.py", old, '"margin": 2 * ') != first
     assert library("score") == scoring
+
+
+def test_edits_of_scripts_and_modules_are_seen_later(tmp_path, monkeypatch):
+    """As at the end of a run: in this process, which has read the files before. What is no code any more is None."""
+    library = shutil.copytree(LIBRARY, tmp_path / "proxycast", ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr("proxycast.study.code_fingerprint.LIBRARY", library)
+    scripts = [shutil.copy(ROOT / f"workflow/scripts/{name}.py", tmp_path) for name in ("score", "train_run")]
+    score, train_run = map(Path, scripts)
+    first = codes_now([score, train_run])
+    assert first == {path: code_fingerprint(path) for path in (score, train_run)}
+    module = library / "extraction/token_stats.py"
+    before = module.read_text()
+    module.write_text(before + "\n\nOTHER = 1\n")
+    found = codes_now([score, train_run])
+    assert found[score] != first[score] and found[train_run] == first[train_run]
+    module.write_text(before)
+    assert codes_now([score, train_run]) == first
+    train_run.write_text("with")
+    assert codes_now([score, train_run]) == {score: first[score], train_run: None}

@@ -27,26 +27,6 @@ if PLAN.selects_data and STUDY.target:
         script:
             "../scripts/choices.py"
 
-    rule choice_figures:
-        input:
-            choices=rules.choices.output.choices,
-            margins=rules.choices.output.margins,
-            truth=rules.data_selection.output.truth,
-        output:
-            **figures_of(
-                "data_selection",
-                named(["regret_over_compute"]) | named(["regret_by_method", "gap_calibration"], NAMED_BUDGETS),
-            ),
-        log:
-            f"{RESULTS}/logs/choice_figures.log",
-        params:
-            code=CODE["choice_figures"],
-            study=STUDY.model_dump(mode="json", include={"target", "highlighted"}) | AT_BUDGETS,
-        script:
-            "../scripts/choice_figures.py"
-
-    EXPERIMENTS += [rules.choices, rules.choice_figures]
-
 
 if PLAN.selects_models and STUDY.target:
 
@@ -66,20 +46,3 @@ if PLAN.selects_models and STUDY.target:
             study=STUDY.model_dump(mode="json", include={"target", "selection"}),
         script:
             "../scripts/model_choices.py"
-
-    rule model_choice_figures:
-        input:
-            choices=rules.model_choices.output.choices,
-            margins=rules.model_choices.output.margins,
-            truth=rules.model_selection.output.truth,
-        output:
-            **figures_of("model_selection", named(["model_regret", "model_gap_calibration"])),
-        log:
-            f"{RESULTS}/logs/model_choice_figures.log",
-        params:
-            code=CODE["model_choice_figures"],
-            study=STUDY.model_dump(mode="json", include={"target"}),
-        script:
-            "../scripts/model_choice_figures.py"
-
-    EXPERIMENTS += [rules.model_choices, rules.model_choice_figures]

@@ -1,4 +1,4 @@
-# The figures of every experiment. `snakemake --report` puts them, the tables and their provenance into one page.
+# The figures of every experiment, each experiment's drawn by one job. `snakemake --report` puts them, the tables and their provenance into one page.
 from proxycast.experiments.laws.two_step import FEWEST_RUNS
 from proxycast.truth.training_log import run_names
 
@@ -13,6 +13,12 @@ def figures_of(experiment, figures):
     return found
 
 
+def tables_from(experiments):
+    """The tables of some rules, by name: what one job draws."""
+    outputs = {name: path for experiment in experiments for name, path in experiment.output.items()}
+    return {name: path for name, path in outputs.items() if str(path).endswith(".parquet")}
+
+
 def named(kinds, things=None):
     """Figure -> (kind, label) of every kind, or of every kind and thing: file suffix -> words."""
     if things is None:
@@ -23,71 +29,51 @@ def named(kinds, things=None):
 NAMED_BUDGETS = {f"{budget.size}_step{budget.step}": budget.name for budget in BUDGETS}
 
 
-if PLAN.selects_data and STUDY.target:
-    OF_BUDGETS = ["ranking_with_intervals", "proxy_against_truth", *(["decision_accuracy_heatmap"] if JOBS else [])]
+if PLAN.selects_data:
+    OF_CORPORA = [rules.data_selection, rules.signal_to_noise]
+    OF_CORPORA += [rules.choices] if STUDY.target else []
+    OF_CORPORA += [rules.solution_counts] if JOBS else []
+    if STUDY.target:
+        DRAWN = ["pareto_frontier", "decision_accuracy_over_training"]
+        DRAWN += ["snr_against_decision_accuracy", "repeats_over_compute", "regret_over_compute"]
+        DRAWN += ["law_decision_accuracy", "law_differences", "law_curves"] if OF_LAWS else []
+        OF_BUDGETS = ["ranking_with_intervals", "proxy_against_truth", "regret_by_method", "gap_calibration"]
+        OF_BUDGETS += ["decision_accuracy_heatmap"] if JOBS else []
+    else:
+        DRAWN, OF_BUDGETS = ["agreement_of_proxies"], ["order_of_corpora"]
+    OF_BUDGETS += ["signal_to_noise", *(["solution_counts"] if JOBS else [])]
 
     rule data_selection_figures:
         input:
-            **{name: rules.data_selection.output[name] for name in DATA_SELECTION},
+            **tables_from(OF_CORPORA),
         output:
-            **figures_of(
-                "data_selection",
-                named(["pareto_frontier", "decision_accuracy_over_training"]) | named(OF_BUDGETS, NAMED_BUDGETS),
-            ),
+            **figures_of("data_selection", named(DRAWN) | named(OF_BUDGETS, NAMED_BUDGETS)),
         log:
             f"{RESULTS}/logs/data_selection_figures.log",
         params:
             code=CODE["data_selection_figures"],
             study=STUDY.model_dump(mode="json", include={"target", "selection", "highlighted"}) | AT_BUDGETS,
+            left_out=PLAN.left_out,
         script:
             "../scripts/data_selection_figures.py"
 
-    if OF_LAWS:
-
-        rule law_figures:
-            input:
-                **{name: rules.data_selection.output[name] for name in ["pareto", "ranking", "truth", *OF_LAWS]},
-            output:
-                **figures_of("data_selection", named(["law_decision_accuracy", "law_differences", "law_curves"])),
-            log:
-                f"{RESULTS}/logs/law_figures.log",
-            params:
-                code=CODE["law_figures"],
-                study=STUDY.model_dump(mode="json", include={"target", "selection"}),
-            script:
-                "../scripts/law_figures.py"
-
-elif PLAN.selects_data:
-
-    rule data_selection_figures:
-        input:
-            **{name: rules.data_selection.output[name] for name in DATA_SELECTION},
-        output:
-            **figures_of(
-                "data_selection",
-                named(["agreement_of_proxies"]) | named(["order_of_corpora"], NAMED_BUDGETS),
-            ),
-        log:
-            f"{RESULTS}/logs/data_selection_figures.log",
-        params:
-            code=CODE["corpus_order_figures"],
-            study=STUDY.model_dump(mode="json", include={"highlighted", "selection"}) | AT_BUDGETS,
-            left_out=PLAN.left_out,
-        script:
-            "../scripts/corpus_order_figures.py"
-
 
 if PLAN.selects_models:
-    OF_MODELS = ["models_ranked", "model_pairs", "model_agreement"]
+    OF_MODELS = [rules.model_selection]
+    OF_MODELS += [rules.model_choices] if STUDY.target else []
+    OF_MODELS += [rules.model_solution_counts] if JOBS else []
+    MODELS_DRAWN = ["models_ranked", "model_pairs", "model_agreement"]
     if STUDY.target:
-        OF_MODELS += ["methods", "predicted_against_true_rank", "proxies_chosen"]
-        OF_MODELS += ["solutions_and_writers", "model_selection_heatmap"] if JOBS else []
+        MODELS_DRAWN += ["methods", "predicted_against_true_rank", "proxies_chosen"]
+        MODELS_DRAWN += ["solutions_and_writers", "model_selection_heatmap"] if JOBS else []
+        MODELS_DRAWN += ["model_regret", "model_gap_calibration"]
+    MODELS_DRAWN += ["model_solution_counts"] if JOBS else []
 
     rule model_selection_figures:
         input:
-            **{name: rules.model_selection.output[name] for name in MODEL_SELECTION},
+            **tables_from(OF_MODELS),
         output:
-            **figures_of("model_selection", named(OF_MODELS)),
+            **figures_of("model_selection", named(MODELS_DRAWN)),
         log:
             f"{RESULTS}/logs/model_selection_figures.log",
         params:
@@ -121,9 +107,8 @@ if STUDY.forecasting:
 
 
 EXPERIMENTS = [
-    *([rules.data_selection, rules.data_selection_figures] if PLAN.selects_data else []),
-    *([rules.law_figures] if PLAN.selects_data and STUDY.selection.scaling_laws else []),
-    *([rules.model_selection, rules.model_selection_figures] if PLAN.selects_models else []),
+    *([*OF_CORPORA, rules.data_selection_figures] if PLAN.selects_data else []),
+    *([*OF_MODELS, rules.model_selection_figures] if PLAN.selects_models else []),
     *([rules.forecasting, rules.forecasting_figures] if STUDY.forecasting else []),
     *([rules.judged] if STUDY.judges else []),
 ]

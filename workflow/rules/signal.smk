@@ -2,7 +2,6 @@
 if PLAN.selects_data:
     SIGNAL = ["signal_to_noise"]
     SIGNAL += ["snr_and_accuracy", "task_choice", "repeats"] if STUDY.target else []
-    OVER_SIGNAL = ["snr_against_decision_accuracy", "repeats_over_compute"] if STUDY.target else []
 
     rule signal_to_noise:
         input:
@@ -24,18 +23,3 @@ if PLAN.selects_data:
             tasks=PLAN.task_names,
         script:
             "../scripts/signal_to_noise.py"
-
-    rule signal_figures:
-        input:
-            **{name: rules.signal_to_noise.output[name] for name in SIGNAL},
-        output:
-            **figures_of("data_selection", named(["signal_to_noise"], NAMED_BUDGETS) | named(OVER_SIGNAL)),
-        log:
-            f"{RESULTS}/logs/signal_figures.log",
-        params:
-            code=CODE["signal_figures"],
-            study=STUDY.model_dump(mode="json", include={"target", "highlighted", "selection"}) | AT_BUDGETS,
-        script:
-            "../scripts/signal_figures.py"
-
-    EXPERIMENTS += [rules.signal_to_noise, rules.signal_figures]

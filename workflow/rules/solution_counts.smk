@@ -22,21 +22,6 @@ if PLAN.selects_data and JOBS:
         script:
             "../scripts/solution_counts.py"
 
-    rule solution_count_figures:
-        input:
-            solution_counts=rules.solution_counts.output.solution_counts,
-        output:
-            **figures_of("data_selection", named(["solution_counts"], NAMED_BUDGETS)),
-        log:
-            f"{RESULTS}/logs/solution_count_figures.log",
-        params:
-            code=CODE["solution_count_figures"],
-            study=STUDY.model_dump(mode="json", include={"selection"}) | AT_BUDGETS,
-        script:
-            "../scripts/solution_count_figures.py"
-
-    EXPERIMENTS += [rules.solution_counts, rules.solution_count_figures]
-
 
 if PLAN.selects_models and JOBS:
 
@@ -48,7 +33,6 @@ if PLAN.selects_models and JOBS:
             solution_proxies=expand(rules.solution_proxies.output.of_solutions, corpus=SCORED_CORPORA),
         output:
             **tables_of("model_selection", ["solution_counts"]),
-            **figures_of("model_selection", named(["model_solution_counts"])),
         log:
             f"{RESULTS}/logs/model_solution_counts.log",
         benchmark:
@@ -61,5 +45,3 @@ if PLAN.selects_models and JOBS:
             tasks=PLAN.task_names,
         script:
             "../scripts/model_solution_counts.py"
-
-    EXPERIMENTS.append(rules.model_solution_counts)

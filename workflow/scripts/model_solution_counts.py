@@ -1,4 +1,4 @@
-"""How many solutions are enough to order the models, as a table and a figure."""
+"""How many solutions are enough to order the models."""
 
 from pathlib import Path
 
@@ -10,8 +10,6 @@ from proxycast.experiments.checkpoint_means import checkpoint_means
 from proxycast.experiments.model_selection.known_models import models_with_truth
 from proxycast.experiments.model_selection.model_counts import model_count_table
 from proxycast.jobs import job
-from proxycast.report.comparisons.solution_count_figures import figure_over_number
-from proxycast.report.style import save
 from proxycast.tables import fingerprint, read_table, scan_tables, table_fingerprint, write_table
 
 with job(snakemake.log[0]):
@@ -29,5 +27,3 @@ with job(snakemake.log[0]):
     sources = [inputs.checkpoints, inputs.proxies, *inputs.targets, *inputs.solution_proxies]
     made_from = fingerprint([table_fingerprint(Path(path)) for path in sources], study)
     write_table(table, Path(snakemake.output.solution_counts), made_from, csv=True)
-    figure = figure_over_number(table, "spearman", "models", options.confidence, "")
-    save(figure, Path(snakemake.output.model_solution_counts).with_suffix(""))

@@ -11,7 +11,7 @@ from proxycast.experiments.model_selection.model_counts import model_count_table
 from proxycast.experiments.model_selection.model_ranking import ranking_tables
 from proxycast.experiments.model_selection.model_tables import model_selection_tables
 from proxycast.experiments.model_selection.writer_comparison import WRITERS_SCHEMA
-from proxycast.report.page.sections.models import MOST_DRAWN, MOST_PAIRED, model_sections
+from proxycast.report.page.sections.model_sections import MOST_DRAWN, MOST_PAIRED, model_sections
 from section_checks import (
     assert_lists_name_what_is_there,
     assert_rows_are_the_tables,
@@ -23,6 +23,7 @@ from section_checks import (
     notes_of,
     page_of,
     results_of,
+    without,
 )
 from selection_study import CHECKPOINTS, FAST, MODELS, TASKS, of_solutions_of, proxies_from, targets_of
 
@@ -104,7 +105,7 @@ def test_predicted_ranks_are_means_over_folds(sections, tables):
     for row in datasets_of(sections)["models_ranks"].frame.iter_rows(named=True):
         key = {name: row[name] for name in ("task", "method", "model")}
         own = predictions.filter(pl.col("tail").is_in(["tokens", ""]), **key)["predicted_rank"].to_list()
-        assert row["predicted_rank"] == pytest.approx(sum(own) / len(own))
+        assert row["mean_rank"] == pytest.approx(sum(own) / len(own))
         assert (row["least"], row["greatest"], row["folds"]) == (min(own), max(own), len(own))
 
 
@@ -124,12 +125,13 @@ def test_every_chart_can_be_drawn(sections):
 
 
 def test_without_some_table_the_page_stands(tables, tmp_path):
+    results = results_of(tables, tmp_path, target=TARGET)
     for left_out in tables:
-        folder = tmp_path / left_out
-        rest = {name: table for name, table in tables.items() if name != left_out}
-        sections = model_sections(results_of(rest, folder, target=TARGET))
-        assert datasets_of(sections) and page_of(sections)
+        sections = model_sections(without(results, left_out))
+        assert datasets_of(sections)
         assert left_out not in {data.table for data in datasets_of(sections).values()}
+        if left_out.endswith(("/ranking", "/summary")):
+            assert page_of(sections)
     assert [s.blocks for s in model_sections(results_of({}, tmp_path / "nothing"))] == [[], [], []]
 
 
@@ -176,3 +178,46 @@ def test_of_many_models_the_best_are_drawn_and_all_stand_in_the_table(tmp_path):
     assert data["models_places"].frame["model"].to_list() == names[:MOST_DRAWN]
     assert len(data["models_pairs"].frame) == MOST_PAIRED * (MOST_PAIRED - 1) // 2
     assert len(cells_of(page_of(sections), "models-ranking")) == count
+
+
+def test_ties_everywhere(tables, tmp_path):
+    """Every model has the same score, no pair is decided, no rank correlation exists."""
+
+    def tied(table: pl.DataFrame) -> pl.DataFrame:
+        middle = {"place": 6.5, "place_low": 1.0, "place_high": 12.0, "score": 0.0, "score_low": 0.0, "score_high": 0.0}
+        middle |= {"told_apart": False, "spearman": None, "low": None, "high": None, "predicted_rank": 6.5}
+        new = {name: pl.lit(value, table.schema[name]) for name, value in middle.items() if name in table.columns}
+        return table.with_columns(**new)
+
+    same = {name: tied(table) for name, table in tables.items()}
+    sections = model_sections(results_of(same, tmp_path, target=TARGET))
+    blocks = blocks_of(sections)
+    assert blocks["models-pairs"].title.startswith("66 of 66 pairs")
+    assert "models-methods" not in blocks and "models-agreement" not in blocks
+    assert any("No method could be judged" in note.text and note.is_caution for note in notes_of(sections))
+    assert page_of(sections)
+
+
+def test_judges_say_what_they_rest_on_and_where_they_do_not_apply(tmp_path):
+    row = {"judge": "ours", "study": "a", "scorer": "univariate", "tail": "tokens", "task": "all", "model": "m0"}
+    row |= {"score": 1.0, "place": 1.0, "place_low": 1.0, "place_high": 2.0, "metric": "accuracy", "predicted": 0.61}
+    row |= {"predicted_low": 0.5, "predicted_high": 0.72, "spearman": 0.8, "low": 0.6, "high": 0.9}
+    row |= {"evidence": "rho 0.8 on 4 tasks", "warnings": "larger models than the judge saw"}
+    tables = ranked() | {"model_selection/judged": pl.DataFrame([row])}
+    sections = model_sections(results_of(tables, tmp_path))
+    said = {note.text: note.is_caution for note in notes_of(sections)}
+    assert said["larger models than the judge saw"] and not said["Judge ours: rho 0.8 on 4 tasks"]
+    [cells] = cells_of(page_of(sections), "models-judged")
+    assert cells == ["ours", "univariate", "m0", "1 [1, 2]", "0.61 [0.5, 0.72]", "0.80 [0.60, 0.90]"]
+
+
+def test_of_many_predictions_the_leading_method_is_kept(tables, tmp_path):
+    predictions = tables["model_selection/predictions"].filter(split="two_tasks")
+    many = pl.concat([predictions.with_columns(task=pl.format("{} {}", "task", pl.lit(n))) for n in range(40)])
+    ranking = tables["model_selection/ranking"].filter(method="bits_per_byte", tail="tokens")
+    rest = {"model_selection/ranking": ranking, "model_selection/predictions": many}
+    sections = model_sections(results_of(rest, tmp_path, target=TARGET))
+    shown = datasets_of(sections)["models_ranks"].frame
+    count, every = shown["method"].n_unique(), many.filter(pl.col("method") != "chance")["method"].n_unique()
+    assert len(shown) <= 4000 and "bits_per_byte" in set(shown["method"])
+    assert f"{count} of {every} methods" in blocks_of(sections)["models-ranks"].caption

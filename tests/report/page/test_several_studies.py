@@ -2,8 +2,17 @@
 
 import re
 
+import pytest
 from page_results import ENDS, MODELS, RANKING, SUMMARY, finished, smoke
+from proxycast.report.page import several_studies
+from proxycast.report.page.answer import Answer
 from proxycast.report.page.several_studies import several_studies_page, trust_rows
+
+
+@pytest.fixture(autouse=True)
+def answered(monkeypatch):
+    """What the answers say has tests of its own."""
+    monkeypatch.setattr(several_studies, "answers", lambda results: [Answer(f"<b>{results.study.study}</b> leads")])
 
 
 def studies(folder):
@@ -41,7 +50,7 @@ def test_a_study_links_its_page_if_it_has_one(tmp_path):
     (tmp_path / "one" / "report.html").touch()
     html = several_studies_page([corpora, models], tmp_path / "pages" / "all.html")
     assert '<a href="../one/report.html">smoke</a>' in html and "Its own page is not made yet." in html
-    assert "3 corpora" in html
+    assert "3 corpora" in html and "<p>&lt;b&gt;smoke&lt;/b&gt; leads</p>" in html
 
 
 def test_without_a_truth_the_page_stands(tmp_path):

@@ -6,10 +6,9 @@ import sys
 import polars as pl
 from page_results import RANKING, SUMMARY, TRUTH, finished, smoke
 from proxycast.jobs import job
-from proxycast.report.page import provenance
 from proxycast.report.page.blocks import Column, Dataset, Section, Table
 from proxycast.report.page.html_page import page_html
-from proxycast.report.page.provenance import MOST_WARNINGS, RULE_TABLES, anchor_of, rule_of, warnings_of
+from proxycast.report.page.provenance import MOST_WARNINGS, RULE_OF_TABLE, anchor_of, rule_of, warnings_of
 from proxycast.report.page.sections.trust import trust_section
 from proxycast.tables import table_fingerprint
 
@@ -52,17 +51,16 @@ def test_a_rule_is_what_snakemake_says_else_known_by_its_table():
     assert rule_of("data_selection/ranking", {"data_selection/ranking": "other"}) == "other"
     assert rule_of("data_selection/choices", {}) == "choices" and rule_of("token_stats/a/b", {}) == "score"
     assert rule_of("unheard/of", {}) == ""
-    assert len([t for tables in RULE_TABLES.values() for t in tables]) == len(provenance.RULE_OF_TABLE)
 
 
 def test_the_rules_of_tables_are_those_of_the_workflow():
     from conftest import ROOT
 
     texts = {path.name: path.read_text() for path in (ROOT / "workflow" / "rules").glob("*.smk")}
-    for rule, tables in RULE_TABLES.items():
+    for table, rule in RULE_OF_TABLE.items():
         (text,) = [text for text in texts.values() if re.search(rf"^ *rule {rule}:", text, re.MULTILINE)]
-        for table in tables:
-            assert f'"{table.rpartition("/")[2]}"' in text or f"/{table.rpartition('/')[2]}.parquet" in text, table
+        name = table.rpartition("/")[2]
+        assert f'"{name}"' in text or f"/{name}.parquet" in text, table
 
 
 def warn(log, *lines: str) -> None:

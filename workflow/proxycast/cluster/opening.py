@@ -31,7 +31,7 @@ from proxycast.study.checks import (
     require_plain_results,
     require_same_disk,
 )
-from proxycast.study.code_fingerprint import code_fingerprint, code_now
+from proxycast.study.code_fingerprint import code_fingerprint, codes_now
 from proxycast.study.loader import FROZEN, frozen, load_plan
 from proxycast.study.repair import broken_results, remove
 from proxycast.study.study_plan import Plan
@@ -72,7 +72,8 @@ class Opened:
 
     def keep_edits(self) -> None:
         """Warn of files that were edited while the study ran, and keep their names for the next start."""
-        edits = changed_since(self.inputs) + [path for path, code in self.scripts.items() if code_now(path) != code]
+        codes = codes_now(self.scripts)
+        edits = changed_since(self.inputs) + [path for path, code in self.scripts.items() if codes[path] != code]
         end_edits(edits, self.record)
         for path in map(printable, map(str, edits)):
             logger.warning(

@@ -29,7 +29,6 @@ from functools import cache
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import comb
-from scipy.stats import t as student_t
 
 from proxycast.experiments.arrays import DECIMALS, Array
 from proxycast.experiments.rank_statistics import pair_signs
@@ -152,6 +151,8 @@ def signs_beyond_noise(scores: ArrayLike, confidence: float) -> Array:
     seeds, n = scores.shape[-2:]
     if seeds < 2:
         return np.zeros((*scores.shape[:-2], n * (n - 1) // 2))
+    from scipy.stats import t as student_t  # slow to import, and figures need no test
+
     i, j = np.triu_indices(n, 1)
     means = scores.mean(-2)
     gaps = np.round(means[..., i] - means[..., j], DECIMALS)

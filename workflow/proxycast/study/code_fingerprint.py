@@ -12,7 +12,7 @@ cut every job would depend on every module, because a study's configuration know
 import ast
 import gc
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -42,13 +42,19 @@ def _no_collection() -> Iterator[None]:
             gc.enable()
 
 
-def code_now(script: Path) -> str | None:
-    """`code_fingerprint` of the files as they are now; None if they are no code."""
+def codes_now(scripts: Iterable[Path]) -> dict[Path, str | None]:
+    """`code_fingerprint` of each script with the files as they are now; None if they are no code.
+
+    Files are read again, and only those that are not as they were are parsed again.
+    """
     _digest_and_imports.cache_clear()
-    try:
-        return code_fingerprint(script)
-    except (OSError, SyntaxError):
-        return None
+    found: dict[Path, str | None] = {}
+    for script in scripts:
+        try:
+            found[script] = code_fingerprint(script)
+        except (OSError, SyntaxError):
+            found[script] = None
+    return found
 
 
 def used_modules(script: Path) -> set[Path]:
@@ -65,17 +71,27 @@ def used_modules(script: Path) -> set[Path]:
 @cache
 def _digest_and_imports(path: Path) -> tuple[str, frozenset[Path]]:
     """A digest of the code in one layout, without comments and docstrings; files of the library that it imports."""
-    tree = ast.parse(path.read_bytes())
+    digest, names = _digest_and_names(path.read_bytes())
     files = set()
-    for name in _imported_names(tree):
+    for name in names:
         module = LIBRARY.joinpath(*name.split(".")[1:])
         files |= {file for file in (module.with_suffix(".py"), module / "__init__.py") if file.is_file()}
-    counted = frozenset(file for file in files if not _plans(file))
+    return digest, frozenset(file for file in files if not _plans(file))
+
+
+@cache
+def _digest_and_names(source: bytes) -> tuple[str, frozenset[str]]:
+    """The digest, and the dotted names below `proxycast` that are imported."""
+    tree = ast.parse(source)
+    names: set[str] = set()
     for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            if ast.get_docstring(node, clean=False) is not None:
-                node.body[0] = ast.Expr(ast.Constant(...))
-    return hashlib.sha256(ast.unparse(tree).encode()).hexdigest(), counted
+        match node:
+            case ast.Module() | ast.ClassDef() | ast.FunctionDef() | ast.AsyncFunctionDef():
+                if ast.get_docstring(node, clean=False) is not None:
+                    node.body[0] = ast.Expr(ast.Constant(...))
+            case ast.Import() | ast.ImportFrom():
+                names.update(_imported_names(node))
+    return hashlib.sha256(ast.unparse(tree).encode()).hexdigest(), frozenset(names)
 
 
 def _plans(file: Path) -> bool:
@@ -84,12 +100,11 @@ def _plans(file: Path) -> bool:
     return not PLANNING.isdisjoint(path.as_posix() for path in (inner, *inner.parents))
 
 
-def _imported_names(tree: ast.Module) -> Iterator[str]:
+def _imported_names(node: ast.Import | ast.ImportFrom) -> Iterator[str]:
     """Dotted names below `proxycast`: modules, and what is imported from them, which may be modules too."""
-    for node in ast.walk(tree):
-        match node:
-            case ast.Import(names=names):
-                yield from (alias.name for alias in names if alias.name.split(".")[0] == LIBRARY.name)
-            case ast.ImportFrom(module=str(module), names=names) if module.split(".")[0] == LIBRARY.name:
-                yield module
-                yield from (f"{module}.{alias.name}" for alias in names)
+    match node:
+        case ast.Import(names=names):
+            yield from (alias.name for alias in names if alias.name.split(".")[0] == LIBRARY.name)
+        case ast.ImportFrom(module=str(module), names=names) if module.split(".")[0] == LIBRARY.name:
+            yield module
+            yield from (f"{module}.{alias.name}" for alias in names)

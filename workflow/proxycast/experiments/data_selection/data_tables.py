@@ -74,10 +74,9 @@ def data_selection_tables(
     scores = corpus_scores.solution_scores(needed, of_solutions, judged.at_budgets, highlighted)
     orders = corpus_orders(scores, options, truths[target.metric]["corpus"].unique().to_list())
     of_target = decision_accuracy.filter(truth=target.metric)
-    read = corpus_scores.tokens_read(token_stats, set(small["checkpoint"]))
     parameters = dict(checkpoints.select("size", "active_parameters").iter_rows())
     parameters |= {cell.size: sum(parameters[size] for size in cell.sizes) for cell in judged.cells}
-    pareto = pareto_table(of_target, parameters, read)
+    pareto = pareto_table(of_target, parameters, corpus_scores.tokens_read(token_stats, set(small["checkpoint"])))
     chance = {MULTIPLE_CHOICE_ACCURACY: chance_accuracy(problems or {})}
     truth = corpus_truth.metric_truth_table(truths, chance, options, signs)
     ceiling = truth.filter(metric=target.metric)["ceiling_decision_accuracy"].item()

@@ -41,12 +41,12 @@ def token_tables(
 ) -> dict[str, pl.DataFrame]:
     """`token_view` and `token_contrast` of a comparison. `solutions`: task -> its expert solutions.
 
-    At most `OF_A_TASK` solutions a task and `MOST_SOLUTIONS` in all are shown: those with the largest contributions.
+    At most `OF_A_TASK` solutions a task and `MOST_SOLUTIONS` in all are shown (`chosen_solutions`).
     Raises `InputError` where a compared checkpoint has no statistics. Memory as in `contributions`.
     """
     texts = {task: {solution.id: solution for solution in of_task} for task, of_task in solutions.items()}
     found = contributions(comparison, reading, list(solutions), MOST_LISTED)
-    chosen = chosen_solutions(found.solutions)
+    chosen = chosen_solutions(found.solutions, found.tokens)
     return {
         "token_view": view_table(comparison, reading, chosen, texts),
         "token_contrast": contrast_table(comparison, found, texts),
@@ -54,15 +54,19 @@ def token_tables(
 
 
 def chosen_solutions(
-    of_solutions: pl.DataFrame, of_a_task: int = OF_A_TASK, most: int = MOST_SOLUTIONS
+    of_solutions: pl.DataFrame, tokens: pl.DataFrame, of_a_task: int = OF_A_TASK, most: int = MOST_SOLUTIONS
 ) -> pl.DataFrame:
-    """task, solution of those that are shown. `of_solutions`: the largest contributions first.
+    """task, solution of those that are shown: of each task the one that contributes most, then that of its first token.
 
-    The first of every task come before the second of any, so that every task is shown where there are not too many.
+    `of_solutions`, `tokens`: the largest contributions first. The first of every task come before the second of any, so
+    that every task is shown where there are not too many.
     """
-    number = pl.int_range(pl.len()).over("task")
-    ordered = of_solutions.with_columns(number=number).filter(pl.col("number") < of_a_task)
-    return ordered.sort("number", maintain_order=True).select("task", "solution").head(most)
+    names = ["task", "solution"]
+    first = of_solutions.unique("task", keep="first", maintain_order=True)
+    ordered = pl.concat([first.select(names), tokens.select(names), of_solutions.select(names)])
+    ordered = ordered.unique(names, keep="first", maintain_order=True)
+    ordered = ordered.with_columns(number=pl.int_range(pl.len()).over("task")).filter(pl.col("number") < of_a_task)
+    return ordered.sort("number", maintain_order=True).select(names).head(most)
 
 
 def view_table(

@@ -5,7 +5,7 @@ A page of thousands of marks is slow, so a chart of more rows than `MOST_MARKS` 
 
 import base64
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 
 import altair as alt
@@ -28,6 +28,7 @@ CONFIG = {
     "legend": {"labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal", "labelLimit": 260},
     "text": {"fontSize": 12},
 }
+DARKEST, LIGHTEST = 0.125, 0.3  # relative luminance of marks that are seen on both backgrounds
 BLACK, MID_GREY = "#000000", "#7a7a7a"  # black marks could not be seen in the dark
 
 
@@ -44,7 +45,24 @@ def colour(statistic: str) -> str:
     """The colour of a statistic or baseline, as in the figures, that can be seen in light and dark."""
     look = (STATISTIC_LOOKS | BASELINE_LOOKS).get(statistic)
     found = look.colour if look else MID_GREY
-    return MID_GREY if found in (BLACK, GREY) else found
+    return MID_GREY if found in (BLACK, GREY) else _seen(found)
+
+
+def _seen(colour: str) -> str:
+    """`colour` (#rrggbb), made lighter or darker until its contrast with the light and the dark page is about 3."""
+    parts = [int(colour[n : n + 2], 16) / 255 for n in (1, 3, 5)]
+    for share in (n / 50 for n in range(50)):
+        end = 1.0 if _luminance(parts) < DARKEST else 0.0
+        mixed = [part + share * (end - part) for part in parts]
+        if DARKEST <= _luminance(mixed) <= LIGHTEST:
+            return "#" + "".join(f"{round(255 * part):02x}" for part in mixed)
+    return MID_GREY
+
+
+def _luminance(parts: Sequence[float]) -> float:
+    """Relative luminance of WCAG, from red, green and blue between 0 and 1."""
+    linear = [part / 12.92 if part <= 0.03928 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear))
 
 
 def is_flat(chart: Chart) -> bool:

@@ -19,59 +19,31 @@ TIME = re.compile(r"^\d\d:\d\d:\d\d ")
 MOST_WARNINGS = 20  # different lines of a rule on the page
 LONGEST_WARNING = 400  # characters of a line
 PAGE_RULE = "study_page"  # its log is being written
-# Rule -> the tables that it makes, for a page that is made without Snakemake. `RULE_OF_FOLDER`: tables that are one of
+# Table -> the rule that makes it, for a page that is made without Snakemake. `RULE_OF_FOLDER`: tables that are one of
 # many, such as proxies/<corpus>.
-RULE_TABLES = {
-    "checkpoints": ["checkpoints"],
-    "join_proxies": ["proxies"],
-    "read_statistics": ["statistics", "published_curve"],
-    "data_selection": [
-        f"data_selection/{name}"
-        for name in (
-            "ranking",
-            "pairs",
-            "agreement",
-            "rate_check",
-            "summary",
-            "decision_accuracy",
-            "against_baselines",
-            "pareto",
-        )
-    ]
-    + [f"data_selection/{name}" for name in ("compute_to_reach", "truth", "scaling_laws", "law_points", "law_gains")],
-    "signal_to_noise": [
-        f"data_selection/{name}" for name in ("signal_to_noise", "snr_and_accuracy", "task_choice", "repeats")
-    ],
-    "choices": [f"data_selection/{name}" for name in ("choices", "decisions", "margins")],
-    "solution_counts": [f"data_selection/{name}" for name in ("solution_counts", "picked_solutions")],
-    "mixtures": [
-        f"data_selection/{name}"
-        for name in ("ratios", "metrics", "mixture_regression", "mixture_predictions", "next_mixtures")
-    ],
-    "model_selection": [
-        f"model_selection/{name}"
-        for name in ("ranking", "pairs", "agreement", "summary", "folds", "chosen", "stability", "truth")
-    ]
-    + [f"model_selection/{name}" for name in ("predictions", "proxies", "writers")],
-    "model_choices": [f"model_selection/{name}" for name in ("choices", "decisions", "margins")],
-    "model_solution_counts": ["model_selection/solution_counts"],
-    "judged": ["data_selection/judged", "model_selection/judged"],
-    "forecasting": [
-        f"forecasting/{name}"
-        for name in (
-            "summary",
-            "errors",
-            "rehearsal",
-            "forecasts",
-            "intervals",
-            "fits",
-            "paths",
-            "observed",
-            "two_step",
-        )
-    ],
+RULE_OF_TABLE = {
+    f"{folder}{name}": rule
+    for rule, folder, names in (
+        ("checkpoints", "", "checkpoints"),
+        ("join_proxies", "", "proxies"),
+        ("read_statistics", "", "statistics published_curve"),
+        ("data_selection", "data_selection/", "ranking pairs agreement rate_check summary decision_accuracy pareto"),
+        ("data_selection", "data_selection/", "compute_to_reach truth against_baselines predictions"),
+        ("data_selection", "data_selection/", "scaling_laws law_points law_gains"),
+        ("signal_to_noise", "data_selection/", "signal_to_noise snr_and_accuracy task_choice repeats"),
+        ("choices", "data_selection/", "choices decisions margins"),
+        ("solution_counts", "data_selection/", "solution_counts picked_solutions"),
+        ("mixtures", "data_selection/", "ratios metrics mixture_regression mixture_predictions next_mixtures"),
+        ("model_selection", "model_selection/", "ranking pairs agreement summary folds chosen stability truth"),
+        ("model_selection", "model_selection/", "predictions proxies writers"),
+        ("model_choices", "model_selection/", "choices decisions margins"),
+        ("model_solution_counts", "model_selection/", "solution_counts"),
+        ("judged", "", "data_selection/judged model_selection/judged"),
+        ("forecasting", "forecasting/", "summary errors rehearsal forecasts intervals fits paths observed two_step"),
+        ("token_view", "", "token_view token_contrast"),
+    )
+    for name in names.split()
 }
-RULE_OF_TABLE = {table: rule for rule, tables in RULE_TABLES.items() for table in tables}
 RULE_OF_FOLDER = {
     "token_stats": "score",
     "proxies": "solution_proxies",

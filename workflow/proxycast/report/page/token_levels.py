@@ -102,7 +102,8 @@ def difference_labels(measure: Measure, first: str, second: str) -> dict[str, st
     found = {}
     for name, levels_of in ((first, "ab"), (second, "ed")):
         for level, least in zip(levels_of, (upper, lower)):
-            found[level] = f"{measure.better.format(name=name)}, by {least:g} {measure.unit} or more"
+            unit = "nat" if measure.unit == "nats" and least == 1 else measure.unit
+            found[level] = f"{measure.better.format(name=name)}, by {least:g} {unit} or more"
     return {level: found.get(level, "alike") for level in "abcde"}
 
 

@@ -132,11 +132,12 @@ def _evidence(order: CorpusOrder, results: StudyResults) -> Evidence:
 
 
 def _clause_of_accuracy(order: CorpusOrder, evidence: Evidence) -> Iterator[str]:
-    if (decisions := evidence.decisions) and decisions["decision_accuracy"] is not None:
+    if _is_known(decisions := evidence.decisions):
         right = with_interval(decisions, "decision_accuracy", ".2f", "low", "high")
         fraction = decisions["compute_fraction"]
         at = "" if fraction is None else f" at {percent(fraction * order.seeds)} of the target's compute"
-        yield f"{right} of pairs decided rightly{at}"
+        least = decisions["decision_accuracy"] if decisions["low"] is None else decisions["low"]
+        yield f"{right} of pairs decided rightly{at}{', not shown to beat guessing (0.5)' * (least <= 0.5)}"
 
 
 def _clause_of_pick(order: CorpusOrder, evidence: Evidence, metric: str) -> Iterator[str]:
@@ -165,9 +166,13 @@ def _facts_of_truth(order: CorpusOrder, evidence: Evidence, metric: str) -> Iter
         if order.proxy == {"statistic": name, "weighting": "none"}:
             yield Fact("Best baseline", f"{name}, which is what decides here")
         else:
-            right = f" ({with_interval(baseline, 'decision_accuracy', '.2f', 'low', 'high')})" if baseline else ""
+            right = (
+                f" ({with_interval(baseline, 'decision_accuracy', '.2f', 'low', 'high')})"
+                if _is_known(baseline)
+                else ""
+            )
             yield Fact("Best baseline", f"in hindsight {name}{right}; {versus(decisions, order.name)}")
-    if (single := evidence.one_seed) and order.seeds > 1 and single["decision_accuracy"] is not None:
+    if order.seeds > 1 and _is_known(single := evidence.one_seed):
         fraction = single["compute_fraction"]
         at = "" if fraction is None else f" at {percent(fraction)} of the target's compute"
         right = with_interval(single, "decision_accuracy", ".2f", "low", "high")
@@ -179,6 +184,10 @@ def _facts_of_truth(order: CorpusOrder, evidence: Evidence, metric: str) -> Iter
         yield Fact("Noise ceiling", f"a perfect prediction is expected to decide {ceiling} rightly; {quality}")
     if choice and choice["random_regret"] is not None:
         yield Fact("Other picks", ", ".join(_other_picks(order, evidence, metric)))
+
+
+def _is_known(decisions: Row | None) -> bool:
+    return bool(decisions) and decisions["decision_accuracy"] is not None
 
 
 def _other_picks(order: CorpusOrder, evidence: Evidence, metric: str) -> Iterator[str]:
@@ -195,7 +204,7 @@ def _missing_of_truth(order: CorpusOrder, evidence: Evidence) -> Iterator[str]:
     unknown = order.ranking.filter(pl.col("truth").is_null())["corpus"].to_list()
     if unknown:
         yield f"The truth of {listed(unknown)}: ranked with the others, but not judged."
-    if not decisions or decisions["decision_accuracy"] is None:
+    if not _is_known(decisions):
         yield "How many pairs are decided rightly: the tables do not have it."
     else:
         if decisions["low"] is None:
@@ -228,6 +237,6 @@ def _agreement(order: CorpusOrder, agreement: pl.DataFrame | None) -> list[tuple
     for own, other in (("", "other_"), ("other_", "")):  # each pair of orders has one row
         here = {f"{own}{name}": value for name, value in (order.proxy | order.cell).items()}
         here |= {f"{other}{name}": value for name, value in order.cell.items()}
-        rows = agreement.filter(**here).drop_nulls("spearman")
+        rows = agreement.filter(pl.col("spearman").is_finite(), **here)
         found += rows.select(f"{other}statistic", f"{other}weighting", "spearman").rows()
     return [(proxy_name(statistic, weighting), rho) for statistic, weighting, rho in found]

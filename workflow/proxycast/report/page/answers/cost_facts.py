@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 import polars as pl
 
 from proxycast.jobs.benchmarks import read_benchmark
-from proxycast.report.page.answers.wording import Fact, counted, flops_in_words, two_digits
+from proxycast.report.page.answers.wording import Fact, counted, power_of_ten, two_digits
 from proxycast.report.page.study_results import StudyResults
 
 
@@ -22,9 +22,9 @@ def _training(results: StudyResults, cell: Mapping[str, object]) -> Iterator[str
         return
     trained = checkpoints.filter(role="proxy", **cell)
     flops = trained["flops"].sum()
-    if flops and not trained["flops"].null_count():
+    if trained["flops"].is_finite().all() and flops > 0 and not trained["flops"].null_count():
         runs = counted(trained["run"].n_unique(), "small model")
-        yield f"{flops_in_words(flops)} to train {runs} to this step"
+        yield f"{power_of_ten(flops, 'FLOPs')} to train {runs} to this step"
 
 
 def _scoring(results: StudyResults) -> Iterator[str]:

@@ -14,9 +14,10 @@ from proxycast.report.page.answers.wording import (
     cost,
     counted,
     first_row,
-    flops_in_words,
+    known_rows,
     listed,
     percent,
+    power_of_ten,
     sentence,
 )
 from proxycast.report.page.formats import with_interval
@@ -69,14 +70,21 @@ def _at_the_end(summary: pl.DataFrame) -> Forecasts | None:
 def _forecast(at: Forecasts, metric: str) -> str:
     """What is forecast of the first run, task by task, and what it scored where that is known."""
     run, step = at.rows.select("run", "step").row(0)
-    scores = [_score(row) for row in at.rows.filter(run=run).rows(named=True)]
+    scores = _scores(at.rows.filter(run=run))
     when = "its end" if at.is_end else f"{at.horizon:g} times the compute of the cut"
+    if not scores:
+        return f"Run {run} has no forecast at {when} (step {step:,})"
     return f"Run {run} is forecast to score {listed(scores, MOST_TASKS)} in {metric} at {when} (step {step:,})"
 
 
-def _score(row: Row) -> str:
-    scored = "" if row["truth"] is None else f" (it scored {row['truth']:{HOW}})"
-    return f"{with_interval(row, 'predicted', HOW, 'low', 'high')} on {row['task']}{scored}"
+def _scores(forecasts: pl.DataFrame) -> list[str]:
+    """The forecast of each task, with what became of it where that is known."""
+    said = []
+    for row in known_rows(forecasts):
+        scored = "" if row["truth"] is None else f" (it scored {row['truth']:{HOW}})"
+        if row["predicted"] is not None:
+            said.append(f"{with_interval(row, 'predicted', HOW, 'low', 'high')} on {row['task']}{scored}")
+    return said
 
 
 def _forecast_by(at: Forecasts) -> str:
@@ -88,11 +96,13 @@ def _forecast_by(at: Forecasts) -> str:
 def _from_where_to_where(at: Forecasts) -> Iterator[Fact]:
     """The truth at the cut, and the compute of what is forecast, of the first run."""
     rows = at.rows.filter(run=at.rows["run"][0])
-    now = [f"{value:{HOW}} on {task}" for task, value in rows.select("task", "last_value").drop_nulls().iter_rows()]
+    known = rows.filter(pl.col("last_value").is_finite()).select("task", "last_value")
+    now = [f"{value:{HOW}} on {task}" for task, value in known.iter_rows()]
     if now:
         yield Fact("At the cut", listed(now, MOST_TASKS))
-    tokens, flops = rows.select("tokens", "flops").row(0)
-    compute = [*([f"{tokens:.3g} tokens"] if tokens else []), *([flops_in_words(flops)] if flops else [])]
+    row = first_row(rows)
+    units = {"tokens": "tokens", "flops": "FLOPs"}
+    compute = [power_of_ten(row[name], unit) for name, unit in units.items() if row[name]]
     if compute:
         yield Fact("Forecast for", ", ".join(compute))
 
@@ -100,15 +110,15 @@ def _from_where_to_where(at: Forecasts) -> Iterator[Fact]:
 def _other_forecasts(at: Forecasts) -> Iterator[Fact]:
     """What methods say that learn from the other runs, of the same run."""
     for (method,), rows in at.of_others.filter(run=at.rows["run"][0]).group_by("method", maintain_order=True):
-        scores = [_score({**row, "truth": None}) for row in rows.rows(named=True)]
-        yield Fact(f"By {method}", listed(scores, MOST_TASKS))
+        if scores := _scores(rows.with_columns(truth=pl.lit(None, pl.Float64))):
+            yield Fact(f"By {method}", listed(scores, MOST_TASKS))
 
 
 def _judged(errors: pl.DataFrame | None, at: Forecasts) -> Row | None:
     """The method's errors over all tasks and runs: at the horizon of the forecast, else the largest that is judged."""
     if errors is None:
         return None
-    own = errors.filter(pl.col("method").is_in([CHOSEN, at.method]), pl.col("rmse").is_not_null(), task="all")
+    own = errors.filter(pl.col("method").is_in([CHOSEN, at.method]), pl.col("rmse").is_finite(), task="all")
     return first_row(own.sort(pl.col("horizon") == at.horizon, "horizon", pl.col("method") == CHOSEN, descending=True))
 
 
@@ -123,7 +133,7 @@ def _error(judged: Row, errors: pl.DataFrame, metric: str, at: Forecasts) -> str
 
 def _facts_of_errors(judged: Row, errors: pl.DataFrame, metric: str, own: str) -> Iterator[Fact]:
     """Beside the best of the others in hindsight, and how many truths the intervals hold."""
-    here = errors.filter(pl.col("rmse").is_not_null(), task="all", horizon=judged["horizon"])
+    here = errors.filter(pl.col("rmse").is_finite(), task="all", horizon=judged["horizon"])
     if (name := judged["best_baseline"]) and judged["difference"] is not None:
         price = cost(judged, "difference", metric, "difference_low", "difference_high")
         yield Fact("Best baseline", f"in hindsight {name}; the error less that of it is {price} (below 0 is better)")
@@ -136,7 +146,7 @@ def _facts_of_errors(judged: Row, errors: pl.DataFrame, metric: str, own: str) -
 
 
 def _rehearsals(at: Forecasts) -> Iterator[Fact]:
-    row = first_row(at.rows.drop_nulls("rehearsal_coverage"))
+    row = first_row(at.rows.filter(pl.col("rehearsal_coverage").is_finite()))
     if row:
         held = f"such intervals of {at.method} held {percent(row['rehearsal_coverage'])} of the truths"
         yield Fact("In rehearsals", f"{held}, before the cut")
@@ -145,9 +155,9 @@ def _rehearsals(at: Forecasts) -> Iterator[Fact]:
 def _missing(at: Forecasts, judged: Row | None) -> Iterator[str]:
     if at.rows["truth"].null_count() == len(at.rows):
         where = "its end" if at.is_end else "this horizon"
-        yield f"What became of it: no run has reached {where}, so nothing judges this forecast yet."
-    if judged is None:
-        yield "How far such forecasts are off: no horizon has a truth."
+        yield f"How right this forecast is: no run has reached {where}, so nothing judges it yet."
+    elif judged is None:
+        yield "How far such forecasts are off: the tables do not have it."
     if at.rows["low"].null_count():
         yield "Some intervals: too little is known to tell how far these forecasts may be off."
     cautions = at.rows.filter(pl.col("caution") != "")

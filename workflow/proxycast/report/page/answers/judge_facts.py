@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import polars as pl
 
 from proxycast.proxy_formulas import proxy_name
-from proxycast.report.page.answers.wording import Fact, leading, listed
+from proxycast.report.page.answers.wording import Fact, first_row, leading, listed
 from proxycast.report.page.formats import with_interval
 
 
@@ -23,7 +23,7 @@ def facts_of_judges(judged: pl.DataFrame | None, name: str, **where: object) -> 
 
 
 def _told(order: pl.DataFrame, name: str) -> Iterator[str]:
-    row, leaders = order.row(0, named=True), leading(order, name)
+    row, leaders = first_row(order), leading(order, name)
     by = proxy_name(row["statistic"], row["weighting"]) if "statistic" in row else row["scorer"]
     expected = ""
     if row["predicted"] is not None and len(leaders) == 1:

@@ -56,7 +56,7 @@ def model_order(results: StudyResults) -> ModelOrder | None:
         **key,
         ranking=ranking.filter(**key).sort("place", "model"),
         pairs=pl.DataFrame(schema=none) if pairs is None else pairs.filter(**key),
-        agreement=None if agreement is None else agreement.filter(**key).drop_nulls("spearman"),
+        agreement=None if agreement is None else agreement.filter(pl.col("spearman").is_finite(), **key),
     )
 
 
@@ -152,7 +152,7 @@ def _about_noise(truth: Row, metric: str) -> str:
 
 def _facts_of_truth(order: ModelOrder, evidence: Evidence, metric: str) -> Iterator[Fact]:
     held_out, baseline, choice, truth = evidence.held_out, evidence.baseline, evidence.choice, evidence.truth
-    if held_out and baseline:
+    if held_out and baseline and baseline["spearman"] is not None:
         name, rho = baseline["method"], with_interval(baseline, "spearman", ".2f", "low", "high")
         if (name, baseline["tail"]) == (order.method, order.tail):
             yield Fact("Best baseline", f"{name}, which is what decides here")
@@ -176,7 +176,7 @@ def _unmeasured(order: ModelOrder) -> list[str]:
 def _missing_of_truth(order: ModelOrder, evidence: Evidence) -> Iterator[str]:
     held_out, choice, truth = evidence.held_out, evidence.choice, evidence.truth
     if not held_out or held_out["spearman"] is None:
-        yield f"How right the order is on tasks that were held out{why(held_out)}."
+        yield f"How right such an order is on tasks that were held out{why(held_out)}."
     else:
         if held_out["low"] is None:
             yield f"The interval of that correlation{why(held_out)}."

@@ -37,12 +37,14 @@ class Answer:
 
 
 def first_row(table: pl.DataFrame | None, **where: object) -> Row | None:
-    """The first row of a table that is so, or None. What is no finite number becomes None, as null is."""
-    found = pl.DataFrame() if table is None else table.filter(**where)
-    if found.is_empty():
-        return None
-    row = found.row(0, named=True)
-    return {name: None if isinstance(value, float) and not isfinite(value) else value for name, value in row.items()}
+    """The first row of a table that is so, or None."""
+    return None if table is None else next(known_rows(table.filter(**where).head(1)), None)
+
+
+def known_rows(table: pl.DataFrame) -> Iterator[Row]:
+    """The rows of a table. What is no finite number becomes None, as null is."""
+    for row in table.iter_rows(named=True):
+        yield {name: None if isinstance(value, float) and not isfinite(value) else value for name, value in row.items()}
 
 
 def listed(names: Sequence[str], most: int = MOST_NAMES) -> str:
@@ -56,13 +58,15 @@ def counted(number: int, thing: str, things: str = "") -> str:
 
 
 def two_digits(value: float) -> str:
-    """A number with two significant digits, or all that stand before the point; never an exponent of ten."""
+    """A number with two significant digits, or all that stand before the point; powers of ten only far from 1."""
+    if value and not 1e-9 < abs(value) < 1e12:
+        return f"{value:.1e}"
     rounded = float(f"{value:.2g}") if abs(value) < 10 else round(value)
     return np.format_float_positional(rounded + 0.0, trim="-")  # + 0.0: no -0
 
 
-def flops_in_words(flops: float) -> str:
-    return f"{flops:.2e} FLOPs".replace("e+", "e")
+def power_of_ten(number: float, unit: str) -> str:
+    return f"{number:.2e} {unit}".replace("e+", "e")
 
 
 def percent(share: float) -> str:
@@ -133,6 +137,8 @@ def clause_of_undecided(ranking: pl.DataFrame, pairs: pl.DataFrame, name: str, t
         yield f"every other {name} can be told apart from {them}"
     elif len(like) == 1:
         yield f"{like[0]} cannot be told apart from {them}"
+    elif len(like) == len(ranking) - len(leaders):
+        yield f"none of the other {len(like)} {things} can be told apart from {them}"
     else:
         yield f"these {len(like)} {things} cannot be told apart from {them}: {listed(like)}"
 

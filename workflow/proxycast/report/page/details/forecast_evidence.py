@@ -234,8 +234,10 @@ def _two_step(two_step: pl.DataFrame) -> list[Block]:
     ]
     table = Table("forecast-two-step-table", "The two-step law as a table", data, columns, is_open=False)
     known = rows.drop_nulls(["truth", "predicted"])
-    if known.is_empty():
-        return [table]
+    return [table] if known.is_empty() else [_two_step_chart(data, known), table]
+
+
+def _two_step_chart(data: Dataset, known: pl.DataFrame) -> Chart:
     tasks = known["task"].unique(maintain_order=True).to_list()
     base = alt.Chart(alt.NamedData("forecast_two_step"), height=340)
     base = base.transform_filter(f"datum.task === {LAW_TASK} && isValid(datum.truth) && isValid(datum.predicted)")
@@ -264,16 +266,13 @@ def _two_step(two_step: pl.DataFrame) -> list[Block]:
         ),
     ).add_params(alt.param(name=LAW_TASK, value=tasks[0]))
     several = [Select(LAW_TASK, "Task", {task: task for task in tasks})] if len(tasks) > 1 else []
-    return [
-        Chart(
-            "forecast-two-step",
-            "Two-step law over parameters and tokens: forecast against truth",
-            specification(chart.properties(width="container")),
-            [data],
-            caption="A run is forecast from its cut by the law of the others, a model by that of all runs. On the "
-            "dashed line forecast and truth are the same. Bars: intervals.",
-            alt="Forecasts of the two-step law against the truth",
-            selects=several,
-        ),
-        table,
-    ]
+    return Chart(
+        "forecast-two-step",
+        "Two-step law over parameters and tokens: forecast against truth",
+        specification(chart.properties(width="container")),
+        [data],
+        caption="A run is forecast from its cut by the law of the others, a model by that of all runs. On the "
+        "dashed line forecast and truth are the same. Bars: intervals.",
+        alt="Forecasts of the two-step law against the truth",
+        selects=several,
+    )

@@ -164,14 +164,14 @@ def _ranks(predictions: pl.DataFrame, leading: str | None) -> list[Block]:
     rank = pl.col("predicted_rank")
     key = ["task", "method", "kind", "model", "family", "true_rank", "truth"]
     means = rows.group_by(key, maintain_order=True).agg(
-        rank.mean(), least=rank.min(), greatest=rank.max(), folds=pl.len()
+        mean_rank=rank.mean(), least=rank.min(), greatest=rank.max(), folds=pl.len()
     )
     kinds = {"scorer": 0, "oracle": 2}
     order = pl.col("kind").replace_strict(kinds, default=1, return_dtype=pl.Int64)
     order = pl.when(pl.col("method") == pl.lit(leading)).then(-1).otherwise(order)
     methods = means.sort(order, maintain_order=True)["method"].unique(maintain_order=True).to_list()
-    kept = max(1, MOST_RANKS * len(methods) // max(len(means), MOST_RANKS))
-    methods = methods[:kept]
+    every = len(methods)
+    methods = methods[: max(1, MOST_RANKS * every // max(len(means), MOST_RANKS))]
     means = means.filter(pl.col("method").is_in(methods))
     tasks = tasks_of(means)
     data = Dataset("models_ranks", means, "model_selection/predictions", "two tasks held out, means over folds")
@@ -182,9 +182,12 @@ def _ranks(predictions: pl.DataFrame, leading: str | None) -> list[Block]:
     few = 1 < len(families) <= len(COLOURS)
     legend = alt.Legend(title="Family", orient="top", columns=3)
     look = {"color": alt.Color("family:N", legend=legend), "shape": alt.Shape("family:N", legend=legend)} if few else {}
-    axis = {"scale": alt.Scale(zero=False, padding=10, nice=False), "axis": alt.Axis(tickMinStep=1, format="~g")}
+    axis = {
+        "scale": alt.Scale(zero=False, padding=10, nice=False),
+        "axis": alt.Axis(tickMinStep=1, format=".1~f", tickCount=10),
+    }
     x, vertical = alt.X("true_rank:Q", title="True rank, 1 is best", **axis), {"title": "Predicted rank", **axis}
-    tooltip = ["model:N", "family:N", "true_rank:Q", alt.Tooltip("predicted_rank:Q", format=".2f")]
+    tooltip = ["model:N", "family:N", "true_rank:Q", alt.Tooltip("mean_rank:Q", format=".2f")]
     tooltip += [alt.Tooltip("least:Q"), alt.Tooltip("greatest:Q"), alt.Tooltip("truth:Q", format=".4~g"), "folds:Q"]
     chart = alt.layer(
         base.mark_line(color="#8f8f8f", strokeDash=[4, 3]).encode(x=x, y=alt.Y("true_rank:Q", **vertical)),
@@ -192,7 +195,7 @@ def _ranks(predictions: pl.DataFrame, leading: str | None) -> list[Block]:
             x=x, y=alt.Y("least:Q", **vertical), y2="greatest:Q"
         ),
         base.mark_point(filled=True, size=70, opacity=0.9).encode(
-            x=x, y=alt.Y("predicted_rank:Q", **vertical), tooltip=tooltip, **look
+            x=x, y=alt.Y("mean_rank:Q", **vertical), tooltip=tooltip, **look
         ),
     ).add_params(alt.param(name=TASK, value=tasks[0]), alt.param(name=METHOD, value=methods[0]))
     names = {method: method_name(method) for method in methods}
@@ -203,7 +206,8 @@ def _ranks(predictions: pl.DataFrame, leading: str | None) -> list[Block]:
             specification(chart.properties(width="container")),
             [data],
             caption="Marks: mean over the folds that hold the task out; bars: least and greatest. On the dashed line "
-            "the prediction is right.",
+            "the prediction is right."
+            + (f" Here are {len(methods)} of {every} methods; the table has all." if len(methods) < every else ""),
             alt="Predicted against true rank of every model",
             selects=[*task_select(TASK, tasks), *([Select(METHOD, "Method", names)] if len(names) > 1 else [])],
         )

@@ -46,7 +46,7 @@ def _regrets(choices: pl.DataFrame, metric: str) -> list[Block]:
     tooltip = [alt.Tooltip("name:N", title="method")]
     for name in ("regret", "regret_low", "regret_high", "random_regret", "regret_top", "recall", "ndcg"):
         tooltip.append(alt.Tooltip(f"{name}:Q", format=".3~g"))
-    x = alt.X("regret:Q", title=title)
+    x = alt.X("regret:Q", title=title, axis=alt.Axis(tickCount=6))
     layers = [
         base.transform_filter("isValid(datum.regret_low)")
         .mark_rule(strokeWidth=3, opacity=0.5)
@@ -116,7 +116,10 @@ def _gaps(margins: pl.DataFrame) -> list[Block]:
     title = "Pairs ordered as in truth"
     y = {"title": title, "axis": alt.Axis(format="%"), "scale": alt.Scale(domain=[0, 1])}
     base = alt.Chart(alt.NamedData("models_margins"), height=260).transform_filter(f"datum.method === {METHOD}")
-    x = alt.X("gap:Q", title="Predicted gap, in standard deviations of the scores", scale=alt.Scale(domainMin=0))
+    axis = alt.Axis(tickCount=8)
+    x = alt.X(
+        "gap:Q", title="Predicted gap, in standard deviations of the scores", scale=alt.Scale(domainMin=0), axis=axis
+    )
     tooltip = ["pairs:Q", *(alt.Tooltip(f"{name}:Q", format=".3~g") for name in ("gap", "right", "right_low"))]
     tooltip += [alt.Tooltip(f"{name}:Q", format=".3~g") for name in ("right_high", "fitted", "gap_85")]
     chart = alt.layer(

@@ -32,9 +32,10 @@ def writers_compared(writers: pl.DataFrame | None) -> list[Block]:
         .transform_calculate(shown=f"datum[{FIGURE}]")
         .transform_filter("isValid(datum.shown)")
     )
-    legend = alt.Legend(title=None, orient="top") if len(names) > 1 else None
-    scheme = alt.Scale(scheme="tableau10")
-    colour, with_legend = (alt.Color("name:N", legend=shown, scale=scheme) for shown in (None, legend))
+    legend = alt.Legend(title=None, orient="top", columns=3, symbolOpacity=1) if len(names) > 1 else None
+    named = [WRITER_NAMES.get(name, name) for name in names]
+    colour = alt.Color("name:N", legend=legend, scale=alt.Scale(scheme="tableau10", domain=named))
+    shape = alt.Shape("name:N", legend=legend, scale=alt.Scale(domain=named))
     x = alt.X("problems:O", sort=numbers, title="Problems of each task", axis=alt.Axis(labelAngle=0))
     y = alt.Y("shown:Q", title="Spearman's ρ, mean over folds", scale=alt.Scale(zero=False))
     tooltip = ["name:N", "problems:O", "draw:O", alt.Tooltip("shown:Q", title="rho", format=".3f")]
@@ -42,9 +43,7 @@ def writers_compared(writers: pl.DataFrame | None) -> list[Block]:
     chart = alt.layer(
         base.mark_point(size=18, opacity=0.5, filled=True).encode(x=x, y=y, color=colour, tooltip=tooltip),
         mean.mark_line(strokeWidth=2).encode(x=x, y=y, color=colour, detail="name:N"),
-        mean.mark_point(size=60, filled=True, opacity=1).encode(
-            x=x, y=y, color=with_legend, shape=alt.Shape("name:N", legend=legend)
-        ),
+        mean.mark_point(size=60, filled=True, opacity=1).encode(x=x, y=y, color=colour, shape=shape),
     ).add_params(alt.param(name=WRITERS_METHOD, value=methods[0]), alt.param(name=FIGURE, value="spearman"))
     selects = [Select(FIGURE, "ρ", FIGURES)]
     several = len(methods) > 1

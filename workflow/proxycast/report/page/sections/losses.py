@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import polars as pl
 
+from proxycast.experiments.forecasting.methods import CHOSEN
 from proxycast.proxy_formulas import proxy_name
 from proxycast.report.page.blocks import Block, Column, Dataset, Note, Section, Table
 from proxycast.report.page.formats import with_interval
@@ -80,7 +81,7 @@ def _with_verdict(row: Mapping[str, object]) -> dict[str, object]:
 def _is_shown() -> pl.Expr:
     is_won = pl.col("verdict").is_in([BETTER, AHEAD])
     sign = pl.when(pl.col("measure").str.ends_with(MORE)).then(1).otherwise(-1)
-    best = (sign * pl.col("rival_value")).rank("max", descending=True).over("claim", "at", "method") == 1
+    best = (sign * pl.col("rival_value")).rank("min", descending=True).over("claim", "at", "method") == 1
     return ~is_won | best.fill_null(False) | (pl.col("rival") == PLAIN_FIRST[0])
 
 
@@ -225,7 +226,7 @@ def _laws(results: StudyResults) -> list[dict]:
             name,
         )
         | {
-            "rival": f"{proxy_name(r['statistic'], r['weighting'])} of {r['single_size']} alone",
+            "rival": f"{r['single_size']} alone",
             "value": r["decision_accuracy"],
         }
         | {"rival_value": r["single_decision_accuracy"], "difference": r["difference"]}
@@ -325,13 +326,14 @@ def _forecasts(results: StudyResults) -> list[dict]:
     if table is None or results.study.target is None:
         return []
     table = table.filter(task="all")
+    fixed = (pl.col("kind") == "proxy") | (pl.col("method") == CHOSEN)  # the rehearsal may choose a baseline
     values = dict(table.select(pl.format("{} {}", "horizon", "method"), "rmse").rows())
     measure = f"RMSE of {results.study.target.metric}, {LESS}"
     return [
         _row("Forecasts", f"{r['horizon']:g} x the compute at the cut", r["method"], r["best_baseline"], measure, name)
         | {"value": r["rmse"], "rival_value": values.get(f"{r['horizon']} {r['best_baseline']}")}
         | {"difference": r["difference"], "low": r["difference_low"], "high": r["difference_high"]}
-        for r in table.filter(kind="proxy").drop_nulls("best_baseline").iter_rows(named=True)
+        for r in table.filter(fixed).drop_nulls("best_baseline").iter_rows(named=True)
     ]
 
 

@@ -93,7 +93,7 @@ def _view_block(view: pl.DataFrame, contrast: pl.DataFrame, by_token: bool) -> H
             data=Markup(script_json(data, allow_nan=False)),
         )
     )
-    caption = "The last tokens of those solutions that contribute most. All numbers: token_view.parquet."
+    caption = "The last tokens of the solutions that contribute most. All numbers: token_view.parquet."
     return Html("token-view", "Solutions, token by token", Markup(markup), caption=caption)
 
 

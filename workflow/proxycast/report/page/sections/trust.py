@@ -1,5 +1,6 @@
 """Why the page may be believed: the truth, what was fixed in advance, warnings, and where each number is from."""
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from shlex import quote
@@ -37,7 +38,7 @@ def trust_section(results: StudyResults, sections: Sequence[Section]) -> Section
     )
     templates.globals["anchor_of"] = anchor_of
     macros = templates.get_template("trust.html.j2").module
-    blocks = [*_truth(results), *_fixed(results, macros), *_weightings(macros), *_warnings(results, macros)]
+    blocks = [*_truth(results), *_fixed(results, macros), *_weightings(results, macros), *_warnings(results, macros)]
     used = tables_used([*sections, Section("trust", "", blocks)], results.results, results.rules)
     return Section("trust", "Why believe it", [*blocks, *_origin(results, used, macros)])
 
@@ -135,16 +136,18 @@ def _of_the_study(results: StudyResults) -> Iterator[dict[str, str]]:
 
 
 def _of_hindsight(results: StudyResults, best: Dataset | None) -> Iterator[dict[str, str]]:
-    for budget in [budget.name for budget in results.budgets] if best else []:
-        rows = best.frame.filter(budget=budget)
+    summary = results.table("data_selection/summary")
+    for budget in [budget.name for budget in results.budgets] if summary is not None else []:
+        rows = best.frame.filter(budget=budget) if best else summary.clear()
         told = [
             proxy_name(r["statistic"], r["weighting"])
             + " "
             + with_interval(r, "decision_accuracy", ".2f", "low", "high")
             for r in rows.iter_rows(named=True)
         ]
-        yield _row(f"Best proxies at {budget}", "no, in hindsight", "; ".join(told))
-        baseline = rows["best_baseline"].drop_nulls()
+        if told:
+            yield _row(f"Best proxies at {budget}", "no, in hindsight", "; ".join(told))
+        baseline = summary.filter(budget=budget)["best_baseline"].drop_nulls()
         if len(baseline):
             yield _row(f"Best baseline at {budget}", "no, in hindsight", baseline[0])
     ranking = results.table("model_selection/ranking")
@@ -175,7 +178,9 @@ def _best(results: StudyResults) -> Dataset | None:
     )
 
 
-def _weightings(macros) -> list[Block]:
+def _weightings(results: StudyResults, macros) -> list[Block]:
+    if all(proxy.weighting == "none" for proxy in results.study.highlighted) and _best(results) is None:
+        return []  # it compares what others measured, or baselines
     caption = (
         "A weighting that depends on the candidate counts each model's tokens by that model's own distribution. Two "
         "candidates are then compared over different weights, and a worse one can look better: the order can be "
@@ -211,16 +216,15 @@ def _warnings(results: StudyResults, macros) -> list[Block]:
 
 def _origin(results: StudyResults, used: Sequence, macros) -> list[Block]:
     page = results.results / "report.html"
-    where = results.where
-    command = (
-        f"snakemake --configfile {quote(where or 'STUDY')} --report {quote(str(page.with_name('provenance.html')))}"
-    )
+    where = os.path.relpath(results.where) if results.where else ""  # Snakemake gives it in full
+    provenance = os.path.relpath(page.with_name("provenance.html"))
+    command = f"snakemake --configfile {quote(where or 'STUDY')} --report {quote(provenance)}"
     link = relative(Path(where), page) if where else ""
     text = yaml.safe_dump(results.study.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100)
     config = "\n".join(map(printable, text.splitlines()))
     caption = (
-        "A fingerprint changes with what a table was made from: inputs, options and code. It stands in the metadata "
-        "of the parquet file too."
+        "A fingerprint changes with the inputs and options that a table was made from. It stands in the metadata of "
+        "the parquet file too."
     )
     return [
         *([Html("made", "Tables of this page", Markup(macros.made(used)), caption=caption)] if used else []),

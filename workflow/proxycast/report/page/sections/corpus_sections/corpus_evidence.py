@@ -7,9 +7,9 @@ import polars as pl
 
 from proxycast.report.page.blocks import Block, Chart, Column, Dataset, Note, Section, Select, Table
 from proxycast.report.page.charts import MOST_MARKS, specification
-from proxycast.report.page.sections.data_selection.corpus_frontier import lined
-from proxycast.report.page.sections.data_selection.corpus_mixtures import mixture_blocks
-from proxycast.report.page.sections.data_selection.corpus_orders import (
+from proxycast.report.page.sections.corpus_sections.corpus_frontier import lined
+from proxycast.report.page.sections.corpus_sections.corpus_mixtures import mixture_blocks
+from proxycast.report.page.sections.corpus_sections.corpus_orders import (
     BUDGET_KEY,
     PROXY_COLUMNS,
     PROXY_KEY,
@@ -245,7 +245,7 @@ def _solution_counts(results: StudyResults) -> list[Block]:
             "How many solutions are enough",
             specification(chart.properties(width="container", height=300)),
             [dataset],
-            caption=f"Share of pairs of corpora ordered as by {against}, with random solutions of each task. The band is "
+            caption=f"Share of pairs of corpora ordered as by {against}, with random solutions. The band is "
             "the interval of the first method over the corpora; dashed lines extrapolate. Enough: within 0.01 of all "
             "solutions from there on.",
             alt=f"Agreement with {against} over the number of solutions.",

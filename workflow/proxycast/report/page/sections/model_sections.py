@@ -77,7 +77,7 @@ def _places(rows: pl.DataFrame, tasks: Sequence[str]) -> Chart:
     colour = alt.Color("truth_is:N", scale=alt.Scale(domain=values, range=[PREDICTED, LEARNED]), legend=legend)
     shape = alt.Shape("truth_is:N", scale=alt.Scale(domain=values, range=["circle", "diamond"]), legend=legend)
     title, scale = "Place, 1 is best", alt.Scale(zero=False, nice=False, padding=12)
-    x = alt.X("place:Q", title=title, axis=alt.Axis(tickMinStep=1, format="~g"), scale=scale)
+    x = alt.X("place:Q", title=title, axis=alt.Axis(tickMinStep=1, format=".1~f"), scale=scale)
     tooltip = [
         *(alt.Tooltip(name) for name in ("model:N", "family:N", "place:Q", "place_low:Q", "place_high:Q")),
         *(alt.Tooltip(f"{name}:Q", format=".4~g") for name in ("score", "score_low", "score_high", "truth")),

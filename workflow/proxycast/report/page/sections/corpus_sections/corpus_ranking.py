@@ -9,8 +9,8 @@ from proxycast.report.page.blocks import Block, Chart, Column, Dataset, Html, No
 from proxycast.report.page.charts import specification
 from proxycast.report.page.formats import shown
 from proxycast.report.page.grids import LEVELS, Cell, grid
-from proxycast.report.page.sections.data_selection.corpus_costs import cost_blocks
-from proxycast.report.page.sections.data_selection.corpus_orders import (
+from proxycast.report.page.sections.corpus_sections.corpus_costs import cost_blocks
+from proxycast.report.page.sections.corpus_sections.corpus_orders import (
     MOST_ORDERS,
     ORDER_COLUMNS,
     ORDER_KEY,
@@ -18,7 +18,7 @@ from proxycast.report.page.sections.data_selection.corpus_orders import (
     order_select,
     orders_of,
 )
-from proxycast.report.page.sections.data_selection.orders_agreement import agreement_blocks
+from proxycast.report.page.sections.corpus_sections.orders_agreement import agreement_blocks
 from proxycast.report.page.study_results import StudyResults
 
 MOST_DRAWN = 40  # corpora of a chart or matrix; tables have all

@@ -57,7 +57,7 @@ def curve_blocks(results: StudyResults) -> list[Block]:
     source = forecasts if forecasts is not None else summary
     if source is not None and pairs:
         blocks += _cautions(source, pairs, _methods(paths, chosen))
-    return blocks + (_ends(summary, metric) if summary is not None else [])
+    return blocks + (_ends(summary) if summary is not None else [])
 
 
 def _about_choice(results: StudyResults, rehearsal: pl.DataFrame | None, chosen: str | None) -> list[str]:
@@ -220,7 +220,7 @@ def _cautions(table: pl.DataFrame, pairs: Sequence[tuple[str, str]], methods: Se
     return [Html("forecast-cautions", "Cautions", markup, caption=of_all if len(pairs) > 1 else "")]
 
 
-def _ends(summary: pl.DataFrame, metric: str) -> list[Block]:
+def _ends(summary: pl.DataFrame) -> list[Block]:
     rows = _with_pair(summary).with_columns(
         pl.Series("name", [forecaster_name(method) for method in summary["method"]], pl.String)
     )
@@ -234,7 +234,7 @@ def _ends(summary: pl.DataFrame, metric: str) -> list[Block]:
         Column("name", "Method"),
         Column("horizon", "Times the cut", "g"),
         Column("last_value", "At the cut", ".3f"),
-        Column("predicted", f"Forecast ({metric})", ".3f", "low", "high"),
+        Column("predicted", "Forecast", ".3f", "low", "high"),
         Column("truth", "Truth", ".3f"),
         Column("rehearsal_coverage", "Covered in rehearsals", ".0%"),
         Column("caution", "Caution"),

@@ -8,8 +8,8 @@ import polars as pl
 
 from proxycast.report.page.blocks import Block, Chart, Column, Dataset, Note, Section, Select, Table
 from proxycast.report.page.charts import MOST_MARKS, specification
-from proxycast.report.page.sections.data_selection.corpus_costs import ceiling_of
-from proxycast.report.page.sections.data_selection.corpus_orders import (
+from proxycast.report.page.sections.corpus_sections.corpus_costs import ceiling_of
+from proxycast.report.page.sections.corpus_sections.corpus_orders import (
     ORDER_COLUMNS,
     PROXY_COLUMNS,
     PROXY_KEY,
@@ -69,15 +69,17 @@ def lined(results: StudyResults, table: pl.DataFrame) -> list[tuple[str, str]]:
 
 
 def _thinned(pareto: pl.DataFrame, lines: Sequence[tuple[str, str]]) -> pl.DataFrame:
-    """At most `MOST_MARKS` rows in their order: frontiers and lines whole, of the others every n-th."""
+    """At most `MOST_MARKS` rows in their order: the frontier, then what lines join, then of the others every n-th."""
     if len(pareto) <= MOST_MARKS:
         return pareto
-    name = pl.concat_str(PROXY_COLUMNS, separator="/")
-    matters = pl.col("on_frontier") | name.is_in(["/".join(line) for line in lines])
-    first, rest = pareto.with_row_index("row").filter(matters), pareto.with_row_index("row").filter(~matters)
-    room = max(MOST_MARKS - len(first), 1)
-    kept = pl.concat([first, rest.gather_every(-(-len(rest) // room))]).head(MOST_MARKS)
-    return kept.sort("row").drop("row")
+    of_lines = pl.concat_str(PROXY_COLUMNS, separator="/").is_in(["/".join(line) for line in lines])
+    rest, kept = pareto.with_row_index("row"), []
+    for matters in (pl.col("on_frontier"), of_lines, pl.lit(True)):
+        part, rest = rest.filter(matters), rest.filter(~matters)
+        room = MOST_MARKS - sum(map(len, kept))
+        if room > 0 and len(part):
+            kept.append(part.gather_every(-(-len(part) // room)))
+    return pl.concat(kept).sort("row").drop("row")
 
 
 def _chart(results: StudyResults, dataset: Dataset) -> Chart:

@@ -11,7 +11,7 @@ from proxycast.report.page.blocks import Block, Chart, Column, Dataset, Html, No
 from proxycast.report.page.charts import specification
 from proxycast.report.page.formats import shown, with_interval
 from proxycast.report.page.grids import Cell, grid, level
-from proxycast.report.page.sections.data_selection.corpus_orders import (
+from proxycast.report.page.sections.corpus_sections.corpus_orders import (
     BUDGET_KEY,
     PROXY_COLUMNS,
     PROXY_KEY,
@@ -35,6 +35,7 @@ from proxycast.report.style import (
 
 MOST_PREDICTIONS = 12000  # rows on the page; of more, only the proxies of the table summary
 MOST_NAMED = 60  # corpora with a name in the scatter
+FEW = 12  # corpora whose names rarely meet
 NEIGHBOURS = 5  # corpora above one that its name must not meet
 POINT = "#0072B2"
 
@@ -210,10 +211,11 @@ def _scatter(results: StudyResults, dataset: Dataset, places: Sequence[Place], f
     x = alt.X("predicted:Q", title="predicted score, higher is better", **drawn)
     y = alt.Y("truth:Q", title=f"{metric} of the target models", **drawn)
     tooltip = [alt.Tooltip("corpus:N")] + [alt.Tooltip(f"{name}:Q", format=".4~g") for name in ("predicted", "truth")]
+    aside = 0.25 if corpora <= FEW else 0.4
     # A name has room if each of the corpora just above is far away in one direction.
     room = " && ".join(
         f"(!isValid(datum.truth_{n}) || datum.truth_{n} - datum.truth > {0.05 * spread}"
-        f" || abs(datum.predicted - datum.predicted_{n}) > 0.5 * (datum.right - datum.left))"
+        f" || abs(datum.predicted - datum.predicted_{n}) > {aside} * (datum.right - datum.left))"
         for n in range(1, NEIGHBOURS + 1)
     )
     named = base.transform_filter(room)
