@@ -82,6 +82,12 @@ def check_dataset(name: str, dataset: dict, results: Path) -> None:
     table = pl.read_parquet(path)
     shared = [column for column in columns if column in table.columns]
     assert shared, (name, "no column of its table")
+    if "means over" in dataset["rows"]:  # their numbers are in no row, but within the table's
+        means = [column for column in shared if table.schema[column].is_float()]
+        for column in means:
+            found = [value for value in columns[column] if value is not None]
+            assert not found or table[column].min() <= min(found) <= max(found) <= table[column].max(), (name, column)
+        shared = [column for column in shared if column not in means]
     known = {tuple(map(plain, row)) for row in table.select(shared).iter_rows()}
     rows = zip(*(columns[column] for column in shared))
     strange = [row for row in rows if tuple(map(plain, row)) not in known]

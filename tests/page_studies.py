@@ -101,6 +101,8 @@ def finished_models(results: Path, is_judged=True, names: Mapping[str, str] | No
     target = Target(metric="accuracy", table="truth.csv") if is_judged else None
     highlighted = [Proxy(statistic=statistic, weighting=weighting) for statistic, weighting in selection_study.PROXIES]
     proxies, targets = selection_study.proxies_of(), selection_study.targets_of() if is_judged else None
+    counts = {"solutions": pl.lit(6, pl.UInt32), "tokens": pl.lit(60, pl.UInt32)}
+    proxies = proxies.with_columns(**counts)
     options = ModelSelectionOptions(scorers=["univariate"])
     of_solutions = selection_study.of_solutions_of().lazy()
     given = (checkpoints, targets, proxies, tasks, target, selection_study.FAST, options, of_solutions, highlighted)
