@@ -15,9 +15,9 @@ from proxycast.experiments.token_contrast.token_tables import token_tables
 from proxycast.proxy_formulas import ProxyOptions
 from proxycast.report.page.blocks import Html, Note, Table
 from proxycast.report.page.html_page import page_html
+from proxycast.report.page.sections.token_levels import MEASURES, difference_levels, in_line, levels, marked
 from proxycast.report.page.sections.tokens import token_section
 from proxycast.report.page.study_results import StudyResults
-from proxycast.report.page.token_levels import MEASURES, difference_levels, in_line, levels, marked
 from proxycast.tables import read_table, write_table
 from token_study import TOP5, pairs_of_bytes, write_ranking, write_study
 

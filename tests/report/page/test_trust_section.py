@@ -8,7 +8,7 @@ from page_results import RANKING, SUMMARY, TRUTH, finished, smoke
 from proxycast.jobs import job
 from proxycast.report.page.blocks import Column, Dataset, Section, Table
 from proxycast.report.page.html_page import page_html
-from proxycast.report.page.provenance import MOST_WARNINGS, RULE_OF_TABLE, anchor_of, rule_of, warnings_of
+from proxycast.report.page.sections.provenance import MOST_WARNINGS, RULE_OF_TABLE, anchor_of, rule_of, warnings_of
 from proxycast.report.page.sections.trust import trust_section
 from proxycast.tables import table_fingerprint
 

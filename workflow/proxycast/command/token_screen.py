@@ -26,7 +26,7 @@ from proxycast.experiments.token_contrast.contributions import Contributions, Re
 from proxycast.experiments.token_contrast.token_tables import MOST_LISTED, contrast_table, view_table
 from proxycast.options import InputError, printable
 from proxycast.proxy_formulas import proxy_name
-from proxycast.report.page.token_levels import MEASURES, difference_labels, difference_levels, in_line, levels
+from proxycast.report.page.sections.token_levels import MEASURES, difference_labels, difference_levels, in_line, levels
 from proxycast.solutions.rows import Solution, read_solutions
 from proxycast.study.loader import load_plan
 from proxycast.study.study_plan import Plan

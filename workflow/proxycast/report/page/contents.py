@@ -1,14 +1,14 @@
 """What the page of a study holds, from top to bottom."""
 
 from proxycast.report.page.answer import answer_markup, answers
+from proxycast.report.page.corpora.corpus_evidence import evidence_section
+from proxycast.report.page.corpora.corpus_frontier import frontier_section, pareto_dataset
+from proxycast.report.page.corpora.corpus_ranking import ranking_section
+from proxycast.report.page.corpora.proxy_heat_map import heat_map_section
+from proxycast.report.page.forecasts.forecast_sections import forecast_sections
 from proxycast.report.page.html_page import page_html
-from proxycast.report.page.sections.corpus_sections.corpus_evidence import evidence_section
-from proxycast.report.page.sections.corpus_sections.corpus_frontier import frontier_section, pareto_dataset
-from proxycast.report.page.sections.corpus_sections.corpus_ranking import ranking_section
-from proxycast.report.page.sections.corpus_sections.proxy_heat_map import heat_map_section
-from proxycast.report.page.sections.forecast_sections import forecast_sections
+from proxycast.report.page.models.model_sections import model_sections
 from proxycast.report.page.sections.losses import loss_section
-from proxycast.report.page.sections.model_sections import model_sections
 from proxycast.report.page.sections.tokens import token_section
 from proxycast.report.page.sections.trust import trust_section
 from proxycast.report.page.study_results import StudyResults

@@ -19,7 +19,7 @@ from markupsafe import Markup
 from proxycast.report.page.blocks import MOST_SHOWN, Block, Chart, Dataset, Html, Note, Section, Table
 from proxycast.report.page.charts import is_flat, picture, rows_of, vega_bundle
 from proxycast.report.page.formats import shown, with_interval
-from proxycast.report.page.provenance import anchor_of
+from proxycast.report.page.sections.provenance import anchor_of
 from proxycast.report.snakemake_report import script_json
 from proxycast.tables import as_cells, atomic
 

@@ -12,7 +12,7 @@ from proxycast.report.page.answer import answers
 from proxycast.report.page.blocks import Block, Column, Dataset, Html, Note, Section, Table
 from proxycast.report.page.formats import shown, with_interval
 from proxycast.report.page.html_page import page_html
-from proxycast.report.page.provenance import relative
+from proxycast.report.page.sections.provenance import relative
 from proxycast.report.page.study_results import StudyResults
 
 TITLE = "Several studies"

@@ -1,1 +1,1 @@
-"""The parts of the page: each module makes sections from the tables of a finished study."""
+"""Sections that every study has: its tokens, where its proxies lose, why to believe it."""

@@ -8,8 +8,15 @@ from proxycast.proxy_formulas import proxy_name
 from proxycast.report.page.blocks import Block, Column, Dataset, Html, Note, Section, Table
 from proxycast.report.page.formats import shown
 from proxycast.report.page.html_page import ASSETS
+from proxycast.report.page.sections.token_levels import (
+    MEASURES,
+    difference_labels,
+    difference_levels,
+    in_line,
+    levels,
+    marked,
+)
 from proxycast.report.page.study_results import StudyResults
-from proxycast.report.page.token_levels import MEASURES, difference_labels, difference_levels, in_line, levels, marked
 from proxycast.report.snakemake_report import script_json
 
 LISTED = 200  # tokens of the table

@@ -14,7 +14,7 @@ from proxycast.options import printable
 from proxycast.proxy_formulas import WEIGHTINGS, proxy_name
 from proxycast.report.page.blocks import Block, Column, Dataset, Html, Note, Section, Table
 from proxycast.report.page.formats import with_interval
-from proxycast.report.page.provenance import (
+from proxycast.report.page.sections.provenance import (
     anchor_of,
     has_logs,
     relative,

@@ -8,10 +8,10 @@ from proxycast.experiments.reliability import NOISE
 from proxycast.report.model_selection_figures import KIND_LOOKS, MOST_CHOSEN, SPLITS, TAILS, method_name
 from proxycast.report.page.blocks import Block, Chart, Column, Dataset, Note, Select, Table
 from proxycast.report.page.charts import specification
-from proxycast.report.page.details.proxy_grids import proxies_alone
-from proxycast.report.page.details.solution_numbers import enough_solutions, writers_compared
-from proxycast.report.page.details.task_lists import task_select, tasks_of
+from proxycast.report.page.models.proxy_grids import proxies_alone
+from proxycast.report.page.models.solution_numbers import enough_solutions, writers_compared
 from proxycast.report.page.study_results import StudyResults
+from proxycast.report.page.task_lists import task_select, tasks_of
 from proxycast.report.style import COLOURS, readable
 
 KIND_COLOURS = {"scorer": "#2A93D1", "baseline": "#8f8f8f", "oracle": "#CC79A7"}

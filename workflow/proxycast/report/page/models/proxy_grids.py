@@ -5,9 +5,9 @@ from markupsafe import Markup, escape
 
 from proxycast.report.model_selection_figures import TAILS
 from proxycast.report.page.blocks import Block, Dataset, Html
-from proxycast.report.page.details.task_lists import task_name, task_select, tasks_of
 from proxycast.report.page.formats import shown
 from proxycast.report.page.grids import Cell, grid, level
+from proxycast.report.page.task_lists import task_name, task_select, tasks_of
 from proxycast.report.style import readable, weighting_name
 
 TASK = "models_proxy_task"

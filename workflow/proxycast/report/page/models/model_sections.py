@@ -9,12 +9,12 @@ from proxycast.experiments.model_selection.model_ranking import ALL_TASKS, IN_SA
 from proxycast.report.model_ranking_figures import NOT_JUDGED, about_method, leading, method_names
 from proxycast.report.page.blocks import Block, Chart, Column, Dataset, Html, Note, Section, Table
 from proxycast.report.page.charts import specification
-from proxycast.report.page.details.model_evidence import evidence_blocks
-from proxycast.report.page.details.model_picks import pick_blocks
-from proxycast.report.page.details.task_lists import task_name, task_select, tasks_of
 from proxycast.report.page.formats import shown
 from proxycast.report.page.grids import Cell, grid, level
+from proxycast.report.page.models.model_evidence import evidence_blocks
+from proxycast.report.page.models.model_picks import pick_blocks
 from proxycast.report.page.study_results import StudyResults
+from proxycast.report.page.task_lists import task_name, task_select, tasks_of
 
 PREDICTED, LEARNED = "#2A93D1", "#B08A5B"
 MOST_DRAWN = 40  # models of a chart: more cannot be read

@@ -7,8 +7,8 @@ from proxycast.experiments.forecasting.methods import CHOSEN, COMPUTE_ONLY, LAST
 from proxycast.report.forecasting_figures import forecaster_name
 from proxycast.report.page.blocks import Block, Chart, Column, Dataset, Note, Select, Table
 from proxycast.report.page.charts import specification
-from proxycast.report.page.details.task_lists import task_select, tasks_of
 from proxycast.report.page.study_results import StudyResults
+from proxycast.report.page.task_lists import task_select, tasks_of
 
 ERROR_TASK, COVERAGE_TASK, LAW_TASK = "forecast_error_task", "forecast_coverage_task", "forecast_law_task"
 ADVANCE = " (chosen in advance)"

@@ -1,0 +1,1 @@
+"""Sections of forecasts: curves with what became of them, errors and coverage."""

@@ -1,0 +1,1 @@
+"""Sections of a model selection: the order of the models, the evidence behind it, what a pick costs."""
