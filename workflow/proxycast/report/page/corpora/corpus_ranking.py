@@ -29,7 +29,9 @@ BETTER, WORSE, EQUAL, UNKNOWN = "+", "−", "=", "?"
 def ranking_section(results: StudyResults) -> Section:
     ranking = results.table("data_selection/ranking")
     if ranking is None:
-        why = [Note("This study has no ranking of corpora.", is_caution=True)] if results.study.corpora else []
+        study = results.study
+        is_asked_for = study.corpora and not (study.model_selection or study.forecasting)
+        why = [Note("This study has no ranking of corpora.", is_caution=True)] if is_asked_for else []
         return Section("ranking", "Ranking", why)
     orders = orders_of(results, ranking)
     shown_orders, rows = orders[:MOST_ORDERS], ranking.sort("place", "corpus")
