@@ -20,6 +20,7 @@ NO_RESULTS = {
     "weights/experts",
     "callbacks",
     "extraction/engines/in_memory",
+    "report/page/several_studies",
 }
 CALLED_BY_PEOPLE = ("command/", "library/")
 

@@ -13,12 +13,12 @@ from proxycast.config.study import Study
 from proxycast.experiments.data_selection.data_tables import data_selection_tables, order_tables
 from proxycast.report.page.blocks import Chart, Html, Note, Table
 from proxycast.report.page.charts import MOST_MARKS, rows_of
-from proxycast.report.page.corpora.corpus_evidence import evidence_section
-from proxycast.report.page.corpora.corpus_frontier import frontier_section, pareto_dataset
-from proxycast.report.page.corpora.corpus_mixtures import mixture_blocks
-from proxycast.report.page.corpora.corpus_ranking import MOST_DRAWN, ranking_section
-from proxycast.report.page.corpora.proxy_heat_map import heat_map_section
 from proxycast.report.page.html_page import page_html
+from proxycast.report.page.of_corpora.corpus_evidence import evidence_section
+from proxycast.report.page.of_corpora.corpus_frontier import frontier_section, pareto_dataset
+from proxycast.report.page.of_corpora.corpus_mixtures import mixture_blocks
+from proxycast.report.page.of_corpora.corpus_ranking import MOST_DRAWN, ranking_section
+from proxycast.report.page.of_corpora.proxy_heat_map import heat_map_section
 from proxycast.report.page.study_results import StudyResults
 from proxycast.tables import write_table
 

@@ -5,7 +5,7 @@ import ladder_study
 import polars as pl
 import pytest
 from proxycast.config.truth import Target
-from proxycast.report.page.forecasts.forecast_sections import MOST_PAIRS, OBSERVED_ROWS, PATH_ROWS, forecast_sections
+from proxycast.report.page.of_forecasts.forecast_sections import MOST_PAIRS, OBSERVED_ROWS, PATH_ROWS, forecast_sections
 from section_checks import (
     assert_lists_name_what_is_there,
     assert_rows_are_the_tables,

@@ -11,7 +11,7 @@ from proxycast.experiments.model_selection.model_counts import model_count_table
 from proxycast.experiments.model_selection.model_ranking import ranking_tables
 from proxycast.experiments.model_selection.model_tables import model_selection_tables
 from proxycast.experiments.model_selection.writer_comparison import WRITERS_SCHEMA
-from proxycast.report.page.models.model_sections import MOST_DRAWN, MOST_PAIRED, model_sections
+from proxycast.report.page.of_models.model_sections import MOST_DRAWN, MOST_PAIRED, model_sections
 from section_checks import (
     assert_lists_name_what_is_there,
     assert_rows_are_the_tables,

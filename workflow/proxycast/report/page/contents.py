@@ -1,13 +1,13 @@
 """What the page of a study holds, from top to bottom."""
 
 from proxycast.report.page.answer import answer_markup, answers
-from proxycast.report.page.corpora.corpus_evidence import evidence_section
-from proxycast.report.page.corpora.corpus_frontier import frontier_section, pareto_dataset
-from proxycast.report.page.corpora.corpus_ranking import ranking_section
-from proxycast.report.page.corpora.proxy_heat_map import heat_map_section
-from proxycast.report.page.forecasts.forecast_sections import forecast_sections
 from proxycast.report.page.html_page import page_html
-from proxycast.report.page.models.model_sections import model_sections
+from proxycast.report.page.of_corpora.corpus_evidence import evidence_section
+from proxycast.report.page.of_corpora.corpus_frontier import frontier_section, pareto_dataset
+from proxycast.report.page.of_corpora.corpus_ranking import ranking_section
+from proxycast.report.page.of_corpora.proxy_heat_map import heat_map_section
+from proxycast.report.page.of_forecasts.forecast_sections import forecast_sections
+from proxycast.report.page.of_models.model_sections import model_sections
 from proxycast.report.page.sections.losses import loss_section
 from proxycast.report.page.sections.tokens import token_section
 from proxycast.report.page.sections.trust import trust_section

@@ -15,7 +15,7 @@ from proxycast.experiments.forecasting.rehearsal import about_choice
 from proxycast.report.forecasting_figures import forecaster_name
 from proxycast.report.page.blocks import Block, Chart, Column, Dataset, Html, Note, Section, Select, Table
 from proxycast.report.page.charts import specification
-from proxycast.report.page.forecasts.forecast_evidence import LINE_LEGEND, chosen_method, error_blocks
+from proxycast.report.page.of_forecasts.forecast_evidence import LINE_LEGEND, chosen_method, error_blocks
 from proxycast.report.page.study_results import StudyResults
 from proxycast.report.style import look
 

@@ -11,8 +11,8 @@ from proxycast.report.page.blocks import Block, Chart, Column, Dataset, Html, No
 from proxycast.report.page.charts import specification
 from proxycast.report.page.formats import shown
 from proxycast.report.page.grids import Cell, grid, level
-from proxycast.report.page.models.model_evidence import evidence_blocks
-from proxycast.report.page.models.model_picks import pick_blocks
+from proxycast.report.page.of_models.model_evidence import evidence_blocks
+from proxycast.report.page.of_models.model_picks import pick_blocks
 from proxycast.report.page.study_results import StudyResults
 from proxycast.report.page.task_lists import task_name, task_select, tasks_of
 

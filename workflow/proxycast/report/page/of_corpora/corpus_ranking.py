@@ -7,8 +7,10 @@ import polars as pl
 
 from proxycast.report.page.blocks import Block, Chart, Column, Dataset, Html, Note, Section, Table, When
 from proxycast.report.page.charts import specification
-from proxycast.report.page.corpora.corpus_costs import cost_blocks
-from proxycast.report.page.corpora.corpus_orders import (
+from proxycast.report.page.formats import shown
+from proxycast.report.page.grids import LEVELS, Cell, grid
+from proxycast.report.page.of_corpora.corpus_costs import cost_blocks
+from proxycast.report.page.of_corpora.corpus_orders import (
     MOST_ORDERS,
     ORDER_COLUMNS,
     ORDER_KEY,
@@ -16,9 +18,7 @@ from proxycast.report.page.corpora.corpus_orders import (
     order_select,
     orders_of,
 )
-from proxycast.report.page.corpora.orders_agreement import agreement_blocks
-from proxycast.report.page.formats import shown
-from proxycast.report.page.grids import LEVELS, Cell, grid
+from proxycast.report.page.of_corpora.orders_agreement import agreement_blocks
 from proxycast.report.page.study_results import StudyResults
 
 MOST_DRAWN = 40  # corpora of a chart or matrix; tables have all

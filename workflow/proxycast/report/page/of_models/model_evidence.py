@@ -8,8 +8,8 @@ from proxycast.experiments.reliability import NOISE
 from proxycast.report.model_selection_figures import KIND_LOOKS, MOST_CHOSEN, SPLITS, TAILS, method_name
 from proxycast.report.page.blocks import Block, Chart, Column, Dataset, Note, Select, Table
 from proxycast.report.page.charts import specification
-from proxycast.report.page.models.proxy_grids import proxies_alone
-from proxycast.report.page.models.solution_numbers import enough_solutions, writers_compared
+from proxycast.report.page.of_models.proxy_grids import proxies_alone
+from proxycast.report.page.of_models.solution_numbers import enough_solutions, writers_compared
 from proxycast.report.page.study_results import StudyResults
 from proxycast.report.page.task_lists import task_select, tasks_of
 from proxycast.report.style import COLOURS, readable

@@ -8,8 +8,8 @@ import polars as pl
 
 from proxycast.report.page.blocks import Block, Chart, Column, Dataset, Note, Section, Select, Table
 from proxycast.report.page.charts import MOST_MARKS, specification
-from proxycast.report.page.corpora.corpus_costs import ceiling_of
-from proxycast.report.page.corpora.corpus_orders import (
+from proxycast.report.page.of_corpora.corpus_costs import ceiling_of
+from proxycast.report.page.of_corpora.corpus_orders import (
     ORDER_COLUMNS,
     PROXY_COLUMNS,
     PROXY_KEY,

@@ -9,7 +9,9 @@ from markupsafe import Markup
 
 from proxycast.report.page.blocks import Block, Chart, Column, Dataset, Html, Note, Section, Table, When
 from proxycast.report.page.charts import specification
-from proxycast.report.page.corpora.corpus_orders import (
+from proxycast.report.page.formats import shown, with_interval
+from proxycast.report.page.grids import Cell, grid, level
+from proxycast.report.page.of_corpora.corpus_orders import (
     BUDGET_KEY,
     PROXY_COLUMNS,
     PROXY_KEY,
@@ -19,8 +21,6 @@ from proxycast.report.page.corpora.corpus_orders import (
     name_of,
     proxies_in,
 )
-from proxycast.report.page.formats import shown, with_interval
-from proxycast.report.page.grids import Cell, grid, level
 from proxycast.report.page.study_results import StudyResults
 from proxycast.report.style import (
     BASELINE_LOOKS,

@@ -7,9 +7,9 @@ import polars as pl
 
 from proxycast.report.page.blocks import Block, Chart, Column, Dataset, Note, Section, Select, Table
 from proxycast.report.page.charts import MOST_MARKS, specification
-from proxycast.report.page.corpora.corpus_frontier import lined
-from proxycast.report.page.corpora.corpus_mixtures import mixture_blocks
-from proxycast.report.page.corpora.corpus_orders import (
+from proxycast.report.page.of_corpora.corpus_frontier import lined
+from proxycast.report.page.of_corpora.corpus_mixtures import mixture_blocks
+from proxycast.report.page.of_corpora.corpus_orders import (
     BUDGET_KEY,
     PROXY_COLUMNS,
     PROXY_KEY,

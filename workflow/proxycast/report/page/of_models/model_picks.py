@@ -7,7 +7,7 @@ from proxycast.experiments.margins import SURE
 from proxycast.report.model_selection_figures import SPLITS, method_name
 from proxycast.report.page.blocks import Block, Chart, Column, Dataset, Select, Table
 from proxycast.report.page.charts import specification
-from proxycast.report.page.models.model_evidence import (
+from proxycast.report.page.of_models.model_evidence import (
     KIND_COLOURS,
     kind_encodings,
     method_axis,

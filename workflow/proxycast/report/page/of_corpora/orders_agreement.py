@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import polars as pl
 
 from proxycast.report.page.blocks import Block, Column, Dataset, Html, Note, Table
-from proxycast.report.page.corpora.corpus_orders import ORDER_COLUMNS, Order
 from proxycast.report.page.formats import shown
 from proxycast.report.page.grids import Cell, grid, level
+from proxycast.report.page.of_corpora.corpus_orders import ORDER_COLUMNS, Order
 from proxycast.report.page.study_results import StudyResults
 
 
