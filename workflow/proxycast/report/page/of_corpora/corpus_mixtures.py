@@ -64,16 +64,23 @@ def _held_out(regression: pl.DataFrame) -> list[Block]:
     ]
 
 
-GRIDS = """{% for metric, first, markup in parts %}
-<div data-shown-for="next_metric" data-value="{{ metric }}"{% if not first %} hidden{% endif %}>{{ markup }}</div>
+GRIDS = """{% for metric, first, markup, cautions in parts %}
+<div data-shown-for="next_metric" data-value="{{ metric }}"{% if not first %} hidden{% endif %}>{{ markup }}
+{% for caution in cautions %}
+<p class="note caution">{{ caution }}</p>
+{% endfor %}
+</div>
 {% endfor %}"""
 
 
 def _next(proposed: pl.DataFrame) -> list[Block]:
     dataset = Dataset("next_mixtures", proposed, "data_selection/next_mixtures")
     metrics = proposed["metric"].unique(maintain_order=True).to_list()
-    parts = [(metric, metric == metrics[0], _grid(proposed.filter(metric=metric), metric)) for metric in metrics]
-    cautions = proposed.drop_nulls("caution")["caution"].unique(maintain_order=True).to_list()
+    parts = []
+    for metric in metrics:
+        rows = proposed.filter(metric=metric)
+        cautions = {part: None for text in rows["caution"].drop_nulls() for part in text.split("; ") if part}
+        parts.append((metric, metric == metrics[0], _grid(rows, metric), list(cautions)))
     cut = f" Only the {MOST_SOURCES} largest sources." if proposed["source"].n_unique() > MOST_SOURCES else ""
     return [
         Html(
@@ -85,7 +92,6 @@ def _next(proposed: pl.DataFrame) -> list[Block]:
             f"mixture seen, with its interval.{cut}",
             selects=_metric_select("next_metric", proposed),
         ),
-        *(Note(text, is_caution=True) for text in cautions),
     ]
 
 

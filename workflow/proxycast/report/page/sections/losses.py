@@ -93,7 +93,7 @@ def _told(results: StudyResults, comparisons: pl.DataFrame) -> Iterator[str]:
             row["verdict"], row["verdict"]
         )
         yield (
-            f"Against bits per byte on the expert solutions (at {row['at']}): {row['method']} {row['value']:.3g}, "
+            f"Against bits per byte on expert solutions (budget {row['at']!r}): {row['method']} {row['value']:.3g}, "
             f"bits per byte {row['rival_value']:.3g}, difference {difference}: {verdict}."
         )
     if PLAIN_FIRST[0] not in comparisons["rival"].to_list():

@@ -70,6 +70,7 @@ def _tokenizers_differ(contrast: pl.DataFrame) -> str:
 
 def _view_block(view: pl.DataFrame, contrast: pl.DataFrame, by_token: bool) -> Html:
     names = view["candidate"].unique(maintain_order=True).to_list()
+    view = _by_contribution(view, contrast)
     mean = pl.col("share").abs().mean().over("candidate", "step", "solution", "task")
     view = view.with_columns(relative_share=pl.when(mean > 0).then(pl.col("share").abs() / mean))
     steps = [sorted(view.filter(candidate=name)["step"].unique()) for name in names]
@@ -102,6 +103,17 @@ def _view_block(view: pl.DataFrame, contrast: pl.DataFrame, by_token: bool) -> H
     )
     caption = "The last tokens of the solutions that contribute most. All numbers: token_view.parquet."
     return Html("token-view", "Solutions, token by token", Markup(markup), caption=caption)
+
+
+def _by_contribution(view: pl.DataFrame, contrast: pl.DataFrame) -> pl.DataFrame:
+    """The solutions of the view in the order in which the contrast, largest first, names them."""
+    of_solution = ["task", "solution"]
+    first = contrast.select(*of_solution, row=pl.int_range(pl.len())).unique(of_solution, keep="first")
+    view = view.join(first, on=of_solution, how="left", maintain_order="left")
+    places = view.sort("row", "place", nulls_last=True).select(of_solution).unique(maintain_order=True)
+    places = places.with_columns(place=pl.int_range(1, pl.len() + 1))
+    view = view.drop("place", "row").join(places, on=of_solution, how="left", maintain_order="left")
+    return view.sort("place", maintain_order=True)
 
 
 def _solution(rows: pl.DataFrame, names: list[str], ends: list[int], compared: bool) -> dict:
@@ -176,6 +188,7 @@ def _table(view: pl.DataFrame, contrast: pl.DataFrame, by_token: bool) -> Table:
             Column("solution", "Solution"),
         ]
         return Table("token-contrast", "Solutions that decide, largest first", dataset, columns)
+    view = _by_contribution(view, contrast)
     first = view.filter(candidate=contrast["first"][0], is_end=True).sort("place", "position")
     places = first.select(
         "task", "solution", "position", index=pl.int_range(pl.len()).over("place"), shown=pl.col("place") - 1

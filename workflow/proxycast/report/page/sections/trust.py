@@ -146,10 +146,10 @@ def _of_hindsight(results: StudyResults, best: Dataset | None) -> Iterator[dict[
             for r in rows.iter_rows(named=True)
         ]
         if told:
-            yield _row(f"Best proxies at {budget}", "no, in hindsight", "; ".join(told))
+            yield _row(f'Best proxies, budget "{budget}"', "no, in hindsight", "; ".join(told))
         baseline = summary.filter(budget=budget)["best_baseline"].drop_nulls()
         if len(baseline):
-            yield _row(f"Best baseline at {budget}", "no, in hindsight", baseline[0])
+            yield _row(f'Best baseline, budget "{budget}"', "no, in hindsight", baseline[0])
     ranking = results.table("model_selection/ranking")
     if ranking is not None:
         method, rho = ranking.select("method", "held_out_spearman").row(0)
