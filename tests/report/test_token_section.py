@@ -49,13 +49,18 @@ def results(tmp_path_factory):
 def test_every_number_is_that_of_the_table(results):
     data, view = data_of(token_section(results)), results.table("token_view")
     assert data["names"] == view["candidate"].unique(maintain_order=True).to_list()
-    for (place, name, step), rows in view.group_by("place", "candidate", "step"):
-        own = data["solutions"][place - 1]["sides"][data["names"].index(name)][str(step)]
+    of = {(solution["task"], solution["solution"]): solution for solution in data["solutions"]}
+    for (task, solution, name, step), rows in view.group_by("task", "solution", "candidate", "step"):
+        own = of[task, solution]["sides"][data["names"].index(name)][str(step)]
         for column in ("rank", "entropy", "cross_entropy", "weight", "share"):
             assert own[column] == pytest.approx(rows[column].to_list(), rel=6e-4)
         assert {len(text) for text in own["levels"].values()} == {len(rows)}
         assert own["levels"]["rank"] == levels(rows["rank"].to_list(), MEASURES["rank"])
-    first, second = (view.filter(candidate=name, step=20, place=1) for name in data["names"])
+    # The solution that opens is the one with the largest token of those that are shown.
+    named = results.table("token_contrast").join(view, on=["task", "solution"], how="semi", maintain_order="left")
+    assert list(of)[0] == named.select("task", "solution").row(0)
+    opens = dict(zip(("task", "solution"), list(of)[0]))
+    first, second = (view.filter(candidate=name, step=20, **opens) for name in data["names"])
     by = data["solutions"][0]["differences"]["20"]["contribution"]
     assert by == pytest.approx((first["share"] - second["share"]).to_list(), rel=6e-4)
 

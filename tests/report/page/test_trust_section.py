@@ -109,8 +109,8 @@ def test_what_was_fixed_is_told_apart_from_hindsight(tmp_path):
     rows = dict(re.findall('<tr><th scope="row">([^<]*)</th><td>(.*?)</td></tr>', html))
     assert rows["Proxies"] == "yes</td><td>top5_accuracy/token_frequency, cross_entropy/uniform"
     assert rows["Budgets"].startswith("yes</td><td>smallest: size 30k, step 20; ")
-    assert rows["Best proxies at small"] == "no, in hindsight</td><td>margin/entropy 0.91 [0.20, 0.90]"
-    assert rows["Best baseline at small"] == "no, in hindsight</td><td>bits_per_byte"
+    assert rows["Best proxies, budget &#34;small&#34;"] == "no, in hindsight</td><td>margin/entropy 0.91 [0.20, 0.90]"
+    assert rows["Best baseline, budget &#34;small&#34;"] == "no, in hindsight</td><td>bits_per_byte"
     assert "0.83 [0.41, 0.97]" in html and "0.88 [0.71, 0.96]" in html and "<td>good</td>" in html
 
 

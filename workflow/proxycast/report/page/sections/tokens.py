@@ -132,6 +132,8 @@ def _solution(rows: pl.DataFrame, names: list[str], ends: list[int], compared: b
         level = _differences(*last)[FIRST_MEASURE]
         panes.append({"name": "", "step": None, "tokens": list(zip(map(marked, last[0]["text"]), level))})
     numbers = {
+        "task": row["task"],
+        "solution": row["solution"],
         "positions": [found["position"].to_list() for found in last],
         "sides": [{step: _of_step(found) for step, found in steps.items()} for steps in sides],
         "differences": {},
