@@ -3,7 +3,7 @@
 import json
 import re
 from html.parser import HTMLParser
-from itertools import product
+from itertools import combinations, product
 
 import numpy as np
 import polars as pl
@@ -19,6 +19,7 @@ from proxycast.report.page.of_corpora.corpus_frontier import frontier_section, p
 from proxycast.report.page.of_corpora.corpus_mixtures import mixture_blocks
 from proxycast.report.page.of_corpora.corpus_ranking import MOST_DRAWN, ranking_section
 from proxycast.report.page.of_corpora.proxy_heat_map import heat_map_section
+from proxycast.report.page.of_corpora.scatter_names import placed_names
 from proxycast.report.page.study_results import StudyResults
 from proxycast.tables import write_table
 
@@ -327,7 +328,7 @@ def test_mixtures_and_solution_counts(five, tmp_path):
     proposed = [
         {"metric": "a/b", "run": f"next_{n}", "gain": 0.1 * n, "gain_low": None, "gain_high": None, "caution": None}
         | {"source": source, "ratio": ratio}
-        for n, (source, ratio) in product((1, 2), (("web", 250.0), ("code", 750.0)))
+        for n, (source, ratio) in product((1, 2), (("web", 0.25), ("code", 0.75)))
     ]
     counts = [
         {"size": "small", "step": 4, "statistic": "cross_entropy", "weighting": "uniform", "reference": "truth"}
@@ -343,3 +344,72 @@ def test_mixtures_and_solution_counts(five, tmp_path):
     (grid,) = (b for b in mixture_blocks(results) if isinstance(b, Html))
     (header, first, _), *_ = Cells(grid.markup).tables.values()
     assert header == ["", "code", "web"] and first == ["next_1 (+0.1)", "75.0", "25.0"]
+    assert "interval" not in grid.caption and "No proposal" not in grid.markup
+
+
+def test_shares_of_many_sources_sum_to_100_and_worse_proposals_are_told(five, tmp_path):
+    study, checkpoints, tables = five
+    shares = [0.3, *[0.05] * 14]
+    proposed = [
+        {"metric": "m", "run": run, "gain": -0.1, "gain_low": -0.2, "gain_high": 0.1, "caution": caution}
+        | {"source": f"source {n}", "ratio": share}
+        for run, caution in (("next_1", "x; y"), ("next_2", "x; not predicted to be better than the best one seen"))
+        for n, share in enumerate(shares)
+    ]
+    regression = [{"metric": "m", "method": "mean", "mixtures": 9, "spearman": 0.0, "low": None, "high": None}]
+    regression[0] |= {"rmse": 0.1, "difference": 0.0, "difference_low": None, "difference_high": None, "note": ""}
+    more = {"mixture_regression": pl.DataFrame(regression, infer_schema_length=None)}
+    results = written(tmp_path, study, checkpoints, tables | more | {"next_mixtures": pl.DataFrame(proposed)})
+    (grid,) = (b for b in mixture_blocks(results) if isinstance(b, Html))
+    (header, *rows), *_ = Cells(grid.markup).tables.values()
+    assert header[-1] == "others" and rows[0][0] == "next_1 (-0.1 [-0.2, +0.1])" and "interval" in grid.caption
+    assert [sum(map(float, row[1:])) for row in rows] == pytest.approx([100, 100])
+    notes = re.findall(r'caution">(.*?)</p>', grid.markup)
+    assert notes == ["No proposal is predicted to be better than the best mixture seen.", "x", "next_1: y"]
+
+
+def test_rows_of_the_highlighted_order_come_first(results):
+    ranking, _, proxies, _ = sections_of(results)
+    first = ranking.blocks[0].selects[0]
+    assert len(set(first.options.values())) == 4 and all('"step ' in text for text in first.options.values())
+    sets = [table.dataset for table in blocks_of([ranking, proxies], Table)]
+    datasets = {d.name: d.frame for d in [*sets, *(d for html in blocks_of([ranking], Html) for d in html.datasets)]}
+    for name in ("ranking", "pairs", "costs"):
+        assert datasets[name].row(0, named=True).items() >= {"statistic": "cross_entropy", "step": 4}.items()
+    assert datasets["at_budgets"]["step"][0] == 4
+    assert datasets["ranking"]["place"].head(len(FIVE)).is_sorted()
+
+
+def test_the_least_compute_of_each_threshold(results):
+    cells = Cells(page_html("t", sections_of(results), ""))
+    header, *rows = cells.tables["compute-reached-rows"]
+    reached = results.table("data_selection/compute_to_reach")
+    thresholds = sorted(reached["threshold"].unique())
+    assert header[1:3] == ["Named in advance", "Best proxy, in hindsight"] and len(rows) == len(thresholds)
+    for row, threshold in zip(rows, thresholds):
+        proxies = reached.filter(kind="proxy", threshold=threshold)
+        for cell, of in ((row[1], proxies.filter(weighting="uniform")), (row[2], proxies)):
+            least = of["compute_fraction"].min()
+            assert cell == "never" if least is None else cell.startswith(f"{100 * least:.2g} %: ")
+
+
+def test_names_of_a_scatter_cover_neither_points_nor_names():
+    """In pixels of plots from narrow to wide; the first point's name is always there."""
+    rng = np.random.default_rng(1)
+    x, y = rng.normal(size=(2, 30))
+    names = [f"corpus_number_{n}" for n in range(30)]
+    found = placed_names(x, y, names)
+    assert names[0] in found and 3 < len(found) < 30
+    for width in (270, 640, 1000):
+        across = 14 + (x - x.min()) / np.ptp(x) * (width - 28)
+        down = 366 - (y - y.min()) / np.ptp(y) * 352
+        texts = []
+        for name, (least, align, dx, dy) in found.items():
+            if name != names[0] and least <= width:
+                n, length = names.index(name), 6 * len(name)
+                left = across[n] + dx - (length if align == "right" else 0)
+                texts.append((left, down[n] + dy, left + length))
+                inside = (across > left) & (across < left + length) & (abs(down - down[n] - dy) < 6)
+                assert not inside.any() and left >= 0 and left + length <= width
+        for (a, at, b), (c, other, d) in combinations(texts, 2):
+            assert b <= c or d <= a or abs(at - other) >= 12

@@ -23,29 +23,33 @@ def cost_blocks(results: StudyResults, orders: Sequence[Order]) -> list[Block]:
         dataset = Dataset("costs", rows, "checkpoints", "small runs at the budgets, summed")
         return [Table("costs", "What it cost", dataset, columns, caption=ABOUT_RUNS)]
     rows = wanted.join(pareto, ORDER_COLUMNS, "inner", maintain_order="left")
-    columns = [Column("statistic", "Statistic"), Column("weighting", "Weighting"), Column("size", "Size")]
-    columns += [
+    columns = [
+        Column("statistic", "Statistic"),
+        Column("weighting", "Weighting"),
+        Column("size", "Size"),
         Column("step", "Step", ","),
-        Column("decision_accuracy", "Decision accuracy", ".2f", "low", "high"),
+        Column("decision_accuracy", "Accuracy, one seed", ".2f", "low", "high"),
         Column("compute_fraction", "Of target compute", ".2g"),
-        Column("flops", "FLOPs of a run", ".2e"),
     ]
     if runs is not None:
         rows = rows.join(runs, ["size", "step"], "left", maintain_order="left")
         columns += RUN_COLUMNS
+    else:
+        columns.append(Column("flops", "FLOPs, a run", ".2e"))
     if rows["scoring_flops"].count():
         # scoring_flops is 2 N T and flops is 6 N D: T follows.
         scored = (3 * pl.col("scoring_flops") * pl.col("tokens") / pl.col("flops")).round().cast(pl.Int64)
         rows = rows.with_columns(scored_tokens=scored)
-        columns.append(Column("scored_tokens", "Tokens scored, a run", ","))
+        columns.append(Column("scored_tokens", "Tokens scored", ","))
     dataset = Dataset("costs", rows, "data_selection/pareto", "the orders above; runs are from checkpoints")
-    caption = f"Decision accuracy is that of one seed. {ABOUT_RUNS} GPU-hours are not in the tables."
+    caption = f"Decision accuracy is that of a single seed; the answer above takes the mean over seeds. {ABOUT_RUNS} "
+    caption += "GPU-hours are not in the tables."
     table = Table("costs", "What it cost, and how good it is", dataset, columns, caption=caption)
     return [table, Note(_about_ceiling(results))]
 
 
-ABOUT_RUNS = "All runs: every corpus and seed at this size and step."
-RUN_COLUMNS = [Column("runs", "Runs", ","), Column("flops_of_runs", "FLOPs of all runs", ".2e")]
+ABOUT_RUNS = "Runs: every corpus and seed at this size and step."
+RUN_COLUMNS = [Column("runs", "Runs", ","), Column("flops_of_runs", "FLOPs, all runs", ".2e")]
 
 
 def _runs(results: StudyResults) -> pl.DataFrame | None:

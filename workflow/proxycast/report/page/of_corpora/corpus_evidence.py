@@ -16,8 +16,11 @@ from proxycast.report.page.of_corpora.corpus_orders import (
     budget_select,
     budgets_in,
     colours_of,
+    dashes_of,
+    interval_text,
     name_of,
     proxies_in,
+    sorted_as,
 )
 from proxycast.report.page.study_results import StudyResults
 from proxycast.report.style import readable
@@ -25,6 +28,8 @@ from proxycast.report.style import readable
 FAINT, POINT = "#868c94", "#0072B2"
 COUNT = "replace(format(datum.value, '~s'), 'G', 'B')"  # 20000000000 -> "20B"
 FEW = 3  # methods whose numbers need no chart
+# Squares: colours alone, as shapes have a legend of their own.
+LEGEND = alt.Legend(title=None, orient="bottom", columns=1, symbolOpacity=1, symbolType="square")
 SHAPES = {"proxy": "circle", "baseline": "cross"}
 METHOD = [Column("statistic", "Statistic"), Column("weighting", "Weighting")]
 AT = [Column("size", "Size"), Column("step", "Step", ",")]
@@ -40,7 +45,7 @@ def evidence_section(results: StudyResults, pareto: Dataset | None) -> Section:
 def _ink(lines: Iterable[tuple[str, str]]) -> alt.Color:
     colours = colours_of(lines)
     scale = alt.Scale(domain=list(colours), range=list(colours.values()))
-    return alt.Color("name:N", scale=scale, legend=alt.Legend(title=None, orient="bottom", columns=1, symbolOpacity=1))
+    return alt.Color("name:N", scale=scale, legend=LEGEND)
 
 
 def _is_one_of(lines: Iterable[tuple[str, str]]) -> str:
@@ -81,15 +86,15 @@ def _over_training(results: StudyResults, pareto: Dataset) -> list[Block]:
     base = (
         alt.Chart(alt.NamedData(pareto.name))
         .transform_filter(f"datum.size == trained && datum.tokens > 0 && {_is_one_of(lines)}")
-        .transform_calculate(name=name_of(lines))
+        .transform_calculate(name=name_of(lines), accuracy=interval_text("decision_accuracy", "low", "high", ".3f"))
     )
-    ink, told = _ink(lines), ["low", "decision_accuracy", "high"]
+    ink, dashes = _ink(lines), dashes_of(lines)
     tooltip = [alt.Tooltip("name:N", title="method"), alt.Tooltip("step:Q", format=",")]
-    tooltip += [alt.Tooltip(f"{column}:Q", format=".3f") for column in told]
+    tooltip.append(alt.Tooltip("accuracy:N", title="accuracy, one seed"))
     of = alt.Y("decision_accuracy:Q", title="decision accuracy", scale=scale)
     layers = [
         _band(base, lines).encode(x=x, y=alt.Y("low:Q", scale=scale), y2="high:Q", color=ink),
-        base.mark_line(aria=False).encode(x=x, y=of, color=ink),
+        base.mark_line(aria=False).encode(x=x, y=of, color=ink, strokeDash=dashes),
         base.mark_point(filled=True, size=45, opacity=1).encode(x=x, y=of, color=ink, tooltip=tooltip),
     ]
     chart = alt.layer(*layers).add_params(alt.param(name="trained", value=sizes[0]))
@@ -99,7 +104,7 @@ def _over_training(results: StudyResults, pareto: Dataset) -> list[Block]:
             "Decision accuracy over training",
             specification(chart.properties(width="container", height=300)),
             [pareto],
-            caption="For one seed. The band is the interval of the first method over corpora; hover for the others.",
+            caption="For a single seed. The band is the first method's interval over corpora. Baselines are dashed.",
             alt="Decision accuracy of the highlighted methods and main baselines over training tokens.",
             selects=[Select("trained", "Size", {size: f"{size} models" for size in sizes})] if len(sizes) > 1 else [],
         )
@@ -118,12 +123,13 @@ def _signal_to_noise(results: StudyResults) -> list[Block]:
     if not rows[noise].count():
         return [Note("Signal to noise is unknown: it takes several seeds, or several checkpoints of a run.")]
     rows = rows.sort(noise, descending=True, nulls_last=True).head(MOST_MARKS)
+    rows = sorted_as(rows, [place.cell for place in budgets_in(results, rows)])
     dataset = Dataset("signal_to_noise", rows, "data_selection/signal_to_noise", "mean over tasks")
     blocks: list[Block] = []
     if rows["decision_accuracy"].count() and rows.select(PROXY_COLUMNS).n_unique() > FEW:
         blocks.append(_snr_chart(results, dataset, noise))
     columns = [*METHOD, *AT, Column(noise, "Signal to noise", ".2f", f"{noise}_low", f"{noise}_high")]
-    columns += [Column("decision_accuracy", "Decision accuracy", ".3f"), Column("note", "Note")]
+    columns += [Column("decision_accuracy", "Accuracy, one seed", ".3f"), Column("note", "Note")]
     is_open = not blocks
     blocks.append(Table("snr-table", "Signal to noise of every method", dataset, columns, is_open=is_open))
     foretold = results.table("data_selection/snr_and_accuracy")
@@ -155,7 +161,7 @@ def _snr_chart(results: StudyResults, dataset: Dataset, noise: str) -> Chart:
         "tooltip": [
             alt.Tooltip("name:N", title="method"),
             alt.Tooltip(f"{noise}:Q", title="signal to noise", format=".2f"),
-            alt.Tooltip("decision_accuracy:Q", format=".3f"),
+            alt.Tooltip("decision_accuracy:Q", title="accuracy, one seed", format=".3f"),
         ],
     }
     layers = [
@@ -210,8 +216,9 @@ def _solution_counts(results: StudyResults) -> list[Block]:
     rows = table.filter(reference=reference, pick="random", score="mean").drop_nulls("decision_accuracy")
     if rows.is_empty():
         return [Note("How many solutions are enough is unknown: no order could be compared.")]
-    dataset = Dataset("solution_counts", rows, "data_selection/solution_counts", f"random, against {reference}")
     lines, places = proxies_in(rows), budgets_in(results, rows)
+    rows = sorted_as(rows, [place.cell for place in places])
+    dataset = Dataset("solution_counts", rows, "data_selection/solution_counts", f"random, against {reference}")
     scale = _accuracy_scale(rows["decision_accuracy"], rows["low"])
     x = alt.X(
         "number:Q",
@@ -222,12 +229,16 @@ def _solution_counts(results: StudyResults) -> list[Block]:
     base = (
         alt.Chart(alt.NamedData(dataset.name))
         .transform_filter(f"{BUDGET_KEY} == counts_at")
-        .transform_calculate(name=name_of(lines), is_extrapolated="indexof(datum.note, 'extrapolated') >= 0")
+        .transform_calculate(
+            name=name_of(lines),
+            is_extrapolated="indexof(datum.note, 'extrapolated') >= 0",
+            alike=interval_text("decision_accuracy", "low", "high", ".3f"),
+        )
     )
     measured, ink = base.transform_filter("!datum.is_extrapolated"), _ink(lines)
     of = alt.Y("decision_accuracy:Q", title="pairs ordered alike", scale=scale)
-    tooltip = [alt.Tooltip("name:N", title="method"), alt.Tooltip("number:Q"), alt.Tooltip("enough:Q")]
-    tooltip += [alt.Tooltip(f"{name}:Q", format=".3f") for name in ("decision_accuracy", "low", "high")]
+    tooltip = [alt.Tooltip("name:N", title="method"), alt.Tooltip("number:Q", title="solutions")]
+    tooltip += [alt.Tooltip("alike:N", title="ordered alike"), alt.Tooltip("enough:Q")]
     layers = [
         _band(measured, lines).encode(x=x, y=alt.Y("low:Q", scale=scale), y2="high:Q", color=ink),
         base.mark_line(aria=False, strokeDash=[3, 3], strokeWidth=1).encode(x=x, y=of, color=ink),
@@ -238,14 +249,14 @@ def _solution_counts(results: StudyResults) -> list[Block]:
     columns = [*METHOD, *AT, Column("number", "Solutions a task", ",")]
     columns += [Column("decision_accuracy", "Pairs ordered alike", ".3f", "low", "high")]
     columns += [Column("enough", "Enough", ",", "enough_low", "enough_high"), Column("note", "Note")]
-    against = "the truth" if reference == "truth" else "the order by all solutions"
+    against = "the truth" if reference == "truth" else "all solutions do"
     return [
         Chart(
             "solution-counts",
             "How many solutions are enough",
             specification(chart.properties(width="container", height=300)),
             [dataset],
-            caption=f"Share of pairs of corpora ordered as by {against}, with random solutions. The band is "
+            caption=f"Share of pairs of corpora that one seed orders as {against}, with random solutions. The band is "
             "the interval of the first method over the corpora; dashed lines extrapolate. Enough: within 0.01 of all "
             "solutions from there on.",
             alt=f"Agreement with {against} over the number of solutions.",
@@ -270,13 +281,17 @@ def _law_gains(results: StudyResults) -> list[Block]:
     base = (
         alt.Chart(alt.NamedData(dataset.name))
         .transform_filter(f"{PROXY_KEY} == law_source")
-        .transform_calculate(row="datum.law + ', ' + datum.sizes")
+        .transform_calculate(
+            row="datum.law + ', ' + datum.sizes",
+            gain=interval_text("difference", "difference_low", "difference_high", "+.3f"),
+        )
     )
     y = alt.Y("row:N", title=None, sort=None, axis=alt.Axis(labelLimit=190))
     tooltip = [alt.Tooltip("law:N"), alt.Tooltip("sizes:N"), alt.Tooltip("single_size:N", title="largest alone")]
-    told = ("difference", "difference_low", "difference_high", "decision_accuracy", "single_decision_accuracy")
-    tooltip += [alt.Tooltip(f"{name}:Q", format=".3f") for name in told]
-    title = "decision accuracy, less that of the largest size alone"
+    tooltip.append(alt.Tooltip("gain:N"))
+    told = {"decision_accuracy": "its accuracy", "single_decision_accuracy": "largest size alone"}
+    tooltip += [alt.Tooltip(f"{name}:Q", title=title, format=".3f") for name, title in told.items()]
+    title = "gain in decision accuracy"
     layers = [
         alt.Chart(alt.sequence(0, 1, 1, as_="zero")).mark_rule(aria=False, color=FAINT).encode(x="zero:Q"),
         base.transform_filter("isValid(datum.difference_low)")
@@ -290,7 +305,7 @@ def _law_gains(results: StudyResults) -> list[Block]:
     count = rows.group_by(PROXY_COLUMNS).len()["len"].max()
     columns = [Column("law", "Law"), *METHOD, Column("sizes", "Sizes")]
     columns += [Column("compute_fraction", "Of target compute", ".2g")]
-    columns += [Column("decision_accuracy", "Decision accuracy", ".3f", "low", "high")]
+    columns += [Column("decision_accuracy", "Accuracy, one seed", ".3f", "low", "high")]
     columns += [Column("single_size", "Largest alone"), Column("single_decision_accuracy", "Its accuracy", ".3f")]
     columns += [Column("difference", "Gain", "+.3f", "difference_low", "difference_high"), Column("note", "Note")]
     return [
@@ -299,7 +314,7 @@ def _law_gains(results: StudyResults) -> list[Block]:
             "Whether a scaling law beats its largest size alone",
             specification(chart.properties(width="container", height=min(24 * count, 700))),
             [dataset],
-            caption="Right of 0 the law is better. Bars are paired intervals over corpora.",
+            caption="Right of 0 the law is better. For a single seed; bars are paired intervals over corpora.",
             alt="Gains of scaling laws in decision accuracy over the largest of their sizes alone.",
             selects=[Select("law_source", "Law on", {"/".join(name): readable(*name) for name in sources})]
             if len(sources) > 1

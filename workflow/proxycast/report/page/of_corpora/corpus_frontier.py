@@ -6,19 +6,21 @@ from collections.abc import Sequence
 import altair as alt
 import polars as pl
 
-from proxycast.report.page.blocks import Block, Chart, Column, Dataset, Note, Section, Select, Table
+from proxycast.report.page.blocks import Block, Chart, Dataset, Note, Section, Select
 from proxycast.report.page.charts import MOST_MARKS, specification
+from proxycast.report.page.of_corpora.compute_reached import reached_blocks
 from proxycast.report.page.of_corpora.corpus_costs import ceiling_of
 from proxycast.report.page.of_corpora.corpus_orders import (
     ORDER_COLUMNS,
     PROXY_COLUMNS,
     PROXY_KEY,
     colours_of,
+    dashes_of,
+    interval_text,
     name_of,
     proxies_in,
 )
 from proxycast.report.page.study_results import StudyResults
-from proxycast.report.style import readable
 
 ACCURACY, REGRET = "accuracy", "regret"  # values of the control "measure"
 KINDS = {"proxy": "circle", "baseline": "cross", "scaling law": "diamond", "published": "triangle-up"}
@@ -38,10 +40,7 @@ def frontier_section(results: StudyResults, dataset: Dataset | None) -> Section:
     blocks: list[Block] = [_chart(results, dataset)]
     if "proxy" not in dataset.frame["kind"]:
         blocks.append(Note("This study has no proxies of its own: statistics that others measured count as baselines."))
-    reached = results.table("data_selection/compute_to_reach")
-    if reached is not None:
-        blocks.append(_reached(reached))
-    return Section("compute", "Accuracy for compute", blocks)
+    return Section("compute", "Accuracy for compute", [*blocks, *reached_blocks(results)])
 
 
 def pareto_dataset(results: StudyResults) -> Dataset | None:
@@ -88,7 +87,7 @@ def _chart(results: StudyResults, dataset: Dataset) -> Chart:
     value = VALUE if _has_regret(rows) else "datum.decision_accuracy"
     base = (
         alt.Chart(alt.NamedData(dataset.name))
-        .transform_calculate(value=value, sort_of=KIND, name=name_of(proxies_in(rows)))
+        .transform_calculate(value=value, sort_of=KIND, name=name_of(proxies_in(rows)), **_told(rows))
         .transform_filter("datum.compute_fraction > 0 && isValid(datum.value)")
     )
     x, y = _axes(rows)
@@ -102,7 +101,7 @@ def _chart(results: StudyResults, dataset: Dataset) -> Chart:
     ink = alt.Color(
         "name:N",
         scale=alt.Scale(domain=list(colours), range=list(colours.values())),
-        legend=alt.Legend(title=None, orient="bottom", columns=1, symbolOpacity=1),
+        legend=alt.Legend(title=None, orient="bottom", columns=1, symbolOpacity=1, symbolType="square"),
     )
     of_lines = base.transform_filter(f"indexof({json.dumps(['/'.join(line) for line in lines])}, {PROXY_KEY}) >= 0")
     best = (
@@ -124,7 +123,7 @@ def _chart(results: StudyResults, dataset: Dataset) -> Chart:
         ),
         of_lines.transform_filter("measure == 'accuracy' && datum.on_own_frontier")
         .mark_line(aria=False, strokeWidth=1.5)
-        .encode(x=x, y=y, color=ink),
+        .encode(x=x, y=y, color=ink, strokeDash=dashes_of(lines)),
         of_lines.mark_point(filled=True, size=55, opacity=0.95).encode(**seen, color=ink),
         base.transform_filter("measure == 'accuracy' && datum.on_frontier")
         .mark_point(aria=False, filled=False, size=140, strokeWidth=1.5, opacity=1, color=FRONTIER)
@@ -135,7 +134,7 @@ def _chart(results: StudyResults, dataset: Dataset) -> Chart:
 
 def _as_block(rows: pl.DataFrame, dataset: Dataset, layers: Sequence[alt.Chart]) -> Chart:
     title = alt.Title(
-        alt.ExprRef("measure == 'regret' ? 'Regret of the pick (up is better)' : 'Decision accuracy (share of pairs)'"),
+        alt.ExprRef("measure == 'regret' ? 'Regret, one seed (up is better)' : 'Decision accuracy, one seed'"),
         anchor="start",
         fontSize=12,
         fontWeight="normal",
@@ -146,14 +145,20 @@ def _as_block(rows: pl.DataFrame, dataset: Dataset, layers: Sequence[alt.Chart])
         .properties(width="container", height=360, title=title)
     )
     measures = {ACCURACY: "decision accuracy", REGRET: "what the pick costs (regret)"}
+    told = [
+        "A point is a method at a size and step, by a single seed; the answer above takes the mean over seeds.",
+        "Grey steps: the best in hindsight over all methods, so they are optimistic; rings mark the methods on them.",
+        "Coloured lines join the best points of one method.",
+    ]
+    if _has_regret(rows):
+        told.append("The view of regret has neither rings nor coloured lines.")
+        told.append("Regret: the truth of the best corpus less that of the picked one, in its unit.")
     return Chart(
         "frontier",
         "What accuracy a small run buys",
         specification(chart),
         [dataset],
-        caption="A point is a method at a size and step, for one seed; hover for its numbers. Dashed: the best in "
-        "hindsight over all methods, so it is optimistic; rings mark the methods on it. Coloured lines join the best "
-        "points of one method. Regret: the truth of the best corpus less that of the picked one, in its unit.",
+        caption=" ".join(told),
         alt=f"Decision accuracy of {len(rows)} methods, sizes and steps over their compute; tables hold the numbers.",
         selects=[Select("measure", "Height shows", measures)] if _has_regret(rows) else [],
     )
@@ -175,7 +180,7 @@ def _axes(rows: pl.DataFrame) -> tuple[alt.X, alt.Y]:
     ratio = max(high / low, 4.0)
     x = alt.X(
         "compute_fraction:Q",
-        title="compute of a small run, share of the target's",
+        title="share of the target's compute",
         scale=alt.Scale(type="log", domain=[low / ratio**0.3, high * ratio**0.04], nice=False),
         axis=alt.Axis(labelExpr=SHORT, tickCount=6, labelOverlap=True),
     )
@@ -223,46 +228,17 @@ def _levels(results: StudyResults, rows: pl.DataFrame) -> list[alt.Chart]:
 def _tooltips(rows: pl.DataFrame) -> list[alt.Tooltip]:
     told = [
         alt.Tooltip("name:N", title="method"),
-        alt.Tooltip("sort_of:N", title="kind"),
-        alt.Tooltip("size:N"),
-        alt.Tooltip("step:Q", format=","),
+        alt.Tooltip("run:N", title="at"),
         alt.Tooltip("compute_fraction:Q", title="compute", format=".2~g"),
-        alt.Tooltip("decision_accuracy:Q", title="decision accuracy", format=".3f"),
-        alt.Tooltip("low:Q", title="from", format=".3f"),
-        alt.Tooltip("high:Q", title="to", format=".3f"),
+        alt.Tooltip("accuracy_text:N", title="accuracy, one seed"),
     ]
+    return told + ([alt.Tooltip("regret_text:N", title="regret, one seed")] if _has_regret(rows) else [])
+
+
+def _told(rows: pl.DataFrame) -> dict[str, str]:
+    """Texts of the tooltip as expressions of Vega."""
+    told = {"run": "datum.size + ', step ' + format(datum.step, ',')"}
+    told["accuracy_text"] = interval_text("decision_accuracy", "low", "high", ".3f")
     if _has_regret(rows):
-        told += [
-            alt.Tooltip("regret:Q", format=".3~g"),
-            alt.Tooltip("regret_low:Q", title="regret from", format=".3~g"),
-            alt.Tooltip("regret_high:Q", title="regret to", format=".3~g"),
-        ]
+        told["regret_text"] = interval_text("regret", "regret_low", "regret_high", ".3~g")
     return told
-
-
-def _reached(reached: pl.DataFrame) -> Table:
-    rows = reached.sort("threshold", "compute_fraction", nulls_last=True, maintain_order=True)
-    cheapest = rows.drop_nulls("compute_fraction").group_by("threshold", maintain_order=True).first()
-    told = [
-        f"{row['threshold']:g} is reached for {row['compute_fraction']:.2g} of the target's compute "
-        f"by {readable(row['statistic'], row['weighting'])}"
-        for row in cheapest.iter_rows(named=True)
-    ]
-    return Table(
-        "compute-to-reach",
-        "The least compute that reaches a decision accuracy",
-        Dataset("compute_to_reach", rows, "data_selection/compute_to_reach"),
-        [
-            Column("threshold", "Decision accuracy", "g"),
-            Column("statistic", "Statistic"),
-            Column("weighting", "Weighting"),
-            Column("kind", "Kind"),
-            Column("compute_fraction", "Of target compute", ".2g"),
-            Column("size", "Size"),
-            Column("step", "Step", ","),
-        ],
-        caption=f"Cheapest first; a dash: never reached. {'; '.join(told) or 'No method reaches any of them'}.",
-        key=PROXY_COLUMNS,
-        selects="proxy",
-        is_open=False,
-    )

@@ -12,7 +12,7 @@ from proxycast.report.page.grids import Cell, grid, level
 from proxycast.report.page.study_results import StudyResults
 
 POINT, FAINT = "#0072B2", "#868c94"
-MOST_SOURCES = 12  # columns of a grid: those of the largest shares
+MOST_SOURCES = 12  # columns of a grid: those of the largest shares, then all others together
 
 
 def mixture_blocks(results: StudyResults) -> list[Block]:
@@ -44,7 +44,7 @@ def _held_out(regression: pl.DataFrame) -> list[Block]:
         .encode(x=alt.X("low:Q", **x), x2="high:Q", y=y),
         base.transform_filter("isValid(datum.spearman)")
         .mark_point(filled=True, size=70, opacity=1, color=POINT)
-        .encode(x=alt.X("spearman:Q", title="Spearman's rho on mixtures held out", **x), y=y, tooltip=tooltip),
+        .encode(x=alt.X("spearman:Q", title="Spearman's rho, held out", **x), y=y, tooltip=tooltip),
     ]
     chart = alt.layer(*layers).add_params(alt.param(name="held_out_metric", value=regression["metric"][0]))
     columns = [Column("metric", "Metric"), Column("method", "Method"), Column("mixtures", "Mixtures")]
@@ -64,6 +64,7 @@ def _held_out(regression: pl.DataFrame) -> list[Block]:
     ]
 
 
+NOT_BETTER = "not predicted to be better than the best one seen"  # a caution of the table
 GRIDS = """{% for metric, first, markup, cautions in parts %}
 <div data-shown-for="next_metric" data-value="{{ metric }}"{% if not first %} hidden{% endif %}>{{ markup }}
 {% for caution in cautions %}
@@ -79,9 +80,8 @@ def _next(proposed: pl.DataFrame) -> list[Block]:
     parts = []
     for metric in metrics:
         rows = proposed.filter(metric=metric)
-        cautions = {part: None for text in rows["caution"].drop_nulls() for part in text.split("; ") if part}
-        parts.append((metric, metric == metrics[0], _grid(rows, metric), list(cautions)))
-    cut = f" Only the {MOST_SOURCES} largest sources." if proposed["source"].n_unique() > MOST_SOURCES else ""
+        parts.append((metric, metric == metrics[0], _grid(rows, metric), _cautions(rows)))
+    interval = " with its interval" if proposed["gain_low"].count() else ""
     return [
         Html(
             "next-mixtures",
@@ -89,23 +89,37 @@ def _next(proposed: pl.DataFrame) -> list[Block]:
             Markup(Environment(autoescape=True).from_string(GRIDS).render(parts=parts)),
             [dataset],
             caption="Shares of sources in percent, the best proposal first; in brackets the gain over the best "
-            f"mixture seen, with its interval.{cut}",
+            f"mixture seen{interval}, in the unit of the metric.",
             selects=_metric_select("next_metric", proposed),
         ),
     ]
 
 
+def _cautions(rows: pl.DataFrame) -> list[str]:
+    """Why proposals must not be trusted, each reason once; before it the proposals that it holds for, if not all."""
+    runs = rows.unique("run", keep="first", maintain_order=True)
+    reasons: dict[str, list[str]] = {}
+    for run, text in runs.select("run", "caution").iter_rows():
+        for part in filter(None, (text or "").split("; ")):
+            reasons.setdefault(part, []).append(run)
+    told = [part if len(of) == len(runs) else f"{', '.join(of)}: {part}" for part, of in reasons.items()]
+    if (runs["gain"] > 0).any():
+        return told
+    none = "No proposal is predicted to be better than the best mixture seen."
+    return [none, *(text for text in told if not text.endswith(NOT_BETTER))]
+
+
 def _grid(rows: pl.DataFrame, metric: str) -> Markup:
     shares = {(row["run"], row["source"]): row["ratio"] for row in rows.iter_rows(named=True)}
     largest = rows.group_by("source").agg(pl.col("ratio").mean()).sort("ratio", "source", descending=[True, False])
-    sources = largest["source"].head(MOST_SOURCES).to_list()
+    names = largest["source"].to_list()
+    columns = [(name, [name]) for name in names[:MOST_SOURCES]]
+    columns += [("others", names[MOST_SOURCES:])] if len(names) > MOST_SOURCES else []
     runs = rows.unique("run", keep="first", maintain_order=True).to_dicts()
 
-    def cell(run: str, source: str) -> Cell | None:
-        share = shares.get((run, source))
-        if share is None:
-            return None
-        return Cell(shown(share / 10, ".1f"), level(share, 0, 1000), f"{run}, {source}: {share / 10:.1f} %")
+    def cell(run: str, title: str, sources: list[str]) -> Cell:
+        share = sum(shares.get((run, source), 0.0) for source in sources)
+        return Cell(shown(100 * share, ".1f"), level(share, 0, 1), f"{run}, {title}: {100 * share:.1f} %")
 
     def gain(row: dict) -> str:
         ends = row["gain_low"], row["gain_high"]
@@ -113,8 +127,8 @@ def _grid(rows: pl.DataFrame, metric: str) -> Markup:
 
     return grid(
         [f"{row['run']} ({gain(row)})" for row in runs],
-        sources,
-        [[cell(row["run"], source) for source in sources] for row in runs],
+        [title for title, _ in columns],
+        [[cell(row["run"], *column) for column in columns] for row in runs],
         label=f"Proposed mixtures by {metric}",
         scale="sequential",
     )

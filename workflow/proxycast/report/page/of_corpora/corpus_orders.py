@@ -4,13 +4,16 @@ A control of the page holds such an order, a proxy or a budget as one text: its 
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 
+import altair as alt
 import polars as pl
 
 from proxycast.report.page.blocks import Select
 from proxycast.report.page.charts import MID_GREY, colour
+from proxycast.report.page.formats import MISSING
 from proxycast.report.page.study_results import StudyResults
 from proxycast.report.style import COLOURS, readable
 
@@ -21,6 +24,7 @@ ORDER_KEY = f"{PROXY_KEY} + '/' + {BUDGET_KEY}"
 PROXY_COLUMNS = ("statistic", "weighting")
 ORDER_COLUMNS = ("statistic", "weighting", "size", "step")
 MOST_ORDERS = 12  # beyond them the reader finds none
+DASHES = [[9, 3], [4, 3], [10, 3, 2, 3], [2, 2]]
 
 
 @dataclass(frozen=True)
@@ -37,8 +41,20 @@ class Place:
 
     @property
     def label(self) -> str:
-        at = f"{self.size} models at step {self.step:,}"
-        return at if self.name in ("", self.size) else f"{self.name}: {at}"
+        return f"{self.quoted}: {self._at}" if self.quoted else self._at
+
+    @property
+    def short(self) -> str:
+        return self.quoted or self._at
+
+    @property
+    def quoted(self) -> str:
+        """The study's name of the budget, which may be any words; empty where it says no more than the size."""
+        return "" if self.name in ("", self.size) else f'"{self.name}"'
+
+    @property
+    def _at(self) -> str:
+        return f"{self.size} models at step {self.step:,}"
 
     @property
     def cell(self) -> dict[str, object]:
@@ -83,9 +99,18 @@ def orders_of(results: StudyResults, ranking: pl.DataFrame) -> list[Order]:
     return [Order(*proxy, at) for at in places for proxy in proxies if (*proxy, at.size, at.step) in found]
 
 
+def sorted_as(rows: pl.DataFrame, cells: Sequence[Mapping[str, object]]) -> pl.DataFrame:
+    """`rows` sorted as `cells` (of orders or places) stand, those of no cell last; rows of a cell keep their order."""
+    by = pl.DataFrame(list(cells)).with_row_index("cell")
+    on = [name for name in by.columns if name != "cell"]
+    return (
+        rows.join(by, on, "left", maintain_order="left").sort("cell", nulls_last=True, maintain_order=True).drop("cell")
+    )
+
+
 def order_select(orders: Iterable[Order]) -> Select:
     orders = list(orders)
-    names = {order.key: readable(order.statistic, order.weighting) for order in orders}
+    names = {order.key: f"{order.at.short}: {readable(order.statistic, order.weighting)}" for order in orders}
     return Select("order", "Order by", names, {order.key: order.at.label for order in orders})
 
 
@@ -101,6 +126,20 @@ def name_of(proxies: Iterable[tuple[str, str]], key: str = PROXY_KEY) -> str:
     """The readable name of a proxy as an expression of Vega."""
     names = {f"{statistic}/{weighting}": readable(statistic, weighting) for statistic, weighting in proxies}
     return f"({json.dumps(names)})[{key}]"
+
+
+def interval_text(value: str, low: str, high: str, how: str) -> str:
+    """A value and its interval as an expression of Vega: "0.113 [0.05, 0.2]", without ends "0.113", else a dash."""
+    number, *ends = (f"format(datum.{column}, '{how}')" for column in (value, low, high))
+    interval = f"isValid(datum.{low}) && isValid(datum.{high}) ? ' [' + {ends[0]} + ', ' + {ends[1]} + ']' : ''"
+    return f"isValid(datum.{value}) ? {number} + ({interval}) : '{MISSING}'"
+
+
+def dashes_of(lines: Iterable[tuple[str, str]]) -> alt.StrokeDashValue:
+    """Proxies solid, baselines each in dashes of its own: of two equal lines both are seen. No scale, so no legend."""
+    names = [json.dumps(readable(*line)) for line in lines if line[1] == "none"]
+    chosen = [{"test": f"datum.name == {name}", "value": dash} for name, dash in zip(names, cycle(DASHES))]
+    return alt.StrokeDashValue([1, 0], condition=chosen)
 
 
 def colours_of(proxies: Iterable[tuple[str, str]]) -> dict[str, str]:

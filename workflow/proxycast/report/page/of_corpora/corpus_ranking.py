@@ -17,6 +17,7 @@ from proxycast.report.page.of_corpora.corpus_orders import (
     Order,
     order_select,
     orders_of,
+    sorted_as,
 )
 from proxycast.report.page.of_corpora.orders_agreement import agreement_blocks
 from proxycast.report.page.study_results import StudyResults
@@ -34,7 +35,8 @@ def ranking_section(results: StudyResults) -> Section:
         why = [Note("This study has no ranking of corpora.", is_caution=True)] if is_asked_for else []
         return Section("ranking", "Ranking", why)
     orders = orders_of(results, ranking)
-    shown_orders, rows = orders[:MOST_ORDERS], ranking.sort("place", "corpus")
+    shown_orders = orders[:MOST_ORDERS]
+    rows = sorted_as(ranking.sort("place", "corpus"), [order.cell for order in orders])
     if len(orders) > MOST_ORDERS:
         rows = rows.join(pl.DataFrame([o.cell for o in shown_orders]), ORDER_COLUMNS, "semi", maintain_order="left")
     dataset = Dataset(
@@ -55,9 +57,10 @@ def _chart(dataset: Dataset, orders: Sequence[Order]) -> Chart:
     """Predicted and true rank of each corpus, the predicted best first; without a truth, its place."""
     corpora, known = dataset.frame["corpus"].n_unique(), "truth" in dataset.frame.columns
     if known:
-        layers = [*_marks("predicted", "predicted_rank", 4, known), *_marks("true", "true_rank", -4, known)]
+        marks = [("predicted", "predicted_rank", 4), ("true", "true_rank", -4)]
     else:
-        layers = _marks("predicted", "place", 0, known)
+        marks = [("predicted", "place", 0)]
+    layers = [layer for mark in marks for layer in _marks(*mark, known, _ranks(corpora))]
     chart = (
         alt.layer(*layers, data=alt.NamedData(dataset.name))
         .add_params(alt.param(name="order", value=orders[0].key))
@@ -80,10 +83,16 @@ def _chart(dataset: Dataset, orders: Sequence[Order]) -> Chart:
     )
 
 
-def _marks(kind: str, column: str, aside: float, known: bool) -> list[alt.Chart]:
+def _ranks(corpora: int) -> list[int]:
+    """The ranks that an axis names: 1, then about six round ones."""
+    step = next(n for n in (1, 2, 5, 10, 20, 50, 100, 200, 500, corpora) if n >= corpora / 6)
+    return [1, *range(max(step, 2), corpora + 1, step)]
+
+
+def _marks(kind: str, column: str, aside: float, known: bool, ranks: list[int]) -> list[alt.Chart]:
     """The points of `column` and their intervals, `aside` pixels below the middle of the corpus's row."""
     y = alt.Y("corpus:N", sort=alt.EncodingSortField("row", op="min"), title=None, axis=alt.Axis(labelLimit=170))
-    scale, axis = alt.Scale(zero=False, nice=False, padding=8), alt.Axis(orient="top", tickMinStep=1)
+    scale, axis = alt.Scale(zero=False, nice=False, padding=8), alt.Axis(orient="top", values=ranks)
     legend = alt.Legend(title=None, orient="top", symbolOpacity=1) if known else None
     domain = ["predicted", "true"]
     ink = alt.Color("kind:N", scale=alt.Scale(domain=domain, range=[PREDICTED, TRUE]), legend=legend)
@@ -99,7 +108,7 @@ def _marks(kind: str, column: str, aside: float, known: bool) -> list[alt.Chart]
         .mark_point(filled=True, size=70, opacity=1, yOffset=aside)
         .encode(
             y=y,
-            x=alt.X(f"{column}:Q", title="rank of the corpus, 1 is best", scale=scale, axis=axis),
+            x=alt.X(f"{column}:Q", title="rank, 1 is best", scale=scale, axis=axis),
             color=ink,
             shape=shape,
             tooltip=_tooltips(known),
@@ -109,33 +118,37 @@ def _marks(kind: str, column: str, aside: float, known: bool) -> list[alt.Chart]
 
 
 def _tooltips(known: bool) -> list[alt.Tooltip]:
-    names = {"predicted": "predicted score", "predicted_low": "from", "predicted_high": "to"}
-    names["place"] = "place among all"
-    if known:
-        names |= {"predicted_rank": "predicted rank", "true_rank": "true rank", "truth": "true score"}
+    ranks = {"predicted_rank": "predicted rank", "true_rank": "true rank"} if known else {"place": "place"}
+    scores = {"predicted": "predicted score"} | ({"truth": "true score"} if known else {})
     return [
         alt.Tooltip("corpus:N"),
-        *(alt.Tooltip(f"{column}:Q", title=title, format=".4~g") for column, title in names.items()),
+        *(alt.Tooltip(f"{column}:Q", title=title, format=".3~g") for column, title in (ranks | scores).items()),
     ]
 
 
 def _table(dataset: Dataset, order: Order, is_first: bool) -> Table:
-    columns = [
-        Column("corpus", "Corpus"),
-        Column("place", "Place", ".3g", "place_low", "place_high"),
-        Column("predicted", "Predicted score", ".4g", "predicted_low", "predicted_high"),
-    ]
-    if "truth" in dataset.frame.columns:
+    known = "truth" in dataset.frame.columns
+    place = Column("place", "Place", ".3g", "place_low", "place_high")
+    predicted = Column("predicted", "Predicted score", ".4g", "predicted_low", "predicted_high")
+    columns = [Column("corpus", "Corpus")]
+    # Without a truth there are places alone; with one, the place among all differs where some corpora have none.
+    if not known or not dataset.frame["place"].equals(dataset.frame["predicted_rank"]):
+        columns.append(place)
+    if known:
         columns += [
             Column("predicted_rank", "Predicted rank", ".3g", "predicted_rank_low", "predicted_rank_high"),
             Column("true_rank", "True rank", ".3g", "true_rank_low", "true_rank_high"),
+            predicted,
             Column("truth", "True score", ".4g", "truth_low", "truth_high"),
         ]
+    else:
+        columns.append(predicted)
     return Table(
         f"ranking-table-{_word(order)}",
         f"All corpora by {order.label}",
         dataset,
         [*columns, Column("seeds", "Seeds")],
+        caption="Scores are means over tasks and seeds.",
         key="corpus",
         selects="corpus",
         where=order.cell,
@@ -153,7 +166,7 @@ def _pairs(pairs: pl.DataFrame | None, ranking: pl.DataFrame, orders: Sequence[O
         return [Note("There are no pairs to tell apart: fewer than two corpora are compared.")]
     corpora = ranking["corpus"].n_unique()
     if corpora <= MOST_DRAWN:
-        dataset = Dataset("pairs", pairs, "data_selection/pairs")
+        dataset = Dataset("pairs", sorted_as(pairs, [order.cell for order in orders]), "data_selection/pairs")
         return [_matrix(dataset, ranking, order, order == orders[0]) for order in orders]
     parts = [_undecided_with_leader(pairs, ranking, order) for order in orders]
     undecided = Dataset("pairs", pl.concat(parts), "data_selection/pairs", "undecided with the leader")

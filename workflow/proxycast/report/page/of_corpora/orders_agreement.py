@@ -63,7 +63,7 @@ def _judged(judged: pl.DataFrame) -> list[Block]:
         Column("place", "Place", "g", "place_low", "place_high"),
         Column("metric", "Metric"),
         Column("predicted", "Predicted", ".4g", "predicted_low", "predicted_high"),
-        Column("decision_accuracy", "Decision accuracy there", ".3f", "low", "high"),
+        Column("decision_accuracy", "Accuracy there", ".3f", "low", "high"),
     ]
     return [
         Table("judged", "What judges of other studies predict", dataset, columns),

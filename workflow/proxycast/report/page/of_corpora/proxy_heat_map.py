@@ -1,5 +1,6 @@
 """Every proxy at a budget: a heat map of decision accuracy, and what the chosen proxy predicts for each corpus."""
 
+import json
 from collections.abc import Sequence
 
 import altair as alt
@@ -13,6 +14,7 @@ from proxycast.report.page.formats import shown, with_interval
 from proxycast.report.page.grids import Cell, grid, level
 from proxycast.report.page.of_corpora.corpus_orders import (
     BUDGET_KEY,
+    ORDER_COLUMNS,
     PROXY_COLUMNS,
     PROXY_KEY,
     Place,
@@ -20,7 +22,9 @@ from proxycast.report.page.of_corpora.corpus_orders import (
     budgets_in,
     name_of,
     proxies_in,
+    sorted_as,
 )
+from proxycast.report.page.of_corpora.scatter_names import HEIGHT, LONGEST, NARROW, PADDING, placed_names
 from proxycast.report.page.study_results import StudyResults
 from proxycast.report.style import (
     BASELINE_LOOKS,
@@ -34,9 +38,7 @@ from proxycast.report.style import (
 )
 
 MOST_PREDICTIONS = 12000  # rows on the page; of more, only the proxies of the table summary
-MOST_NAMED = 60  # corpora with a name in the scatter
-FEW = 12  # corpora whose names rarely meet
-NEIGHBOURS = 5  # corpora above one that its name must not meet
+MOST_NAMED = 60  # corpora of which some have names in the scatter; of more, only the one predicted to be best
 POINT = "#0072B2"
 
 
@@ -47,7 +49,7 @@ def heat_map_section(results: StudyResults) -> Section:
     places = budgets_in(results, accuracies)
     dataset = Dataset(
         "at_budgets",
-        accuracies,
+        sorted_as(accuracies, [place.cell for place in places]),
         "data_selection/decision_accuracy",
         "budgets, all tasks, one seed",
     )
@@ -97,11 +99,11 @@ def _heat_map(dataset: Dataset, places: Sequence[Place], first: tuple[str, str])
     star = " * The weights depend on the candidate: such a proxy can invert a ranking." if marked else ""
     return Html(
         "heat-map",
-        "Decision accuracy of every proxy",
+        "Decision accuracy of every proxy, one seed",
         Markup(Environment(autoescape=True).from_string(MAPS).render(parts=parts)),
         [dataset],
-        caption="Blue: better than chance (0.5); red: worse. Choose a cell to see what the proxy predicts for each "
-        f"corpus, and its row in the table.{star}",
+        caption="Blue: better than chance (0.5); red: worse. For a single seed, over all tasks. Choose a cell to see "
+        f"what the proxy predicts for each corpus, and its row in the table.{star}",
         selects=[budget_select("budget", places)] if len(places) > 1 else [],
     )
 
@@ -155,11 +157,10 @@ def _table(dataset: Dataset, place: Place, is_first: bool) -> Table:
         [
             Column("statistic", "Statistic"),
             Column("weighting", "Weighting"),
-            Column("kind", "Kind"),
-            Column("decision_accuracy", "Decision accuracy", ".3f", "low", "high"),
-            Column("spearman", "Spearman's rho", ".2f", "spearman_low", "spearman_high"),
+            Column("decision_accuracy", "Accuracy, one seed", ".3f", "low", "high"),
             Column("difference", "Less best baseline", "+.3f", "difference_low", "difference_high"),
-            Column("depends_on_candidate", "Depends on candidate"),
+            Column("spearman", "Spearman's rho", ".2f", "spearman_low", "spearman_high"),
+            Column("kind", "Kind"),
             Column("note", "Note"),
         ],
         caption="For a single seed, over all tasks; the best first. The best baseline is chosen in hindsight.",
@@ -191,54 +192,44 @@ def _predictions(results: StudyResults, accuracies: pl.DataFrame, places: Sequen
 
 
 def _scatter(results: StudyResults, dataset: Dataset, places: Sequence[Place], first: tuple[str, str]) -> Chart:
-    """Predicted score against truth, a point a corpus. Names stand where the ones above leave room."""
+    """Predicted score against truth, a point a corpus; the one predicted to be best has its name, others with room."""
     corpora = dataset.frame["corpus"].n_unique()
-    spread = dataset.frame["truth"].max() - dataset.frame["truth"].min()
-    before = [
-        alt.WindowFieldDef(**{"op": "lag", "field": name, "param": n, "as": f"{name}_{n}"})
-        for n in range(1, NEIGHBOURS + 1)
-        for name in ("truth", "predicted")
-    ]
-    base = (
-        alt.Chart(alt.NamedData(dataset.name))
-        .transform_filter(f"{PROXY_KEY} == proxy && {BUDGET_KEY} == budget")
-        .transform_window(window=before, sort=[alt.SortField("truth", order="descending"), alt.SortField("predicted")])
-        .transform_joinaggregate(left="min(predicted)", right="max(predicted)")
-        .transform_calculate(is_right="datum.predicted > (datum.left + datum.right) / 2")
-    )
     metric = look(results.study.target.metric).label
-    drawn = {"scale": alt.Scale(zero=False, padding=14), "axis": alt.Axis(tickCount=6)}
-    x = alt.X("predicted:Q", title="predicted score, higher is better", **drawn)
-    y = alt.Y("truth:Q", title=f"{metric} of the target models", **drawn)
-    tooltip = [alt.Tooltip("corpus:N")] + [alt.Tooltip(f"{name}:Q", format=".4~g") for name in ("predicted", "truth")]
-    aside = 0.25 if corpora <= FEW else 0.4
-    # A name has room if each of the corpora just above is far away in one direction.
-    room = " && ".join(
-        f"(!isValid(datum.truth_{n}) || datum.truth_{n} - datum.truth > {0.05 * spread}"
-        f" || abs(datum.predicted - datum.predicted_{n}) > {aside} * (datum.right - datum.left))"
-        for n in range(1, NEIGHBOURS + 1)
-    )
-    named = base.transform_filter(room)
-    layers = [base.mark_point(filled=True, size=70, opacity=0.8, color=POINT).encode(x=x, y=y, tooltip=tooltip)]
-    for is_right, align, dx in ((True, "right", -8), (False, "left", 8)) if corpora <= MOST_NAMED else ():
-        side = named.transform_filter(f"datum.is_right == {str(is_right).lower()}")
-        layers.append(
-            side.mark_text(aria=False, align=align, dx=dx, fontSize=11, limit=150).encode(x=x, y=y, text="corpus:N")
-        )
+    drawn = {"scale": alt.Scale(zero=False, nice=False, padding=PADDING)}
+    x = alt.X("predicted:Q", title="predicted score", axis=alt.Axis(tickCount=6, labelOverlap=True), **drawn)
+    y = alt.Y("truth:Q", title=f"{metric}, target", axis=alt.Axis(tickCount=6), **drawn)
+    tooltip = [alt.Tooltip("corpus:N")] + [alt.Tooltip(f"{name}:Q", format=".3~g") for name in ("predicted", "truth")]
+    layers = [alt.Chart().mark_point(filled=True, size=70, opacity=0.8, color=POINT).encode(x=x, y=y, tooltip=tooltip)]
+    align, dx, dy = (alt.ExprRef(f"datum.beside[{n}]") for n in (1, 2, 3))
+    named = alt.Chart().transform_filter(f"datum.beside && (datum.beside[0] == {NARROW} || width >= datum.beside[0])")
+    named = named.mark_text(aria=False, align=align, dx=dx, dy=dy, fontSize=11, limit=LONGEST)
+    layers.append(named.encode(x=x, y=y, text="corpus:N"))
     names = name_of(proxies_in(dataset.frame), "proxy")
     title = alt.Title(alt.ExprRef(f"{names} || 'no predictions of this method'"), anchor="start", fontSize=13)
     chart = (
-        alt.layer(*layers)
+        alt.layer(*layers, data=alt.NamedData(dataset.name))
         .add_params(alt.param(name="proxy", value="/".join(first)), alt.param(name="budget", value=places[0].key))
-        .properties(width="container", height=380, title=title)
+        .transform_filter(f"{PROXY_KEY} == proxy && {BUDGET_KEY} == budget")
+        .transform_calculate(beside=f"({_names(dataset.frame)})[proxy + '/' + budget][datum.corpus]")
+        .properties(width="container", height=HEIGHT, title=title)
     )
     return Chart(
         "scatter",
         "What it predicts, against the truth",
         specification(chart),
         [dataset],
-        caption="A point is a corpus; scores are means over tasks and seeds. Hover for names; where names would "
-        "overlap, only one of them is written.",
+        caption="A point is a corpus; scores are means over tasks and seeds, higher is better. Hover for its name; "
+        "the corpus that is predicted to be best has its name beside it, others where there is room.",
         alt=f"Predicted scores of {corpora} corpora against their truth, for the proxy chosen in the map.",
         marks=corpora,
     )
+
+
+def _names(predictions: pl.DataFrame) -> str:
+    """Order -> corpus -> where its name stands (`placed_names`), as an expression of Vega."""
+    found = {}
+    rows = predictions.drop_nulls(["predicted", "truth"]).sort("predicted", "truth", descending=True)
+    for cell, of in rows.group_by(ORDER_COLUMNS, maintain_order=True):
+        of = of if len(of) <= MOST_NAMED else of.head(1)
+        found["/".join(map(str, cell))] = placed_names(of["predicted"], of["truth"], of["corpus"].to_list())
+    return json.dumps(found)
