@@ -147,7 +147,7 @@ def _as_block(rows: pl.DataFrame, dataset: Dataset, layers: Sequence[alt.Chart])
     measures = {ACCURACY: "decision accuracy", REGRET: "what the pick costs (regret)"}
     told = [
         "A point is a method at a size and step, by a single seed; the answer above takes the mean over seeds.",
-        "Grey steps: the best in hindsight over all methods, so they are optimistic; rings mark the methods on them.",
+        "Dashed grey: the best in hindsight over all methods, so it is optimistic; rings mark the methods on it.",
         "Coloured lines join the best points of one method.",
     ]
     if _has_regret(rows):
