@@ -15,8 +15,9 @@ from proxycast.report.page.blocks import Chart, Html, Note, Table
 from proxycast.report.page.charts import MOST_MARKS, rows_of
 from proxycast.report.page.html_page import page_html
 from proxycast.report.page.of_corpora.corpus_evidence import evidence_section
-from proxycast.report.page.of_corpora.corpus_frontier import frontier_section, pareto_dataset
+from proxycast.report.page.of_corpora.corpus_frontier import COMPARED, frontier_section, pareto_dataset
 from proxycast.report.page.of_corpora.corpus_mixtures import mixture_blocks
+from proxycast.report.page.of_corpora.corpus_orders import colours_of
 from proxycast.report.page.of_corpora.corpus_ranking import MOST_DRAWN, ranking_section
 from proxycast.report.page.of_corpora.proxy_heat_map import heat_map_section
 from proxycast.report.page.of_corpora.scatter_names import placed_names
@@ -414,3 +415,9 @@ def test_names_of_a_scatter_cover_neither_points_nor_names():
                 assert not inside.any() and left >= 0 and left + length <= width
         for (a, at, b), (c, other, d) in combinations(texts, 2):
             assert b <= c or d <= a or abs(at - other) >= 12
+
+
+def test_every_line_has_a_colour_of_its_own():
+    """Also where a statistic without a colour takes the one that the next has."""
+    lines = [("others_measured_it", "none"), *((name, "none") for name in COMPARED)]
+    assert len({colour.lower() for colour in colours_of(lines).values()}) == len(lines)

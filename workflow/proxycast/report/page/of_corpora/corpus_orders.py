@@ -145,9 +145,9 @@ def dashes_of(lines: Iterable[tuple[str, str]]) -> alt.StrokeDashValue:
 def colours_of(proxies: Iterable[tuple[str, str]]) -> dict[str, str]:
     """Readable name -> a colour of its own, that of the statistic where no other has it."""
     found: dict[str, str] = {}
-    spare = [*COLOURS, MID_GREY]
+    spare = [*map(str.lower, COLOURS), MID_GREY]
     for statistic, weighting in proxies:
-        own = colour(statistic)
+        own = colour(statistic).lower()
         if own in found.values() or own == MID_GREY:
             own = next((other for other in spare if other not in found.values()), MID_GREY)
         found[readable(statistic, weighting)] = own

@@ -59,7 +59,7 @@ def _pixels(values: Sequence[float], length: float) -> np.ndarray:
 
 
 def _box(point: np.ndarray, name: str, side: tuple[str, int, int]) -> np.ndarray:
-    """Left, top, right, bottom of a name, with what lies between it and its point: a point there parts in wide plots."""
+    """Left, top, right, bottom of a name and of the gap to its point: another point in the gap parts in wide plots."""
     (end, dx, dy), length = side, min(LETTER * len(name), LONGEST)
     ends = [0, dx, dx - length if end == "right" else dx + length]
     return np.array([point[0] + min(ends), point[1] + dy - LINE / 2, point[0] + max(ends), point[1] + dy + LINE / 2])
