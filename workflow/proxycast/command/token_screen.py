@@ -25,7 +25,7 @@ from proxycast.experiments.token_contrast.compared import (
 from proxycast.experiments.token_contrast.contributions import Contributions, Reading, contributions
 from proxycast.experiments.token_contrast.token_tables import MOST_LISTED, contrast_table, view_table
 from proxycast.options import InputError, printable
-from proxycast.proxy_formulas import proxy_name
+from proxycast.proxy_formulas import SIGNS, proxy_name
 from proxycast.report.page.sections.token_levels import MEASURES, difference_labels, difference_levels, in_line, levels
 from proxycast.solutions.rows import Solution, read_solutions
 from proxycast.study.loader import load_plan
@@ -62,7 +62,8 @@ def show_tokens(
     task, solution = _wanted(found, texts, task, solution)
     shown = _at_step(comparison, step, reading, read_table(plan.results / "checkpoints.parquet"))
     chosen = pl.DataFrame({"task": [task], "solution": [solution]})
-    view = view_table(shown, reading, chosen, texts)
+    contribution = pl.col("share") * SIGNS[comparison.proxy.statistic] / len(plan.task_names)
+    view = view_table(shown, reading, chosen, texts).with_columns(contribution=contribution)
     console = Console(width=None if sys.stdout.isatty() else WIDE, highlight=False)
     contrast = contrast_table(comparison, found, texts)
     for line in _about(comparison, found):
