@@ -159,6 +159,7 @@ def _fixed(results: StudyResults, macros) -> list[Block]:
         "study's file says, not when it was written: compare the configuration below with a copy that is older than "
         "the truth, such as a commit."
     )
+    caption += " Decision accuracies are those of a single seed." if best is not None else ""
     markup = Markup(macros.fixed(rows))
     return [Html("fixed", "What was fixed in advance, and what was not", markup, datasets, caption)]
 
