@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import polars as pl
 
+from proxycast.config.truth import Target
 from proxycast.metrics import is_share
 from proxycast.report.page.formats import with_interval
 
@@ -153,8 +154,9 @@ def fact_of_pairs(pairs: pl.DataFrame) -> Iterator[Fact]:
         yield Fact("Undecided", (told if len(unsure) else "none: every pair can be told apart") + beyond)
 
 
-def brackets(confidence: float) -> Fact:
-    return Fact("Brackets", f"{percent(confidence)} intervals")
+def brackets(confidence: float, target: Target | None) -> Fact:
+    points = f"; a point is a hundredth of {target.metric}" if target and is_share(target.metric) else ""
+    return Fact("Brackets", f"{percent(confidence)} intervals{points}")
 
 
 def sentence(clauses: Iterable[str]) -> str:
