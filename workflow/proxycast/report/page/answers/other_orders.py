@@ -35,7 +35,7 @@ def fact_of_cheapest(results: StudyResults) -> Iterator[Fact]:
 
 
 def fact_of_other_orders(results: StudyResults, decides: Mapping[str, object], metric: str) -> Iterator[Fact]:
-    """What the other named orders pick, and at which cost. `decides`: statistic, weighting, size and step of the answer."""
+    """What the other named orders pick, and its cost. `decides`: statistic, weighting, size and step of the answer."""
     choices, picks = results.table("data_selection/choices"), Counter()
     for proxy in results.study.highlighted:
         for budget in results.budgets:
