@@ -13,8 +13,10 @@ from proxycast.report.page.study_results import StudyResults
 def fact_of_cheapest(results: StudyResults) -> Iterator[Fact]:
     """The least compute of a single seed that reaches the highest threshold that any method reaches, of three kinds."""
     reached = results.table("data_selection/compute_to_reach")
-    reached = None if reached is None else reached.drop_nulls("compute_fraction")
-    if reached is None or reached.is_empty():
+    if reached is None:
+        return
+    reached = reached.filter(pl.col("compute_fraction").is_finite() & pl.col("threshold").is_finite())
+    if reached.is_empty():
         return
     threshold = reached["threshold"].max()
     at = reached.filter(threshold=threshold).sort("compute_fraction", maintain_order=True)

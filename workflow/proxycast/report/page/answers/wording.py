@@ -132,8 +132,12 @@ def clause_of_undecided(ranking: pl.DataFrame, pairs: pl.DataFrame, name: str, t
     if len(leaders) == len(ranking):
         return
     like, them = undecided(pairs, leaders), "it" if len(leaders) == 1 else "them"
-    if pairs["told_apart"].null_count() == len(pairs):
+    of_leader = pairs.filter(pl.col("better").is_in(leaders) | pl.col("worse").is_in(leaders))
+    if of_leader["told_apart"].null_count() == len(of_leader):
         yield f"whether any other {name} can be told apart from {them} is not known"
+    elif unknown := of_leader["told_apart"].null_count():
+        known = f"{listed(like)} cannot be told apart from {them}, and " if like else ""
+        yield f"{known}of {counted(unknown, name, things)} it is not known whether they can be told apart from {them}"
     elif not like:
         yield f"every other {name} can be told apart from {them}"
     elif len(like) == 1:
