@@ -81,8 +81,9 @@ def _opened(plan: Plan, names: Sequence[str]) -> tuple[Reading, Comparison]:
     if not (results / "checkpoints.parquet").is_file() or not files:
         why = "run it first" if plan.runs_models else "it runs no models, its statistics are those of others"
         raise InputError(f"{plan.where}: no token statistics in {results}/token_stats; {why}")
-    rankings = {key: results / f"{key}_selection/ranking.parquet" for key in ("data", "model")}
-    corpora, models = (read_table(path) if path.is_file() else None for path in rankings.values())
+    asked = {"data": plan.selects_data, "model": plan.selects_models}  # others may lie there from before
+    rankings = {key: results / f"{key}_selection/ranking.parquet" for key in asked}
+    corpora, models = (read_table(path) if asked[key] and path.is_file() else None for key, path in rankings.items())
     budgets = study.budgets
     if corpora is not None and not budgets:  # of one alone the study need not tell
         size, step = corpora.select("size", "step").row(0)
