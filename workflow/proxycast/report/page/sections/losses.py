@@ -159,8 +159,8 @@ def _plain_first(rows: Iterable[dict]) -> list[dict]:
     sign = {True: -1, False: 1}
 
     def place(row: dict) -> tuple:
-        plain = PLAIN_FIRST.index(row["rival"]) if row["rival"] in PLAIN_FIRST else len(PLAIN_FIRST)
-        value = row["rival_value"]
+        rival, value = _without_tail(row["rival"]), row["rival_value"]
+        plain = PLAIN_FIRST.index(rival) if rival in PLAIN_FIRST else len(PLAIN_FIRST)
         return plain, value is None, sign[row["measure"].endswith(MORE)] * (value or 0)
 
     return sorted(rows, key=place)
@@ -351,7 +351,8 @@ def _forecasts(results: StudyResults) -> list[dict]:
     if table is None or results.study.target is None:
         return []
     table = table.filter(task="all")
-    fixed = (pl.col("kind") == "proxy") | (pl.col("method") == CHOSEN)  # the rehearsal may choose a baseline
+    # What the rehearsal chose, which may be a baseline. Without a choice, each proxy.
+    fixed = pl.col("method") == CHOSEN if CHOSEN in table["method"] else pl.col("kind") == "proxy"
     values = dict(table.select(pl.format("{} {}", "horizon", "method"), "rmse").rows())
     measure = f"RMSE of {results.study.target.metric}, {LESS}"
     return [
