@@ -98,6 +98,7 @@ def write_ranking(results: Path, proxy: Proxy = TOP5, step: int = 20) -> pl.Data
     checkpoints = pl.read_parquet(results / "checkpoints.parquet").filter(step=step)
     scores = [value(results, name, proxy) for name in checkpoints["checkpoint"]]
     table = checkpoints.with_columns(predicted=pl.Series(scores)).group_by("corpus").agg(pl.col("predicted").mean())
+    seeds = checkpoints["seed"].n_unique()
     table = table.sort("predicted", descending=True).select(
         "corpus",
         statistic=pl.lit(proxy.statistic),
@@ -106,6 +107,7 @@ def write_ranking(results: Path, proxy: Proxy = TOP5, step: int = 20) -> pl.Data
         step=pl.lit(step),
         predicted="predicted",
         place=pl.int_range(1, pl.len() + 1).cast(pl.Float64),
+        seeds=pl.lit(seeds),
     )
     write_table(table, results / "data_selection/ranking.parquet", "made up")
     return table

@@ -7,6 +7,8 @@ from page_results import RANKING, SUMMARY, TRUTH, finished
 from proxycast import tables
 from proxycast.command import report_page
 from proxycast.report.page import several_studies
+from proxycast.report.page.study_results import MADE_WITH
+from proxycast.tables import write_json
 from test_main import project, refused, said  # noqa: F401
 
 CHECKPOINTS = [{"checkpoint": "a", "seed": 0}, {"checkpoint": "b", "seed": 1}]
@@ -27,7 +29,12 @@ def two_studies(project, monkeypatch):  # noqa: F811
     text = (project / "config" / "smoke.yaml").read_text()
     (project / "config" / "other.yaml").write_text(text.replace("study: smoke", "study: other"))
     for name in ("smoke", "other"):
-        finished(project / "results" / name, NEEDED)
+        results = project / "results" / name
+        made = finished(results, NEEDED)
+        study = made.study.model_dump(mode="json") | {"study": name}
+        budgets = [budget.model_dump(mode="json") for budget in made.budgets]
+        rules = dict.fromkeys(NEEDED, "some_rule")
+        write_json({"study": study, "budgets": budgets, "tasks": made.tasks, "rules": rules}, results / MADE_WITH)
     return project
 
 
@@ -54,6 +61,27 @@ def test_what_is_refused(two_studies):
     (two_studies / "results" / "other" / "data_selection" / "truth.parquet").unlink()
     message = refused("report", "config/smoke.yaml", "config/other.yaml")
     assert "config/other.yaml: the study is not finished: results/other lacks data_selection/truth; " in message
+
+
+def test_a_study_that_was_edited_or_never_had_a_page_is_refused(two_studies):
+    """Else a page would say of the tables what is not true of them, and Snakemake would take it for made."""
+    config = two_studies / "config" / "smoke.yaml"
+    config.write_text(config.read_text() + "\nextraction: {batch_tokens: 99}\n")
+    assert "config/smoke.yaml: extraction was edited since results/smoke was made; run" in refused(
+        "report", str(config.relative_to(two_studies))
+    )
+    made_with = two_studies / "results" / "other" / MADE_WITH
+    made_with.write_text("{}")
+    assert f"results/other/{MADE_WITH}: is not what a page was made with" in refused("report", "config/other.yaml")
+    made_with.unlink()
+    assert f"the study is not finished: results/other lacks {MADE_WITH}; " in refused("report", "config/other.yaml")
+
+
+def test_tables_of_rules_that_are_gone_are_not_read(tmp_path):
+    """A study keeps the results of options that it no longer has."""
+    rules = {"data_selection/ranking": "data_selection"}
+    results = finished(tmp_path, {"data_selection/ranking": RANKING, "data_selection/truth": TRUTH}, rules=rules)
+    assert results.table("data_selection/ranking") is not None and results.table("data_selection/truth") is None
 
 
 def test_a_damaged_table_is_told_and_left_where_it_is(two_studies):

@@ -18,7 +18,7 @@ from proxycast.experiments.token_contrast.compared import (
     manifests_below,
     stat_files,
 )
-from proxycast.experiments.token_contrast.contributions import Reading, contributions
+from proxycast.experiments.token_contrast.contributions import Reading, contributions, largest
 from proxycast.experiments.token_contrast.token_tables import (
     CONTRAST_SCHEMA,
     VIEW_SCHEMA,
@@ -273,3 +273,10 @@ def test_without_a_proxy_of_tokens_the_default_decides():
         == "bits_per_byte"
     )
     assert first_proxy([Proxy.model_validate("rbridge")]) == TOP5
+
+
+def test_the_largest_of_either_sign_are_kept_though_one_sign_is_smaller_throughout():
+    values = [0.5, -0.01, 0.4, 0.3, 0.0, -0.03, -0.02, 0.3]
+    table = pl.DataFrame({"task": "t", "solution": list("abcdefgh"), "contribution": values})
+    assert largest(table, 2)["solution"].to_list() == ["a", "c", "f", "g"]
+    assert largest(table, None)["contribution"].to_list() == [0.5, 0.4, 0.3, 0.3, -0.03, -0.02, -0.01, 0.0]

@@ -120,5 +120,7 @@ def test_an_ordinary_shown_name_is_accepted(name):
 
 def test_the_workflow_repairs_the_page():
     assert re.search(
-        r"^    page\.repair\(\)$", (ROOT / "workflow/proxycast/cluster/opening.py").read_text(), re.MULTILINE
+        r"^    snakemake_report\.repair\(\)$",
+        (ROOT / "workflow/proxycast/cluster/opening.py").read_text(),
+        re.MULTILINE,
     )

@@ -3,13 +3,32 @@ from importlib.resources import files
 
 from proxycast.tables import digest_of
 
+# What the page knows of the study beside its tables. `proxycast report` reads it from report.json.
+MADE_WITH = {
+    "study": STUDY.model_dump(mode="json"),
+    "budgets": AT_BUDGETS["budgets"],
+    "tasks": PLAN.task_names,
+    "left_out": PLAN.left_out,
+    "where": PLAN.where,
+    "rules": {
+        str(table).removeprefix(f"{RESULTS}/").removesuffix(".parquet"): made_by.name
+        for made_by in workflow.rules
+        for table in made_by.output
+        if str(table).endswith(".parquet") and "{" not in str(table)
+    },
+    "jobs": list(JOBS),
+}
+
 
 rule study_page:
     input:
         checkpoints=rules.checkpoints.output[0],
-        tables=[table for experiment in EXPERIMENTS for table in experiment.output if str(table).endswith(".parquet")],
+        proxies=rules.join_proxies.output if JOBS else [],
+        # All of them, since the page tells what the logs of their rules warn of.
+        experiments=[output for experiment in EXPERIMENTS for output in experiment.output],
     output:
-        f"{RESULTS}/report.html",
+        page=f"{RESULTS}/report.html",
+        made_with=f"{RESULTS}/report.json",
     log:
         f"{RESULTS}/logs/study_page.log",
     benchmark:
@@ -19,16 +38,6 @@ rule study_page:
     params:
         code=CODE["study_page"],
         assets=[digest_of(path) for path in sorted((files("proxycast.report.page") / "assets").iterdir())],
-        study=STUDY.model_dump(mode="json"),
-        budgets=AT_BUDGETS["budgets"],
-        tasks=PLAN.task_names,
-        left_out=PLAN.left_out,
-        where=PLAN.where,
-        rules={
-            str(table).removeprefix(f"{RESULTS}/").removesuffix(".parquet"): made_by.name
-            for made_by in workflow.rules
-            for table in made_by.output
-            if str(table).endswith(".parquet") and "{" not in str(table)
-        },
+        made_with=MADE_WITH,
     script:
         "../scripts/study_page.py"

@@ -53,7 +53,6 @@ if PLAN.selects_data:
         params:
             code=CODE["data_selection_figures"],
             study=STUDY.model_dump(mode="json", include={"target", "selection", "highlighted"}) | AT_BUDGETS,
-            left_out=PLAN.left_out,
         script:
             "../scripts/data_selection_figures.py"
 

@@ -1,5 +1,7 @@
 """The section "Where the proxies lose": its numbers are the tables', and its verdicts the intervals'."""
 
+import re
+
 import polars as pl
 import pytest
 from page_results import AT, MODELS, PROXIES, against, finished, smoke
@@ -27,10 +29,11 @@ def test_the_verdict_is_that_of_the_interval(difference, low, high, more, verdic
     assert verdict_of(difference, low, high, more) == verdict
 
 
-def test_bits_per_byte_is_first_and_only_what_is_clearly_beaten_is_left_out(tmp_path):
+def test_bits_per_byte_is_first_and_what_is_beaten_is_folded_and_counted_by_kind(tmp_path):
     rows = [
         against(0.5, 0.3, 0.6, "chance"),
         against(0.125, -0.1, 0.2, "parameters"),
+        against(0.25, 0.1, 0.4, "generic_cross_entropy"),
         against(-0.125, -0.2, -0.05, "expert_cross_entropy"),
         against(0.25, 0.1, 0.4, "bits_per_byte"),
         against(0.25, 0.1, 0.4, "bits_per_byte", task="homes"),
@@ -38,15 +41,27 @@ def test_bits_per_byte_is_first_and_only_what_is_clearly_beaten_is_left_out(tmp_
     ]
     results = finished(tmp_path, {"data_selection/against_baselines": rows})
     found = compared(results)
-    assert found["rival"].to_list() == ["bits_per_byte", "expert_cross_entropy", "parameters", "chance"]
-    assert found["verdict"].to_list() == ["better", "worse", "not told apart", "better"]
-    table = next(block for block in loss_section(results).blocks if isinstance(block, Table))
-    assert table.dataset.frame["rival"].to_list() == ["bits_per_byte", "expert_cross_entropy", "parameters"]
-    (shown,) = table.dataset.frame.filter(rival="expert_cross_entropy").rows(named=True)
-    assert (shown["value"], shown["rival_value"], shown["difference"]) == (0.75, 0.875, -0.125)
-    assert (shown["low"], shown["high"]) == (-0.2, -0.05)
-    html = page_html("x", [loss_section(results)], "")
-    assert "-0.12 [-0.2, -0.05]" in html and "4 comparisons: 2 better, 1 " in html
+    assert found["rival"].to_list()[:2] == ["bits_per_byte", "expert_cross_entropy"]
+    verdicts = dict(found.select("rival", "verdict").rows())
+    assert verdicts == {
+        **{"bits_per_byte": "better", "expert_cross_entropy": "worse", "parameters": "not told apart"},
+        **{"chance": "better", "generic_cross_entropy": "better"},
+    }
+    section = loss_section(results)
+    lost, won, *_ = [block for block in section.blocks if isinstance(block, Table)]
+    assert lost.is_open and not won.is_open and lost.columns[1].name == "verdict"
+    (row,) = lost.dataset.frame.filter(rival="expert_cross_entropy").rows(named=True)
+    assert (row["value"], row["rival_value"], row["difference"]) == (0.75, 0.875, -0.125)
+    assert (row["low"], row["high"]) == (-0.2, -0.05)
+    html = page_html("x", [section], "")
+    of = {id: re.search(f'id="losses-{id}-rows".*?</table>', html, re.DOTALL)[0] for id in ("table", "won")}
+    assert "-0.12 [-0.2, -0.05]" in of["table"] and "generic_cross_entropy" not in of["table"]
+    assert {name for name in verdicts if f"<td>{name}</td>" in of["won"]} == {
+        *("bits_per_byte", "chance", "generic_cross_entropy")
+    }
+    plain, trivial = "2 comparisons with plain baselines (1 better, 1 worse)", "3 comparisons with trivial baselines"
+    assert f"Order of the corpora: {plain}, {trivial} (2 better, 1 not told apart)." in html
+    assert "single seed" in row["measure"] and "single seed" in section.blocks[0].text
 
 
 def test_without_the_table_of_all_baselines_the_best_one_stands(tmp_path):
@@ -63,6 +78,9 @@ def test_without_the_table_of_all_baselines_the_best_one_stands(tmp_path):
 def test_a_scorer_has_an_interval_to_the_best_baseline_alone(tmp_path):
     found = compared(finished(tmp_path, {"model_selection/summary": MODELS}))
     rows = {row["rival"]: row for row in found.rows(named=True)}
+    assert {name: row["kind"] for name, row in rows.items()} == {
+        **{"bits_per_byte (bytes)": "plain", "parameters (bytes)": "trivial"}
+    }
     assert rows["bits_per_byte (bytes)"]["verdict"] == "worse" and rows["bits_per_byte (bytes)"]["low"] == -0.4
     assert rows["parameters (bytes)"]["verdict"] == "behind, no interval"
     assert rows["parameters (bytes)"]["difference"] == 0.5 - 0.625
@@ -80,21 +98,32 @@ def test_less_error_of_a_forecast_is_better(tmp_path):
     assert set(found["rival_value"]) == {0.3}
 
 
-def test_proxies_that_invert_are_those_that_depend_on_the_candidate(tmp_path):
+def test_what_inverts_for_sure_has_its_whole_interval_below_chance(tmp_path):
     row = {"truth": "multiple_choice_accuracy", "task": "all", "kind": "proxy", "seed": "single", **AT}
-    row |= {"low": 0.1, "high": 0.4}
     rows = [
-        row | {"statistic": s, "weighting": w, "depends_on_candidate": depends, "decision_accuracy": value}
-        for s, w, depends, value in (
-            ("margin", "entropy", True, 0.3),
-            ("margin", "expert_probability", True, 0.6),
-            ("margin", "uniform", False, 0.2),
+        row
+        | {"statistic": s, "weighting": w, "depends_on_candidate": depends, "decision_accuracy": value, "high": high}
+        for s, w, depends, value, high in (
+            ("margin", "entropy", True, 0.3, 0.4),
+            ("margin", "expert_disagreement", True, 0.35, 0.5),
+            ("margin", "gaussian_nll", True, 0.45, None),
+            ("margin", "expert_probability", True, 0.6, 0.7),
+            ("margin", "uniform", False, 0.2, 0.45),
+            ("wrong_confidence", "uniform", False, 0.25, 0.55),
         )
     ]
+    rows = [row | {"low": 0.1} for row in rows]
+    rows.append(rows[4] | {"statistic": "generic_cross_entropy", "weighting": "none", "kind": "baseline"})
     tables = {"data_selection/decision_accuracy": rows, "data_selection/against_baselines": [against(0.0, None, None)]}
     inverted = loss_section(finished(tmp_path, tables)).blocks[-1]
-    assert inverted.dataset.frame.select("weighting", "decision_accuracy").rows() == [("entropy", 0.3)]
-    assert "1 of 2 invert the order, of the others 1 of 1" in inverted.caption
+    assert inverted.dataset.frame.select("statistic", "weighting", "verdict").rows() == [
+        ("margin", "uniform", "inverts"),
+        ("generic_cross_entropy", "none", "inverts"),
+        ("margin", "entropy", "inverts"),
+        ("margin", "expert_disagreement", "may invert"),
+        ("margin", "gaussian_nll", "may invert"),
+    ]
+    assert "Of 4 rows of proxies" in inverted.caption and "1 invert it and 2 may; of 3 other rows 2" in inverted.caption
 
 
 def test_without_baselines_or_truth_the_section_says_so(tmp_path):

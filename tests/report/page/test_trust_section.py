@@ -5,6 +5,7 @@ import sys
 
 import polars as pl
 from page_results import RANKING, SUMMARY, TRUTH, finished, smoke
+from proxycast.experiments.reliability import VERDICTS, verdict
 from proxycast.jobs import job
 from proxycast.report.page.blocks import Column, Dataset, Section, Table
 from proxycast.report.page.html_page import page_html
@@ -136,3 +137,19 @@ def test_a_computed_dataset_leads_to_each_of_its_tables(tmp_path):
     for table in dataset.made_from:
         assert f'<a href="#{anchor_of(table)}">' in html and f'<tr id="{anchor_of(table)}">' in html
     assert "none: the file is not there" in html
+
+
+def test_the_glossary_has_the_words_of_this_study_alone(tmp_path):
+    corpora = page(finished(tmp_path / "a", {"data_selection/ranking": RANKING}))
+    forecasts = page(finished(tmp_path / "b", {"forecasting/forecasts": [{"run": "a"}]}))
+    without = page(finished(tmp_path / "c", {"data_selection/ranking": RANKING}, smoke(target=None)))
+    terms = [re.findall("<dt>(.*?)</dt>", html) for html in (corpora, forecasts, without)]
+    assert terms[0] == ["Proxy", "Target", "Budget", "Decision accuracy", "Regret", "Noise ceiling"]
+    assert terms[1] == ["Proxy", "Target", "Cut"] and terms[2] == ["Proxy", "Budget"]
+
+
+def test_verdict_words_are_explained_by_their_bounds(tmp_path):
+    html = page(finished(tmp_path, {"data_selection/truth": TRUTH}))
+    for bound, word in VERDICTS[:-1]:
+        assert f"&#34;{word}&#34; below {bound:g}" in html and verdict(bound - 0.01, None) == word
+        assert verdict(bound, None) != word

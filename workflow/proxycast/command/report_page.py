@@ -8,9 +8,7 @@ from proxycast.options import InputError
 from proxycast.report.page.contents import study_page
 from proxycast.report.page.html_page import write_page
 from proxycast.report.page.several_studies import several_studies_page
-from proxycast.report.page.study_results import StudyResults
-from proxycast.study.checkpoint_plan import plan_checkpoints
-from proxycast.study.checkpoints import budgets_of
+from proxycast.report.page.study_results import MADE_WITH, StudyResults
 from proxycast.study.loader import load_plan
 from proxycast.study.study_plan import Plan
 from proxycast.study.yaml_files import read_yaml
@@ -41,24 +39,16 @@ def report(studies: Sequence[Path], out: Path | None) -> Path:
 
 
 def _finished(plan: Plan) -> StudyResults:
-    missing = [name for name in needed_tables(plan) if not (plan.results / f"{name}.parquet").is_file()]
+    """As its last page was made; the tables must be all there, and be those of the study as it stands now."""
+    run = f"run snakemake --configfile {plan.where} first"
+    if not (plan.results / MADE_WITH).is_file():
+        raise InputError(f"{plan.where}: the study is not finished: {plan.results} lacks {MADE_WITH}; {run}")
+    results, now = StudyResults.read(plan.results), plan.study.model_dump(mode="json")
+    missing = [name for name in results.rules if not (plan.results / f"{name}.parquet").is_file()]
     if missing:
-        raise InputError(
-            f"{plan.where}: the study is not finished: {plan.results} lacks {', '.join(missing)}; run snakemake "
-            f"--configfile {plan.where} first"
-        )
-    budgets = budgets_of(plan, plan_checkpoints(plan)) if plan.selects_data else []
-    return StudyResults(plan.study, plan.results, budgets, plan.task_names, plan.left_out, plan.where)
-
-
-def needed_tables(plan: Plan) -> list[str]:
-    """The tables that every finished study of this kind has, and the page cannot do without."""
-    judged = ["summary", "truth", "choices"] if plan.study.target else []
-    tables = ["checkpoints"]
-    if plan.selects_data:
-        tables += [f"data_selection/{name}" for name in ("ranking", "pairs", "agreement", *judged)]
-    if plan.selects_models:
-        tables += [f"model_selection/{name}" for name in ("ranking", "pairs", "agreement", *judged)]
-    if plan.study.forecasting:
-        tables += [f"forecasting/{name}" for name in ("summary", "errors", "rehearsal")]
-    return tables
+        raise InputError(f"{plan.where}: the study is not finished: {plan.results} lacks {', '.join(missing)}; {run}")
+    made_with = results.study.model_dump(mode="json")
+    edited = [key for key in now if now[key] != made_with[key]]
+    if edited:
+        raise InputError(f"{plan.where}: {', '.join(edited)} was edited since {plan.results} was made; {run}")
+    return results

@@ -25,7 +25,7 @@ from proxycast.experiments.token_contrast.compared import (
 from proxycast.experiments.token_contrast.contributions import Contributions, Reading, contributions
 from proxycast.experiments.token_contrast.token_tables import MOST_LISTED, contrast_table, view_table
 from proxycast.options import InputError, printable
-from proxycast.proxy_formulas import proxy_name
+from proxycast.proxy_formulas import SIGNS, proxy_name
 from proxycast.report.page.sections.token_levels import MEASURES, difference_labels, difference_levels, in_line, levels
 from proxycast.solutions.rows import Solution, read_solutions
 from proxycast.study.loader import load_plan
@@ -62,7 +62,8 @@ def show_tokens(
     task, solution = _wanted(found, texts, task, solution)
     shown = _at_step(comparison, step, reading, read_table(plan.results / "checkpoints.parquet"))
     chosen = pl.DataFrame({"task": [task], "solution": [solution]})
-    view = view_table(shown, reading, chosen, texts)
+    contribution = pl.col("share") * SIGNS[comparison.proxy.statistic] / len(plan.task_names)
+    view = view_table(shown, reading, chosen, texts).with_columns(contribution=contribution)
     console = Console(width=None if sys.stdout.isatty() else WIDE, highlight=False)
     contrast = contrast_table(comparison, found, texts)
     for line in _about(comparison, found):
@@ -80,8 +81,9 @@ def _opened(plan: Plan, names: Sequence[str]) -> tuple[Reading, Comparison]:
     if not (results / "checkpoints.parquet").is_file() or not files:
         why = "run it first" if plan.runs_models else "it runs no models, its statistics are those of others"
         raise InputError(f"{plan.where}: no token statistics in {results}/token_stats; {why}")
-    rankings = {key: results / f"{key}_selection/ranking.parquet" for key in ("data", "model")}
-    corpora, models = (read_table(path) if path.is_file() else None for path in rankings.values())
+    asked = {"data": plan.selects_data, "model": plan.selects_models}  # others may lie there from before
+    rankings = {key: results / f"{key}_selection/ranking.parquet" for key in asked}
+    corpora, models = (read_table(path) if asked[key] and path.is_file() else None for key, path in rankings.items())
     budgets = study.budgets
     if corpora is not None and not budgets:  # of one alone the study need not tell
         size, step = corpora.select("size", "step").row(0)

@@ -78,7 +78,10 @@ def summary(workflow: "Workflow", plan: Plan) -> list[str]:
     since = workflow.start_time.replace(microsecond=0)  # as the logs have it
     jobs = logged_jobs(workflow.dag.jobs)
     experiments = {job.rule for job in jobs}
-    results = StudyResults(plan.study, plan.results, plan.study.budgets)
+    has_page = "study_page" in experiments  # a run may stop before it, and an older one tell of other options
+    results = (
+        StudyResults.read(plan.results) if has_page else StudyResults(plan.study, plan.results, plan.study.budgets)
+    )
     lines = []
     if "data_selection" in experiments:
         lines += [*answer_lines(corpus_answer(results)), *order_of_corpora(results)]

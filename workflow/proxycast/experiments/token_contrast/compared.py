@@ -89,7 +89,9 @@ def compared_corpora(
     at_budget = small.filter(step=budget.step)
     orders = ranking.filter(size=budget.size, step=budget.step)
     own = orders.filter(statistic=proxy.statistic, weighting=proxy.weighting)
-    ranked = (orders if own.is_empty() else own).sort("place", "corpus")
+    if own.is_empty():  # another order of the table, and of one method alone
+        own = orders.join(orders.head(1), on=["statistic", "weighting"], how="semi", maintain_order="left")
+    ranked = own.sort("place", "corpus")
     ranked = ranked.join(at_budget, on="corpus", how="semi", maintain_order="left")
     order = ranked["corpus"].unique(maintain_order=True).to_list()
     everyone = at_budget.filter(pl.col("corpus").is_in(order))

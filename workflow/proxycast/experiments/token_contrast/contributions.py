@@ -65,7 +65,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class Contributions:
-    """`tokens`: the largest, at most `most` a task, or none where tokenizers differ; `solutions`: all.
+    """`tokens`: the largest, at most `most` of either sign a task, or none where tokenizers differ; `solutions`: all.
 
     tokens: task, solution, position, token, bytes, behind, contribution and, of each candidate, first_<x> and
     second_<x>, x in rank, entropy, nll, value, weight, share: their means over the candidate's checkpoints.
@@ -78,7 +78,7 @@ class Contributions:
 
 
 def contributions(comparison: Comparison, reading: Reading, tasks: Sequence[str], most: int) -> Contributions:
-    """The contributions of all tokens; `most`: how many of them are kept a task, the largest."""
+    """The contributions of all tokens; `most`: how many of either sign are kept a task, the largest."""
     sign, tokens, solutions, alike = SIGNS[comparison.proxy.statistic], [], [], True
     for task in tasks:
         sides = [_mean_shares(one, reading, task, comparison) for one in comparison.candidates]
@@ -92,9 +92,9 @@ def contributions(comparison: Comparison, reading: Reading, tasks: Sequence[str]
         summed = pl.concat(of_solutions).group_by("solution", maintain_order=True).agg(pl.col("contribution").sum())
         solutions.append(summed.select(pl.lit(task).alias("task"), "solution", signed))
         if alike:
-            tokens.append(_largest(_side_by_side(first, second, task).with_columns(signed), most))
-    of_solutions = _largest(pl.concat(solutions), None)
-    found = _largest(pl.concat(tokens), None) if alike else tokens_schema().clear()
+            tokens.append(largest(_side_by_side(first, second, task).with_columns(signed), most))
+    of_solutions = largest(pl.concat(solutions), None)
+    found = largest(pl.concat(tokens), None) if alike else tokens_schema().clear()
     return Contributions(found, of_solutions, of_solutions["contribution"].sum())
 
 
@@ -136,10 +136,13 @@ def _side_by_side(first: pl.DataFrame, second: pl.DataFrame, task: str) -> pl.Da
     return found.hstack(others).with_columns(contribution=difference).select(tokens_schema().columns)
 
 
-def _largest(table: pl.DataFrame, most: int | None) -> pl.DataFrame:
-    """The rows with the largest contributions of either sign first; ties in the order of the names."""
+def largest(table: pl.DataFrame, most: int | None) -> pl.DataFrame:
+    """The rows with the largest contributions first, at most `most` of either sign; ties in the order of the names."""
     size = pl.col("contribution").abs().round_sig_figs(DIGITS)
     keys = [name for name in ("task", "solution", "position") if name in table.columns]
     order = pl.arg_sort_by(size, *keys, descending=[True, *[False] * len(keys)])
+    if most is not None:
+        places = table.select(order.alias("row"), is_below=pl.col("contribution").gather(order) < 0)
+        order = places.filter(pl.int_range(pl.len()).over("is_below") < most)["row"]
     # Gathered, as the head of a sorted table would keep all of it in memory.
-    return table.select(pl.all().gather(order if most is None else order.head(most)))
+    return table.select(pl.all().gather(order))

@@ -5,11 +5,11 @@ from collections.abc import Mapping, Sequence
 import polars as pl
 
 from proxycast.experiments.token_contrast.compared import Compared, Comparison
-from proxycast.experiments.token_contrast.contributions import Contributions, Reading, contributions
+from proxycast.experiments.token_contrast.contributions import Contributions, Reading, contributions, largest
 from proxycast.experiments.token_contrast.token_texts import text_after, text_before, token_text
 from proxycast.solutions.rows import Solution
 
-MOST_LISTED = 1000  # rows of token_contrast
+MOST_LISTED = 500  # rows of token_contrast of either sign
 OF_A_TASK, MOST_SOLUTIONS, MOST_TOKENS = 2, 20, 96  # what token_view shows; tokens: the last of a solution
 BEFORE, AFTER = 40, 24  # characters around a token that is listed
 BEFORE_VIEW = 240  # characters before the first token of a solution that is shown
@@ -91,9 +91,9 @@ def view_table(
 
 
 def contrast_table(comparison: Comparison, found: Contributions, texts: Solutions) -> pl.DataFrame:
-    """The tokens with the largest contributions, or the solutions where the candidates' tokenizers differ."""
+    """The tokens with the largest contributions of either sign, or the solutions where the tokenizers differ."""
     is_of_tokens = not found.tokens.is_empty()
-    rows = (found.tokens if is_of_tokens else found.solutions).head(MOST_LISTED)
+    rows = largest(found.tokens if is_of_tokens else found.solutions, MOST_LISTED)
     proxy, names = comparison.proxy, [one.name for one in comparison.candidates]
     rows = rows.with_columns(
         place=pl.int_range(1, pl.len() + 1),

@@ -10,6 +10,7 @@ from proxycast.experiments.reliability import NOISE
 from proxycast.proxy_formulas import proxy_name
 from proxycast.report.page.answers.cost_facts import facts_of_cost
 from proxycast.report.page.answers.judge_facts import facts_of_judges
+from proxycast.report.page.answers.other_orders import fact_of_cheapest, fact_of_other_orders
 from proxycast.report.page.answers.wording import (
     Answer,
     Fact,
@@ -82,11 +83,12 @@ def corpus_answer(results: StudyResults) -> Answer | None:
     else:
         evidence, metric = _evidence(order, results), results.study.target.metric
         clauses += [*_clause_of_accuracy(order, evidence), *undecided, *_clause_of_pick(order, evidence, metric)]
-        facts += _facts_of_truth(order, evidence, metric)
+        facts += [*_facts_of_truth(order, evidence, results), *fact_of_cheapest(results)]
+        facts += fact_of_other_orders(results, order.proxy | order.cell, metric)
         missing += _missing_of_truth(order, evidence)
         if evidence.truth and evidence.truth["verdict"] == NOISE:
             warning = about_noisy_metric(evidence.truth)
-    facts += [*facts_of_cost(results, order.cell), brackets(results.study.selection.confidence)]
+    facts += [*facts_of_cost(results, order.cell), brackets(results.study.selection.confidence, results.study.target)]
     return Answer(sentence(clauses), facts, missing, warning)
 
 
@@ -159,7 +161,8 @@ def _named(names: str) -> str:
     return listed(names.split(", "))
 
 
-def _facts_of_truth(order: CorpusOrder, evidence: Evidence, metric: str) -> Iterator[Fact]:
+def _facts_of_truth(order: CorpusOrder, evidence: Evidence, results: StudyResults) -> Iterator[Fact]:
+    target = results.study.target
     decisions, baseline, choice, truth = evidence.decisions, evidence.baseline, evidence.choice, evidence.truth
     if decisions and decisions["best_baseline"]:
         name = decisions["best_baseline"]
@@ -180,10 +183,11 @@ def _facts_of_truth(order: CorpusOrder, evidence: Evidence, metric: str) -> Iter
     if truth and truth["ceiling_decision_accuracy"] is not None:
         ends = "ceiling_decision_accuracy_low", "ceiling_decision_accuracy_high"
         ceiling = with_interval(truth, "ceiling_decision_accuracy", ".2f", *ends)
-        quality = f"the truth of {counted(truth['seeds'], 'seed')} is: {truth['verdict']}"
-        yield Fact("Noise ceiling", f"a perfect prediction is expected to decide {ceiling} rightly; {quality}")
+        models = f" of {target.size} models" if target.size else ""
+        what = f"the truth, {target.metric}{models}, {counted(truth['seeds'], 'seed')}, is {truth['verdict']}"
+        yield Fact("Noise ceiling", f"a perfect prediction is expected to decide {ceiling} rightly; {what}")
     if choice and choice["random_regret"] is not None:
-        yield Fact("Other picks", ", ".join(_other_picks(order, evidence, metric)))
+        yield Fact("Other picks", ", ".join(_other_picks(order, evidence, target.metric)))
 
 
 def _is_known(decisions: Row | None) -> bool:

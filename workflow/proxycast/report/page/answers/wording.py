@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import polars as pl
 
+from proxycast.config.truth import Target
 from proxycast.metrics import is_share
 from proxycast.report.page.formats import with_interval
 
@@ -131,8 +132,12 @@ def clause_of_undecided(ranking: pl.DataFrame, pairs: pl.DataFrame, name: str, t
     if len(leaders) == len(ranking):
         return
     like, them = undecided(pairs, leaders), "it" if len(leaders) == 1 else "them"
-    if pairs["told_apart"].null_count() == len(pairs):
+    of_leader = pairs.filter(pl.col("better").is_in(leaders) | pl.col("worse").is_in(leaders))
+    if of_leader["told_apart"].null_count() == len(of_leader):
         yield f"whether any other {name} can be told apart from {them} is not known"
+    elif unknown := of_leader["told_apart"].null_count():
+        known = f"{listed(like)} cannot be told apart from {them}, and " if like else ""
+        yield f"{known}of {counted(unknown, name, things)} it is not known whether they can be told apart from {them}"
     elif not like:
         yield f"every other {name} can be told apart from {them}"
     elif len(like) == 1:
@@ -153,8 +158,9 @@ def fact_of_pairs(pairs: pl.DataFrame) -> Iterator[Fact]:
         yield Fact("Undecided", (told if len(unsure) else "none: every pair can be told apart") + beyond)
 
 
-def brackets(confidence: float) -> Fact:
-    return Fact("Brackets", f"{percent(confidence)} intervals")
+def brackets(confidence: float, target: Target | None) -> Fact:
+    points = f"; a point is a hundredth of {target.metric}" if target and is_share(target.metric) else ""
+    return Fact("Brackets", f"{percent(confidence)} intervals{points}")
 
 
 def sentence(clauses: Iterable[str]) -> str:

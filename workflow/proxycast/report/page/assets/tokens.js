@@ -60,7 +60,7 @@ if (place) {
     const parts = shown.map((side) => `${view.names[side]}, step ${stepOf(side)}: `
       + numbersOf(sides[side][stepOf(side)], i));
     const by = differences[stepOf(last)]?.contribution[i];
-    const share = by === undefined ? [] : [`Difference of their shares in the task's value: ${by}`];
+    const share = by === undefined ? [] : [`Contribution in these runs: ${by}`];
     const at = positions[isCompared(panes) ? 0 : pane][i];
     return `${[`“${text}”, position ${at}`, ...parts, ...share].join(".\n")}.`;
   }
@@ -108,7 +108,7 @@ if (place) {
     panes.focus({ preventScroll: true });
     move(panes, 0, token).scrollIntoView({ block: "center" });
   }
-  for (const row of all("#token-contrast-rows tr[data-key]", document)) {
+  for (const row of all('[id^="token-contrast"] tbody tr[data-key]', document)) {
     const cell = row.cells[1];
     const button = document.createElement("button");
     button.type = "button";

@@ -69,9 +69,10 @@ def _named(errors: pl.DataFrame, chosen: str | None) -> tuple[pl.DataFrame, dict
 
 def _errors(errors: pl.DataFrame, chosen: str | None, results: StudyResults) -> list[Block]:
     rows, lines = _named(errors, chosen)
-    rows = rows if len(rows) <= MOST_ERRORS else rows.filter(task="all")
+    which = "" if len(rows) <= MOST_ERRORS else "all tasks together"
+    rows = rows.filter(task="all") if which else rows
     judged = rows.drop_nulls("rmse")
-    data = Dataset("forecast_errors", rows, "forecasting/errors", "" if len(rows) <= MOST_ERRORS else "all tasks")
+    data = Dataset("forecast_errors", rows, "forecasting/errors", which)
     unjudged = rows.filter(task="all").group_by("horizon").agg(pl.col("unjudged").max()).filter(pl.col("unjudged") > 0)
     parts = [f"{count} at {horizon:g}×" for horizon, count in unjudged.sort("horizon").rows()]
     blocks: list[Block] = []
@@ -207,12 +208,13 @@ def _rehearsal(rehearsal: pl.DataFrame) -> Table:
 
 def _fits(fits: pl.DataFrame) -> Table:
     names = [forecaster_name(method) for method in fits["method"]]
-    rows = fits.with_columns(pl.Series("name", names, pl.String)).head(MOST_ERRORS)
+    rows = fits.with_columns(pl.Series("name", names, pl.String))
     columns = [Column("run", "Run"), Column("task", "Task"), Column("name", "Method"), Column("curve", "Curve")]
     columns += [Column(name, name, ".3g") for name in ("a", "b", "c")]
     columns += [Column("link", "Link"), Column("asymptote", "Tends to", ".3g"), Column("points", "Checkpoints")]
     columns += [Column("beyond", "Impossible"), Column("note", "Note")]
-    data = Dataset("forecast_fits", rows, "forecasting/fits")
+    kept = "" if len(rows) <= MOST_ERRORS else f"first {MOST_ERRORS} of {len(rows)}"
+    data = Dataset("forecast_fits", rows.head(MOST_ERRORS), "forecasting/fits", kept)
     return Table("forecast-fits", "Fitted curves", data, columns, is_open=False)
 
 

@@ -26,24 +26,36 @@ TWO_LINES = "split(replace(datum.label, ' weighting', ''), ', ')"
 def evidence_blocks(results: StudyResults) -> list[Block]:
     """What a truth tells of the methods; without one, what the solutions tell by themselves."""
     truth, summary = results.table("model_selection/truth"), results.table("model_selection/summary")
+    tail = leading_tail(results)
     noise = [] if truth is None else list(truth.filter(task="all", verdict=NOISE).iter_rows(named=True))
     blocks: list[Block] = [Note(about_noisy_task(row), is_caution=True) for row in noise]
     if summary is not None:
-        blocks += _methods(summary, results.table("model_selection/folds"), truth)
+        blocks += _methods(summary, results.table("model_selection/folds"), truth, tail)
     predictions, stability = (results.table(f"model_selection/{name}") for name in ("predictions", "stability"))
     ranking = results.table("model_selection/ranking")
     leading = None if ranking is None else ranking["method"][0]
-    blocks += _ranks(predictions, leading) if predictions is not None else []
-    blocks += _chosen(stability, results.table("model_selection/chosen")) if stability is not None else []
-    blocks += proxies_alone(results.table("model_selection/proxies"))
+    blocks += _ranks(predictions, leading, tail) if predictions is not None else []
+    blocks += _chosen(stability, results.table("model_selection/chosen"), tail) if stability is not None else []
+    blocks += proxies_alone(results.table("model_selection/proxies"), tail)
     blocks += writers_compared(results.table("model_selection/writers"))
     blocks += enough_solutions(results.table("model_selection/solution_counts"))
     return blocks + (_truth(truth) if truth is not None else [])
 
 
-def of_first_tail(rows: pl.DataFrame) -> pl.DataFrame:
-    """The rows of the tail that is shown where there are two, and of what reads no text."""
-    tail = next((tail for tail in TAILS if tail in set(rows["tail"])), "")
+def leading_tail(results: StudyResults) -> str:
+    """The tail of the order that answers the study, which the charts show where there are two."""
+    for name in ("ranking", "summary"):
+        table = results.table(f"model_selection/{name}")
+        tails = (
+            [] if table is None else [tail for tail in [*table["tail"].head(1), *TAILS] if tail in set(table["tail"])]
+        )
+        for tail in filter(None, tails):
+            return tail
+    return TAILS[0]
+
+
+def of_tail(rows: pl.DataFrame, tail: str) -> pl.DataFrame:
+    """The rows of that tail, and of what reads no text."""
     return rows.filter(pl.col("tail").is_in([tail, ""]))
 
 
@@ -77,14 +89,14 @@ def rows_height(names: list[str]) -> int:
     return len(names) * (WIDE if any(", " in name for name in names) else CLOSE)
 
 
-def _methods(summary: pl.DataFrame, folds: pl.DataFrame | None, truth: pl.DataFrame | None) -> list[Block]:
+def _methods(summary: pl.DataFrame, folds: pl.DataFrame | None, truth: pl.DataFrame | None, tail: str) -> list[Block]:
     known = summary.filter(pl.col("spearman").is_not_null(), pl.col("method") != "chance")
     if known.is_empty():
         return [Note("No method could be judged: " + _reasons(summary), is_caution=True)]
-    rows = with_names(of_first_tail(known))
+    rows = with_names(of_tail(known, tail))
     splits = [split for split in SPLITS if split in set(rows["split"])]
     names = rows.sort("spearman", descending=True, maintain_order=True)["name"].unique(maintain_order=True).to_list()
-    used = [Dataset("models_methods", rows, "model_selection/summary", "one tail, without chance")]
+    used = [Dataset("models_methods", rows, "model_selection/summary", f"tail in {tail}, without chance")]
     y, (kind_colour, kind_shape) = method_axis(names), kind_encodings()
     here = f"datum.split === {SPLIT}"
     base = alt.Chart(alt.NamedData("models_methods"), height=rows_height(names)).transform_filter(here)
@@ -103,10 +115,10 @@ def _methods(summary: pl.DataFrame, folds: pl.DataFrame | None, truth: pl.DataFr
         ),
     ]
     lines = ["Bars: intervals over the models. Dashed: the best baseline, known in hindsight."]
-    single = None if folds is None else with_names(of_first_tail(folds)).drop_nulls("spearman")
+    single = None if folds is None else with_names(of_tail(folds, tail)).drop_nulls("spearman")
     single = None if single is None else single.filter(pl.col("name").is_in(names))
     if single is not None and 0 < len(single) <= MOST_FOLDS:
-        used.append(Dataset("models_folds", single, "model_selection/folds", "one tail"))
+        used.append(Dataset("models_folds", single, "model_selection/folds", f"tail in {tail}"))
         dots = alt.Chart(alt.NamedData("models_folds")).transform_filter(here).mark_tick(thickness=1, opacity=0.35)
         about = ["held_out:N", "task:N", alt.Tooltip("spearman:Q", format=".3f")]
         layers.insert(0, dots.encode(x=x, y=y, color=kind_colour, tooltip=about))
@@ -156,9 +168,9 @@ def _methods_table(summary: pl.DataFrame) -> Table:
     return Table("models-summary", "All methods as a table", data, columns, is_open=False)
 
 
-def _ranks(predictions: pl.DataFrame, leading: str | None) -> list[Block]:
+def _ranks(predictions: pl.DataFrame, leading: str | None, tail: str) -> list[Block]:
     """Predicted over true rank of every model in a held-out task, for one method; the `leading` one comes first."""
-    rows = of_first_tail(predictions.filter(split="two_tasks")).filter(pl.col("method") != "chance")
+    rows = of_tail(predictions.filter(split="two_tasks"), tail).filter(pl.col("method") != "chance")
     if rows.is_empty():
         return []
     rank = pl.col("predicted_rank")
@@ -214,9 +226,9 @@ def _ranks(predictions: pl.DataFrame, leading: str | None) -> list[Block]:
     ]
 
 
-def _chosen(stability: pl.DataFrame, chosen: pl.DataFrame | None) -> list[Block]:
+def _chosen(stability: pl.DataFrame, chosen: pl.DataFrame | None, tail: str) -> list[Block]:
     """The proxies that most folds chose, and what each fold chose."""
-    rows = of_first_tail(stability).filter(split="two_tasks")
+    rows = of_tail(stability, tail).filter(split="two_tasks")
     if rows.is_empty():
         return []
     names = [readable(statistic, weighting) for statistic, weighting in rows.select("statistic", "weighting").rows()]
@@ -263,15 +275,16 @@ def _chosen(stability: pl.DataFrame, chosen: pl.DataFrame | None) -> list[Block]
             selects=several,
         )
     ]
-    return blocks + (_chosen_table(chosen) if chosen is not None else [])
+    return blocks + (_chosen_table(chosen, tail) if chosen is not None else [])
 
 
-def _chosen_table(chosen: pl.DataFrame) -> list[Block]:
-    rows = of_first_tail(chosen).head(MOST_FOLDS)
+def _chosen_table(chosen: pl.DataFrame, tail: str) -> list[Block]:
+    rows = of_tail(chosen, tail)
     names = ("split", "held_out", "scorer", "statistic", "weighting")
     titles = ("Split", "Held out", "Scorer", "Statistic", "Weighting")
     columns = [*(Column(*pair) for pair in zip(names, titles)), Column("coefficient", "Coefficient", "+.3g")]
-    data = Dataset("models_chosen", rows, "model_selection/chosen", "one tail")
+    kept = "" if len(rows) <= MOST_FOLDS else f", first {MOST_FOLDS} of {len(rows)} rows"
+    data = Dataset("models_chosen", rows.head(MOST_FOLDS), "model_selection/chosen", f"tail in {tail}{kept}")
     return [Table("models-chosen", "What each fold chose", data, columns, is_open=False)]
 
 

@@ -10,8 +10,9 @@ from proxycast.report.page.charts import specification
 from proxycast.report.page.of_models.model_evidence import (
     KIND_COLOURS,
     kind_encodings,
+    leading_tail,
     method_axis,
-    of_first_tail,
+    of_tail,
     rows_height,
     with_names,
 )
@@ -26,14 +27,14 @@ def pick_blocks(results: StudyResults) -> list[Block]:
     choices, decisions, margins = (
         results.table(f"model_selection/{name}") for name in ("choices", "decisions", "margins")
     )
-    target = results.study.target
-    blocks = _regrets(choices, target.metric if target else "truth") if choices is not None else []
+    target, tail = results.study.target, leading_tail(results)
+    blocks = _regrets(choices, target.metric if target else "truth", tail) if choices is not None else []
     blocks += _decided(decisions) if decisions is not None else []
-    return blocks + (_gaps(margins) if margins is not None else [])
+    return blocks + (_gaps(margins, tail) if margins is not None else [])
 
 
-def _regrets(choices: pl.DataFrame, metric: str) -> list[Block]:
-    rows = with_names(of_first_tail(choices)).filter(pl.col("method") != "chance").drop_nulls("regret")
+def _regrets(choices: pl.DataFrame, metric: str, tail: str) -> list[Block]:
+    rows = with_names(of_tail(choices, tail)).filter(pl.col("method") != "chance").drop_nulls("regret")
     if rows.is_empty():
         return []
     splits = [split for split in SPLITS if split in set(rows["split"])]
@@ -63,7 +64,7 @@ def _regrets(choices: pl.DataFrame, metric: str) -> list[Block]:
         layers.insert(0, random.encode(x=alt.X("random:Q", title=title), color=alt.value(KIND_COLOURS["baseline"])))
         caption += " Dashed: a random choice."
     chart = alt.layer(*layers).add_params(alt.param(name=SPLIT, value=splits[0]))
-    data = Dataset("models_regret", rows, "model_selection/choices", "one tail, without chance")
+    data = Dataset("models_regret", rows, "model_selection/choices", f"tail in {tail}, without chance")
     table = Dataset("models_choices", with_names(choices), "model_selection/choices")
     columns = [
         Column("name", "Method"),
@@ -107,9 +108,9 @@ def _decided(decisions: pl.DataFrame) -> list[Block]:
     return [Table("models-decisions", "Pairs that can be told apart, and how many are right", data, columns, caption)]
 
 
-def _gaps(margins: pl.DataFrame) -> list[Block]:
+def _gaps(margins: pl.DataFrame, tail: str) -> list[Block]:
     """Share of right pairs over the predicted gap of one method, with its logistic curve."""
-    rows = with_names(of_first_tail(margins)).filter(pl.col("method") != "chance")
+    rows = with_names(of_tail(margins, tail)).filter(pl.col("method") != "chance")
     if rows.is_empty():
         return []
     methods = rows["method"].unique(maintain_order=True).to_list()
@@ -138,7 +139,7 @@ def _gaps(margins: pl.DataFrame) -> list[Block]:
             "models-gaps",
             "How sure a predicted gap is",
             specification(chart.properties(width="container")),
-            [Dataset("models_margins", rows, "model_selection/margins", "one tail")],
+            [Dataset("models_margins", rows, "model_selection/margins", f"tail in {tail}")],
             caption="Points: pairs of two models in bins of the gap, with intervals. Line: logistic curve. Dotted: "
             f"{SURE:.0%}.",
             alt="Share of pairs that are ordered rightly over the predicted gap",

@@ -1,9 +1,8 @@
 """Every proxy alone, as a grid of statistics and weightings for each task, with the baselines beside it."""
 
 import polars as pl
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
-from proxycast.report.model_selection_figures import TAILS
 from proxycast.report.page.blocks import Block, Dataset, Html
 from proxycast.report.page.formats import shown
 from proxycast.report.page.grids import Cell, grid, level
@@ -14,13 +13,16 @@ TASK = "models_proxy_task"
 MOST_TASKS = 30  # grids of a page
 
 
-def proxies_alone(proxies: pl.DataFrame | None) -> list[Block]:
+def proxies_alone(proxies: pl.DataFrame | None, tail: str) -> list[Block]:
     """Spearman's rho of every proxy and baseline alone: a grid for each task."""
     if proxies is None:
         return []
-    tail = next((tail for tail in TAILS if tail in set(proxies["tail"])), "")
     rows = proxies.filter(pl.col("tail").is_in([tail, ""]))
-    tasks = tasks_of(rows)[:MOST_TASKS]
+    every = tasks_of(rows)
+    if not every:
+        return []
+    tasks = every[:MOST_TASKS]
+    kept = "" if tasks == every else f", first {MOST_TASKS} of {len(every)} tasks"
     rows = rows.filter(pl.col("task").is_in(tasks))
     parts = [
         Markup('<div data-shown-for="{}" data-value="{}"{}>{}</div>').format(
@@ -34,7 +36,7 @@ def proxies_alone(proxies: pl.DataFrame | None) -> list[Block]:
             "models-proxies",
             "Every proxy alone",
             Markup("").join(parts),
-            [Dataset("models_proxies", rows, "model_selection/proxies", "one tail")],
+            [Dataset("models_proxies", rows, "model_selection/proxies", f"tail in {tail}{kept}")],
             caption="Spearman's ρ with the truth, with the proxy's own sign. Blue: orders as the truth does; red: "
             f"inverts it. Point at a cell for its interval. The highest cell is the best of many in hindsight.{own}",
             selects=task_select(TASK, tasks),
@@ -50,7 +52,7 @@ def _of_task(rows: pl.DataFrame, task: str) -> Markup:
     own = set(alone.filter("depends_on_candidate")["weighting"])
     columns = [("none" if w == "none" else weighting_name(w)) + ("*" if w in own else "") for w in weightings]
     cells = [[found.get((s, w)) for w in weightings] for s in statistics]
-    where = escape(task_name(task))
+    where = task_name(task)
     parts = [grid([readable(s) for s in statistics], columns, cells, label=f"Proxies, {where}")] if statistics else []
     if len(baselines):
         names = [readable(statistic) for statistic in baselines["statistic"]]

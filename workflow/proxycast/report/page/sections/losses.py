@@ -1,55 +1,65 @@
 """Where the proxies lose: every plain baseline that is as good as what was fixed in advance, or better."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 
 import polars as pl
 
 from proxycast.experiments.forecasting.methods import CHOSEN
 from proxycast.proxy_formulas import proxy_name
 from proxycast.report.page.blocks import Block, Column, Dataset, Note, Section, Table
-from proxycast.report.page.formats import with_interval
+from proxycast.report.page.formats import shown, with_interval
 from proxycast.report.page.study_results import StudyResults
+from proxycast.truth.outside_statistics import OWN_BASELINES
 
 PLAIN_FIRST = ("bits_per_byte", "expert_cross_entropy")  # over the expert solutions: the hardest to beat
+PLAIN, TRIVIAL = "plain", "trivial"  # kinds of baselines; a trivial one has read neither solutions nor tasks
 GUESS = 0.5  # decision accuracy of a coin
 IDENTICAL, WORSE, BETTER, UNSURE = "identical", "worse", "better", "not told apart"
 BEHIND, AHEAD, LEVEL = "behind, no interval", "ahead, no interval", "level, no interval"
 COMPARISONS = {
-    **dict.fromkeys(("claim", "at", "method", "rival", "measure"), pl.String),
+    **dict.fromkeys(("claim", "at", "method", "rival", "kind", "measure"), pl.String),
     **dict.fromkeys(("value", "rival_value", "difference", "low", "high"), pl.Float64),
     **dict.fromkeys(("verdict", "table"), pl.String),
+    "is_won": pl.Boolean,
 }
 MORE, LESS = "more is better", "less is better"
-OF_PAIRS = f"decision accuracy, {MORE}"
+OF_PAIRS = f"decision accuracy, single seed, {MORE}"
+OF_MEAN = f"decision accuracy, mean of seeds, {MORE}"
 
 
 def loss_section(results: StudyResults) -> Section:
     comparisons = compared(results)
     if comparisons.is_empty():
         return Section("losses", "Where the proxies lose", [Note(_why_none(results), is_caution=True)])
-    blocks = [Note(line) for line in _told(results, comparisons)]
-    shown = comparisons.filter(_is_shown())
-    made_from = comparisons["table"].unique(maintain_order=True).to_list()
-    rows = "comparisons with bits per byte, with the best rival, and all that are not won"
-    dataset = Dataset("losses", shown, "where_the_proxies_lose", rows, made_from)
+    dataset = Dataset(
+        "losses", comparisons, "where_the_proxies_lose", "", comparisons["table"].unique().sort().to_list()
+    )
     columns = [
         Column("claim", "Claim"),
-        Column("method", "Proxy or method"),
+        Column("verdict", "Verdict"),
+        Column("method", "Proxy"),
         Column("rival", "Baseline"),
         Column("difference", "Difference", ".2g", "low", "high"),
-        Column("verdict", "Verdict"),
+        Column("kind", "Kind"),
+        Column("value", "Proxy's", ".3g"),
+        Column("rival_value", "Baseline's", ".3g"),
         Column("at", "At"),
-        Column("value", "Its value", ".3g"),
-        Column("rival_value", "The baseline's", ".3g"),
         Column("measure", "Measured by"),
     ]
     caption = (
         "Difference: the proxy's value less the baseline's, with its paired interval. Worse or better: the interval "
         "excludes 0. Not told apart: it holds 0. Identical: the two give the same order in every sample. Without an "
-        "interval the tables have only the difference."
+        "interval the tables have only the difference. Trivial baselines are chance, the size of a model, its training "
+        "compute, and its loss on generic text; all others are plain. Single seed: the mean of the figures of single "
+        "seeds, as in the grid of proxies. Mean of seeds: predictions are averaged first, as in the page's answer."
     )
-    blocks.append(Table("losses-table", "Claims and their rivals", dataset, columns, caption))
-    return Section("losses", "Where the proxies lose", [*blocks, *_by_task(results), *_inverted(results)])
+    tables = [
+        Table(f"losses-{id}", title, dataset, columns, caption, is_open=not won, where={"is_won": won})
+        for id, title, won in (("table", "Not won", False), ("won", "Won", True))
+        if won in comparisons["is_won"]
+    ]
+    told = [Note(line) for line in _told(comparisons)]
+    return Section("losses", "Where the proxies lose", [*told, *tables, *_by_task(results), *_inverted(results)])
 
 
 def compared(results: StudyResults) -> pl.DataFrame:
@@ -75,34 +85,49 @@ def verdict_of(difference: float | None, low: float | None, high: float | None, 
 
 def _with_verdict(row: Mapping[str, object]) -> dict[str, object]:
     verdict = verdict_of(row["difference"], row["low"], row["high"], str(row["measure"]).endswith(MORE))
-    return dict.fromkeys(COMPARISONS) | dict(row) | {"verdict": verdict}
+    name = _without_tail(str(row["rival"]))
+    kind = TRIVIAL if name in OWN_BASELINES or name.startswith("generic_") else PLAIN
+    made = {"verdict": verdict, "kind": kind, "is_won": verdict in (BETTER, AHEAD)}
+    return dict.fromkeys(COMPARISONS) | dict(row) | made
 
 
-def _is_shown() -> pl.Expr:
-    is_won = pl.col("verdict").is_in([BETTER, AHEAD])
-    sign = pl.when(pl.col("measure").str.ends_with(MORE)).then(1).otherwise(-1)
-    best = (sign * pl.col("rival_value")).rank("min", descending=True).over("claim", "at", "method") == 1
-    return ~is_won | best.fill_null(False) | (pl.col("rival") == PLAIN_FIRST[0])
+def _without_tail(rival: str) -> str:
+    """A baseline's name without the tail that `_label` adds."""
+    return rival.partition(" (")[0]
 
 
-def _told(results: StudyResults, comparisons: pl.DataFrame) -> Iterator[str]:
+def _told(comparisons: pl.DataFrame) -> Iterator[str]:
     """The first comparison with bits per byte in words, and how many are won."""
-    for row in comparisons.filter(pl.col("rival") == PLAIN_FIRST[0]).head(1).iter_rows(named=True):
+    of_bytes = [row for row in comparisons.iter_rows(named=True) if _without_tail(row["rival"]) == PLAIN_FIRST[0]]
+    for row in of_bytes[:1]:
         difference = with_interval(row, "difference", ".2g", "low", "high")
         verdict = {UNSURE: "they cannot be told apart", IDENTICAL: "they decide alike"}.get(
             row["verdict"], row["verdict"]
         )
         yield (
-            f"Against bits per byte on expert solutions (budget {row['at']!r}): {row['method']} {row['value']:.3g}, "
-            f"bits per byte {row['rival_value']:.3g}, difference {difference}: {verdict}."
+            f"Against bits per byte on expert solutions ({row['at']}; {row['measure']}): {row['method']} "
+            f"{shown(row['value'], '.3g')}, bits per byte {shown(row['rival_value'], '.3g')}, difference {difference}: "
+            f"{verdict}."
         )
-    if PLAIN_FIRST[0] not in comparisons["rival"].to_list():
+    if not of_bytes:
         yield "Bits per byte on the expert solutions is no baseline here: no table compares it with a proxy."
-    counted = []
-    for (claim,), rows in comparisons.group_by("claim", maintain_order=True):
-        counts = ", ".join(f"{n} {verdict}" for verdict, n in rows["verdict"].value_counts(sort=True).rows())
-        counted.append(f"{claim}, {len(rows)} comparisons: {counts}.")
-    yield " ".join(counted)
+    yield " ".join(_counted(claim, rows) for (claim,), rows in comparisons.group_by("claim", maintain_order=True))
+
+
+def _counted(claim: str, rows: pl.DataFrame) -> str:
+    """How the comparisons of a claim ended, those with trivial baselines apart."""
+    parts = []
+    for kind, found in ((kind, rows.filter(kind=kind)) for kind in (PLAIN, TRIVIAL)):
+        if len(found):
+            things = f" with {kind} baselines" if TRIVIAL in rows["kind"] else ""
+            counts = ", ".join(f"{n} {verdict}" for verdict, n in _by_number(found["verdict"]))
+            parts.append(f"{len(found)} comparison{'' if len(found) == 1 else 's'}{things} ({counts})")
+    return f"{claim}: {', '.join(parts)}."
+
+
+def _by_number(verdicts: pl.Series) -> list[tuple[str, int]]:
+    """Each verdict and how often it is found, the most frequent first."""
+    return verdicts.value_counts().sort("count", "verdict", descending=[True, False]).rows()
 
 
 def _why_none(results: StudyResults) -> str:
@@ -122,7 +147,7 @@ def _fixed(results: StudyResults, table: pl.DataFrame) -> pl.DataFrame:
 def _at_budgets(results: StudyResults, table: pl.DataFrame) -> Iterator[tuple[str, pl.DataFrame]]:
     """Where, in words, and the rows there; the last budget first, as the answer rests on it."""
     for budget in reversed(results.budgets):
-        yield budget.name, table.filter(size=budget.size, step=budget.step)
+        yield f"budget {budget.name!r}", table.filter(size=budget.size, step=budget.step)
 
 
 def _row(claim: str, at: str, method: str, rival: str, measure: str, table: str, **values: object) -> dict[str, object]:
@@ -134,8 +159,8 @@ def _plain_first(rows: Iterable[dict]) -> list[dict]:
     sign = {True: -1, False: 1}
 
     def place(row: dict) -> tuple:
-        plain = PLAIN_FIRST.index(row["rival"]) if row["rival"] in PLAIN_FIRST else len(PLAIN_FIRST)
-        value = row["rival_value"]
+        rival, value = _without_tail(row["rival"]), row["rival_value"]
+        plain = PLAIN_FIRST.index(rival) if rival in PLAIN_FIRST else len(PLAIN_FIRST)
         return plain, value is None, sign[row["measure"].endswith(MORE)] * (value or 0)
 
     return sorted(rows, key=place)
@@ -193,7 +218,7 @@ def _regrets(results: StudyResults) -> list[dict]:
         return found
     choices = choices.filter(seed="mean")
     baselines = choices.filter(kind="baseline")
-    measure = f"regret of the pick in {results.study.target.metric}, {LESS}"
+    measure = f"regret in {results.study.target.metric}, mean of seeds, {LESS}"
     for at, rows in _at_budgets(results, _fixed(results, choices.drop_nulls("best_baseline"))):
         for r in rows.iter_rows(named=True):
             rival = baselines.filter(statistic=r["best_baseline"], size=r["size"], step=r["step"])["regret"].to_list()
@@ -245,7 +270,7 @@ def _task_choices(results: StudyResults) -> list[dict]:
             f"{at}, rule {r['rule']}",
             proxy_name(r["statistic"], r["weighting"]),
             "all tasks",
-            OF_PAIRS,
+            OF_MEAN,
             name,
         )
         | {"value": r["decision_accuracy_without"], "rival_value": r["decision_accuracy"]}
@@ -265,7 +290,7 @@ def _repeats(results: StudyResults) -> list[dict]:
             f"{at}, {r['seeds']} seeds, {r['checkpoints']} checkpoints",
             proxy_name(r["statistic"], r["weighting"]),
             "",
-            OF_PAIRS,
+            f"decision accuracy, {MORE}",
             name,
         )
         | {"rival": f"one run of {r['rival_size']} at step {r['rival_step']}", "value": r["decision_accuracy"]}
@@ -326,7 +351,8 @@ def _forecasts(results: StudyResults) -> list[dict]:
     if table is None or results.study.target is None:
         return []
     table = table.filter(task="all")
-    fixed = (pl.col("kind") == "proxy") | (pl.col("method") == CHOSEN)  # the rehearsal may choose a baseline
+    # What the rehearsal chose, which may be a baseline. Without a choice, each proxy.
+    fixed = pl.col("method") == CHOSEN if CHOSEN in table["method"] else pl.col("kind") == "proxy"
     values = dict(table.select(pl.format("{} {}", "horizon", "method"), "rmse").rows())
     measure = f"RMSE of {results.study.target.metric}, {LESS}"
     return [
@@ -356,72 +382,68 @@ def _by_task(results: StudyResults) -> list[Block]:
     rows = rows.with_columns(verdict=pl.Series(found, dtype=pl.String))
     dataset = Dataset("losses_by_task", rows, "data_selection/against_baselines", "each task, last budget, two rivals")
     columns = [
-        *(
-            Column(name, title)
-            for name, title in (("task", "Task"), ("statistic", "Proxy"), ("weighting", "Weighting"))
-        ),
-        Column("baseline", "Baseline"),
-        Column("decision_accuracy", "Decision accuracy", ".2f"),
-        Column("baseline_decision_accuracy", "The baseline's", ".2f"),
-        Column("difference", "Difference", ".2g", "difference_low", "difference_high"),
+        Column("task", "Task"),
         Column("verdict", "Verdict"),
+        *(Column(name, name.capitalize()) for name in ("statistic", "weighting", "baseline")),
+        Column("difference", "Difference", ".2g", "difference_low", "difference_high"),
+        Column("decision_accuracy", "Proxy's", ".2f"),
+        Column("baseline_decision_accuracy", "Baseline's", ".2f"),
     ]
     caption = (
-        "At the last budget: bits per byte on the expert solutions, and the best baseline of the task in hindsight."
+        f"Decision accuracy of a single seed at the budget {last.name!r}. Baselines are bits per byte on the expert "
+        "solutions, and the best one of the task in hindsight."
     )
     return [Table("losses-by-task", "The same in each task", dataset, columns, caption, is_open=False)]
 
 
 def _inverted(results: StudyResults) -> list[Block]:
-    """Proxies of a weighting that depends on the candidate, which order candidates the wrong way round."""
+    """Methods that order candidates the wrong way round, surely or perhaps."""
     blocks: list[Block] = []
     accuracy = results.table("data_selection/decision_accuracy")
     if accuracy is not None and results.study.target is not None:
-        rows = accuracy.filter(kind="proxy", task="all", seed="single", truth=results.study.target.metric)
+        rows = accuracy.filter(task="all", seed="single", truth=results.study.target.metric)
         rows = pl.concat([rows.clear(), *(found for _, found in _at_budgets(results, rows))])
-        wrong = (pl.col("decision_accuracy") < GUESS).fill_null(False)
-        columns = [
-            *(Column(name, name.capitalize()) for name in ("statistic", "weighting", "size", "step")),
-            Column("decision_accuracy", "Decision accuracy", ".2f", "low", "high"),
-        ]
-        title = "Candidate-dependent proxies that invert the order of the corpora"
-        told = "decision accuracy below 0.5, the coin's"
+        told = "Decision accuracy of a single seed; 0.5 is the coin's."
         where = ("data_selection/decision_accuracy", "at the budgets, below 0.5")
-        blocks += _wrong_way(rows, wrong, "corpora", title, told, where, columns)
+        blocks += _wrong_way(rows, ("decision_accuracy", "Decision accuracy", GUESS), "corpora", told, where)
     alone = results.table("model_selection/proxies")
     if alone is not None:
-        rows, wrong = alone.filter(task="all", kind="proxy"), (pl.col("spearman") < 0).fill_null(False)
-        columns = [
-            *(Column(name, name.capitalize()) for name in ("statistic", "weighting", "tail")),
-            Column("spearman", "Spearman's rho", ".2f", "low", "high"),
-        ]
-        title = "Candidate-dependent proxies that invert the order of the models"
+        rows, told = alone.filter(task="all"), "Spearman's rho with the truth; 0 is chance."
         where = ("model_selection/proxies", "over all tasks, below 0")
-        blocks += _wrong_way(rows, wrong, "models", title, "rho below 0", where, columns)
+        blocks += _wrong_way(rows, ("spearman", "Spearman's rho", 0.0), "models", told, where)
     return blocks
 
 
 def _wrong_way(
-    rows: pl.DataFrame,
-    wrong: pl.Expr,
-    of: str,
-    title: str,
-    told: str,
-    where: tuple[str, str],
-    columns: Sequence[Column],
+    rows: pl.DataFrame, value: tuple[str, str, float], of: str, told: str, where: tuple[str, str]
 ) -> list[Block]:
-    depends = pl.col("depends_on_candidate")
-    counts = rows.select(
-        a=(depends & wrong).sum(), b=depends.sum(), c=(~depends & wrong).sum(), d=(~depends).sum()
-    ).row(0)
-    if not counts[1] + counts[3]:
+    """`value`: the column that tells the order, its title, and what chance has."""
+    name, title, chance = value
+    is_sure = pl.col("high").is_not_null() & (pl.col("high") < chance)
+    verdict = pl.when(is_sure).then(pl.lit("inverts")).otherwise(pl.lit("may invert")).alias("verdict")
+    rows = rows.filter(pl.col("kind").is_in(["proxy", "baseline"])).with_columns(verdict)
+    below, depends = pl.col(name) < chance, pl.col("depends_on_candidate")
+    found = rows.filter(below & (depends | is_sure)).sort(name, maintain_order=True)
+    heading = f"Methods that invert the order of the {of}"
+    by_kind = [rows.filter(depends), rows.filter(~depends)]
+    sure = [len(part.filter(below & is_sure)) for part in by_kind]
+    if rows.is_empty():
         return []
     caption = (
-        f"Inverted: {told}. Of rows whose weighting depends on the candidate {counts[0]} of {counts[1]} invert the "
-        f"order, of the others {counts[2]} of {counts[3]}."
+        f"{told} A method inverts the order if its whole interval is below chance; it may invert it if only the value "
+        f"is. Of {len(by_kind[0])} rows of proxies whose weighting depends on the candidate {sure[0]} invert it and "
+        f"{len(found) - sum(sure)} may; of {len(by_kind[1])} other rows {sure[1]} invert it (those that may are not "
+        "listed)."
     )
-    found = rows.filter(depends & wrong)
     if found.is_empty():
-        return [Note(f"{title}: none. {caption}")]
-    found = found.sort(columns[-1].name, maintain_order=True)
-    return [Table(f"inverted-{of}", title, Dataset(f"inverted_{of}", found, *where), columns, caption, is_open=False)]
+        return [Note(f"{heading}: none. {caption}")]
+    places = [at for at in ("size", "step", "tail") if at in rows.columns]
+    columns = [
+        Column("statistic", "Statistic"),
+        Column("verdict", "Verdict"),
+        Column(name, title, ".2f", "low", "high"),
+        Column("weighting", "Weighting"),
+        Column("depends_on_candidate", "Depends on the candidate"),
+        *(Column(at, at.capitalize()) for at in places),
+    ]
+    return [Table(f"inverted-{of}", heading, Dataset(f"inverted_{of}", found, *where), columns, caption, is_open=False)]

@@ -19,7 +19,8 @@ class Measure:
     """What tokens are coloured by. `bounds`: where the levels 1 to 5 begin; `steps`: where a difference begins.
 
     A difference of ranks is a ratio; others are of the measure's own unit. `better`: how `{name}` stands out where
-    it has the levels a or b. `column`: of the table token_view; `scale`: the column that the levels are of, if another.
+    it has the levels a or b. `column`: of the table token_view; `contribution` is made of its shares. `scale`: the
+    column that the levels are of, if another.
     """
 
     title: str
@@ -60,7 +61,14 @@ MEASURES = {
         *("it counts more for {name}", "relative_weight", True),
     ),
     "contribution": Measure(
-        *("Contribution", "share", (0.25, 0.5, 1, 2, 4), OF_MEAN, (0.05, 0.5), "of the largest in this solution"),
+        *(
+            "Contribution",
+            "contribution",
+            (0.25, 0.5, 1, 2, 4),
+            OF_MEAN,
+            (0.05, 0.5),
+            "of the largest in this solution",
+        ),
         *("it speaks for {name}", "relative_share", True),
     ),
 }

@@ -10,6 +10,7 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from proxycast.experiments.reliability import NOISE, UNKNOWN, VERDICTS
 from proxycast.options import printable
 from proxycast.proxy_formulas import WEIGHTINGS, proxy_name
 from proxycast.report.page.blocks import Block, Column, Dataset, Html, Note, Section, Table
@@ -38,9 +39,51 @@ def trust_section(results: StudyResults, sections: Sequence[Section]) -> Section
     )
     templates.globals["anchor_of"] = anchor_of
     macros = templates.get_template("trust.html.j2").module
-    blocks = [*_truth(results), *_fixed(results, macros), *_weightings(results, macros), *_warnings(results, macros)]
+    glossary = Html("glossary", "Words", Markup(macros.glossary(_words(results))))
+    blocks = [glossary, *_truth(results), *_fixed(results, macros), *_weightings(results, macros)]
+    blocks += _warnings(results, macros)
     used = tables_used([*sections, Section("trust", "", blocks)], results.results, results.rules)
     return Section("trust", "Why believe it", [*blocks, *_origin(results, used, macros)])
+
+
+# --- Words
+
+
+def _words(results: StudyResults) -> dict[str, str]:
+    """Words of the page that this study needs -> what they mean."""
+    tables = ("data_selection/ranking", "model_selection/ranking", "forecasting/forecasts")
+    has_corpora, has_models, has_forecasts = (results.table(name) is not None for name in tables)
+    words, target = (
+        {"Proxy": "a number that a cheap model gives and that should foretell the truth"},
+        results.study.target,
+    )
+    if results.table("token_view") is not None:
+        words["Expert solutions"] = (
+            "worked solutions of the tasks by people or strong models, which models only read, token by token"
+        )
+    if target is not None:
+        whose = (
+            "large models trained on the corpora"
+            if has_corpora
+            else "the models"
+            if has_models
+            else "later checkpoints"
+        )
+        words["Target"] = f"where the truth is from, which is to be foretold: {target.metric} of {whose}"
+    if has_corpora:
+        words["Budget"] = "the size and training step of the small models whose proxies are compared"
+    if target is not None and has_corpora:
+        words["Decision accuracy"] = (
+            "the share of pairs of corpora that a proxy orders as the truth does; 0.5 is guessing"
+        )
+    if target is not None and has_models:
+        words["Spearman's rho"] = "how alike two orders of the models are: 1 is the same, 0 unrelated, -1 the reverse"
+    if target is not None and (has_corpora or has_models):
+        words["Regret"] = "what a pick costs: how much worse its truth is than that of the best candidate"
+        words["Noise ceiling"] = "what a perfect prediction would be expected to reach, as the truth itself is noisy"
+    if has_forecasts:
+        words["Cut"] = "the checkpoint at which a forecast stops looking; the later ones judge it"
+    return words
 
 
 # --- How reliable the truth is
@@ -52,7 +95,7 @@ def _truth(results: StudyResults) -> list[Block]:
         why = "the study has no truth (`target`)" if results.study.target is None else "it has no table `truth`"
         return [Note(f"Nothing on this page was compared with a truth: {why}.", is_caution=True)]
     interval = f"In brackets: {results.study.selection.confidence:.0%} intervals."
-    ceiling = "No prediction is expected to exceed the ceiling, since the truth itself is noisy."
+    ceiling = f"No prediction is expected to exceed the ceiling, since the truth itself is noisy. {_verdicts()}"
     blocks: list[Block] = []
     if corpora is not None:
         columns = [
@@ -94,6 +137,15 @@ def _truth(results: StudyResults) -> list[Block]:
     return blocks
 
 
+def _verdicts() -> str:
+    """The words for a reliability (`reliability.verdict`)."""
+    bounds = [f'"{word}" below {bound:g}' for bound, word in VERDICTS[:-1]]
+    return (
+        f'Verdicts: {", ".join(bounds)}, "{VERDICTS[-1][1]}" above; "{NOISE}" if the reliability, or the lower end of '
+        f'its interval, is not above 0; "{UNKNOWN}" if nothing is known of the noise.'
+    )
+
+
 # --- What was fixed in advance
 
 
@@ -103,8 +155,11 @@ def _fixed(results: StudyResults, macros) -> list[Block]:
     datasets = [] if best is None else [best]
     caption = (
         "Fixed in advance is what the study's file says, or a rule that does not see the truth. What was found in "
-        "hindsight is the luckiest of many, so it looks better here than it will elsewhere."
+        "hindsight is the luckiest of many, so it looks better here than it will elsewhere. The page knows what the "
+        "study's file says, not when it was written: compare the configuration below with a copy that is older than "
+        "the truth, such as a commit."
     )
+    caption += " Decision accuracies are those of a single seed." if best is not None else ""
     markup = Markup(macros.fixed(rows))
     return [Html("fixed", "What was fixed in advance, and what was not", markup, datasets, caption)]
 
