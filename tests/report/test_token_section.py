@@ -87,8 +87,8 @@ def test_tables_list_the_largest_of_either_sign_and_where_they_are_shown(results
     assert len(re.findall(r'<tr [^>]*data-key="', markup)) == len(shown)
     summed = dict(contrast.group_by("text").agg(pl.col("contribution").sum()).rows())
     of_text = texts.dataset.frame
-    assert len(of_text) == 10 and of_text["contribution"].abs().is_sorted(descending=True)
-    assert of_text["contribution"][0] == pytest.approx(max(summed.values(), key=abs))
+    assert len(of_text) == 10 and of_text["summed"].abs().is_sorted(descending=True)
+    assert of_text["summed"][0] == pytest.approx(max(summed.values(), key=abs))
     assert "ranks are means of seeds" in tables[0].caption
     assert "the last corpus of the ranking" in section.blocks[0].text and "means of seeds" in section.blocks[0].text
 

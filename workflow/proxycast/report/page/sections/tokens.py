@@ -204,8 +204,8 @@ def _tables(results: StudyResults, view: pl.DataFrame, contrast: pl.DataFrame, b
     things, caption = "Solutions", ""
     if by_token:
         rows, things = _with_places(rows, view), "Tokens"
-        around = [Column("before", "Text before"), Column("after", "Text after")]
-        columns[1:1] = [Column("text", "Token"), *_ranks(results, contrast), *around]
+        around = [Column("shown_before", "Text before"), Column("shown_after", "Text after")]
+        columns[1:1] = [Column("shown_text", "Token"), *_ranks(results, contrast), *around]
         of_mean = f" Contributions and ranks are means of {_averaged(results)}." * bool(_averaged(results))
         caption = f"A token that is a button is in one of the solutions above; pressing it goes there.{of_mean}"
     else:
@@ -230,16 +230,16 @@ def _in_cell(text: str) -> str:
 def _by_text(rows: pl.DataFrame) -> Table:
     """Contributions summed over tokens of the same text."""
     found = rows.group_by("text", maintain_order=True).agg(
-        tokens=pl.len(), contribution=pl.col("contribution").sum(), tasks=pl.col("task").unique(maintain_order=True)
+        tokens=pl.len(), summed=pl.col("contribution").sum(), tasks=pl.col("task").unique(maintain_order=True)
     )
-    found = found.sort(pl.col("contribution").abs(), descending=True, maintain_order=True).head(MOST_TEXTS)
+    found = found.sort(pl.col("summed").abs(), descending=True, maintain_order=True).head(MOST_TEXTS)
     found = found.with_columns(
-        pl.col("text").map_elements(_in_cell, return_dtype=pl.String),
+        pl.col("text").map_elements(_in_cell, return_dtype=pl.String).alias("shown_text"),
         pl.Series("tasks", [listed(names) for names in found["tasks"].to_list()]),
     )
     columns = [
-        Column("text", "Token"),
-        Column("contribution", "Sum of contributions", "+.3g"),
+        Column("shown_text", "Token"),
+        Column("summed", "Sum of contributions", "+.3g"),
         Column("tokens", "Times"),
         Column("tasks", "Tasks"),
     ]
@@ -249,7 +249,7 @@ def _by_text(rows: pl.DataFrame) -> Table:
         f"positive contributions and {speak[1]} with negative ones, which sum to "
         f"{shown(rows['contribution'].sum(), '+.3g')} of {shown(rows['difference'][0], '+.3g')}."
     )
-    dataset = Dataset("token_texts", found, "token_texts", f"the {len(found)} largest", ["token_contrast"])
+    dataset = Dataset("token_texts", found, "token_contrast", f"summed by text, the {len(found)} largest")
     return Table("token-texts", "Tokens of the same text", dataset, columns, caption)
 
 
@@ -267,5 +267,7 @@ def _with_places(rows: pl.DataFrame, view: pl.DataFrame) -> pl.DataFrame:
     )
     rows = rows.join(places, on=["task", "solution", "position"], how="left", maintain_order="left")
     hows = {"before": in_line, "text": _in_cell, "after": in_line}
-    texts = [pl.col(name).map_elements(how, return_dtype=pl.String) for name, how in hows.items()]
+    texts = [
+        pl.col(name).map_elements(how, return_dtype=pl.String).alias(f"shown_{name}") for name, how in hows.items()
+    ]
     return rows.with_columns(pl.format("{}:{}", "shown", "index").alias("in_view"), *texts).drop("index", "shown")
