@@ -52,5 +52,5 @@ def fact_of_other_orders(results: StudyResults, decides: Mapping[str, object], m
                 picks[row["picked"], cost(row, "regret", metric)] += 1
     if picks:
         told = [f"{picked} ({price}{f', {times} times' * (times > 1)})" for (picked, price), times in picks.items()]
-        orders = "other order" if picks.total() == 1 else f"{picks.total()} other orders"
-        yield Fact("Other orders", f"the {orders} by proxies and budgets named in advance: {listed(told)}")
+        orders = "the other order picks" if picks.total() == 1 else f"the {picks.total()} other orders pick"
+        yield Fact("Other orders", f"{orders} {listed(told)}, by proxies and budgets that were named in advance")
