@@ -377,3 +377,43 @@ def test_whatever_is_missing_there_is_a_sentence(data, judged, models, forecasts
     assert answer.sentence.endswith(".")
     assert re.search(" leads among 8 |^Run r0 (is forecast to score|has no forecast) ", answer.sentence)
     assert not re.search(r"\b(None|nan|inf|null)\b|–", said), said
+
+
+def test_what_is_cheapest_is_told_of_three_kinds(judged):
+    schema = {"statistic": pl.String, "weighting": pl.String, "kind": pl.String, "threshold": pl.Float64}
+    rows = [
+        ("cross_entropy", "uniform", "proxy", 0.8, 0.5),  # named in advance
+        ("cross_entropy", "uniform", "proxy", 0.9, None),
+        ("margin", "entropy", "proxy", 0.9, 0.02),
+        ("margin", "uniform", "proxy", 0.9, 0.3),
+        ("expert_cross_entropy", "none", "baseline", 0.9, 0.25),
+    ]
+    reached = pl.DataFrame(rows, schema | {"compute_fraction": pl.Float64}, orient="row")
+    assert fact(only(changed(judged, compute_to_reach=reached)), "Cheapest") == (
+        "one seed first decides 0.9 of pairs rightly by margin/entropy (a proxy, in hindsight) at 2 %, by "
+        "expert_cross_entropy (a plain baseline) at 25 % of the target's compute; by none that is named in advance"
+    )
+    assert "Cheapest" not in dict(only(changed(judged, compute_to_reach=reached.clear())).facts)
+
+
+def test_the_other_named_orders_are_told_with_their_picks(judged):
+    """Else the answer could be the luckiest of several."""
+    choices = judged.tables["data_selection/choices"].filter(seed="mean")
+    told = fact(only(judged), "Other orders")
+    for proxy in judged.study.highlighted:
+        for budget in BUDGETS:
+            where = {"size": budget.size, "step": budget.step, "statistic": proxy.statistic}
+            if where | {"weighting": proxy.weighting} != LAST:
+                [row] = choices.filter(weighting=proxy.weighting, **where).rows(named=True)
+                assert f"{row['picked']} ({cost(row, 'regret', TARGET.metric)}" in told
+
+
+def test_pairs_that_nobody_could_compare_are_no_pairs_that_are_told_apart(unjudged):
+    pairs = unjudged.tables["data_selection/pairs"]
+    [leader] = unjudged.tables["data_selection/ranking"].filter(place=1, **LAST)["corpus"]
+    of_leader = (pl.col("better") == leader) | (pl.col("worse") == leader)
+    known = pairs.with_columns(told_apart=pl.when(of_leader & (pl.col("worse") == "c00")).then(None).otherwise(True))
+    assert (
+        "of 1 corpus it is not known whether they can be told apart from it"
+        in only(changed(unjudged, pairs=known)).sentence
+    )
