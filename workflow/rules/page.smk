@@ -1,4 +1,5 @@
 # The study's page: every table in one HTML file, with the answer at its top.
+import os
 from importlib.resources import files
 
 from proxycast.tables import digest_of
@@ -9,7 +10,7 @@ MADE_WITH = {
     "budgets": AT_BUDGETS["budgets"],
     "tasks": PLAN.task_names,
     "left_out": PLAN.left_out,
-    "where": PLAN.where,
+    "where": os.path.relpath(PLAN.where),  # a study that is moved as a whole has the same page
     "rules": {
         str(table).removeprefix(f"{RESULTS}/").removesuffix(".parquet"): made_by.name
         for made_by in workflow.rules
