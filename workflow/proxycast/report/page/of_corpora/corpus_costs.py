@@ -39,8 +39,8 @@ def cost_blocks(results: StudyResults, orders: Sequence[Order]) -> list[Block]:
     if rows["scoring_flops"].count():
         # scoring_flops is 2 N T and flops is 6 N D: T follows.
         scored = (3 * pl.col("scoring_flops") * pl.col("tokens") / pl.col("flops")).round().cast(pl.Int64)
-        rows = rows.with_columns(scored_tokens=scored)
-        columns.append(Column("scored_tokens", "Tokens scored", ","))
+        rows = rows.with_columns(tokens_read=scored)
+        columns.append(Column("tokens_read", "Tokens read, a run", ","))
     dataset = Dataset("costs", rows, "data_selection/pareto", "the orders above; runs are from checkpoints")
     caption = f"Decision accuracy is that of a single seed; the answer above takes the mean over seeds. {ABOUT_RUNS} "
     caption += "GPU-hours are not in the tables."

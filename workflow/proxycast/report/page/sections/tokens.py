@@ -31,7 +31,7 @@ def token_section(results: StudyResults) -> Section:
     """Of a study without token statistics the section says so."""
     view, contrast = results.table("token_view"), results.table("token_contrast")
     if view is None or contrast is None:
-        text = "There is no token view: this study has no token statistics of its own, as models were run elsewhere."
+        text = "There is no token view: the tables token_view and token_contrast are made where a study runs models."
         return Section("tokens", "Tokens", [Note(text)])
     by_token = contrast["position"].null_count() == 0
     blocks: list[Block] = [Note(_about(results, contrast, by_token))]
