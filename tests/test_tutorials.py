@@ -429,9 +429,9 @@ def test_a_run_of_ones_own_is_forecast_by_the_tutorial(tmp_path):
     """The page has the lines that are told at the end, and they are right: the page's own code says what the end is."""
     folder = with_programs(copy_project(tmp_path))
     said = [said_by(start(text, folder)) for text in treated("log")][-1]
-    lines = "Run my-run is|  (forecast by|at the cut|in rehearsals): "
+    lines = "Run my-run is|  (forecast by|at the cut|forecast for|in rehearsals): "
     told = [line for line in said.splitlines() if re.match(lines, line)]
-    assert len(told) == 4 and "\n".join(told) in (ROOT / "docs/tutorials/forecasting-a-run.md").read_text()
+    assert len(told) == 5 and "\n".join(told) in (ROOT / "docs/tutorials/forecasting-a-run.md").read_text()
     ends = pl.read_csv(folder / "results/my_run/forecasting/summary.csv").filter("is_end")
     t = 100_000 / 500
     truth = [0.95 - 0.4 * (0.55 + 0.9 * t**-0.45), 0.8 - 0.13 * (2.2 + 3.2 * t**-0.4)]

@@ -88,7 +88,8 @@ def corpus_answer(results: StudyResults) -> Answer | None:
         missing += _missing_of_truth(order, evidence)
         if evidence.truth and evidence.truth["verdict"] == NOISE:
             warning = about_noisy_metric(evidence.truth)
-    facts += [*facts_of_cost(results, order.cell), brackets(results.study.selection.confidence, results.study.target)]
+    facts += facts_of_cost(results, order.cell)
+    facts.append(brackets(results.study.selection.confidence, results.study.target, clauses, facts))
     return Answer(sentence(clauses), facts, missing, warning)
 
 

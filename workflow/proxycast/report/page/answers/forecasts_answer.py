@@ -51,7 +51,8 @@ def forecast_answer(results: StudyResults) -> Answer | None:
     if judged:
         clauses.append(_error(judged, errors, metric, at))
         facts += _facts_of_errors(judged, errors, metric, at.method)
-    facts += [*_rehearsals(at), brackets(results.study.forecasting.confidence, results.study.target)]
+    facts += _rehearsals(at)
+    facts.append(brackets(results.study.forecasting.confidence, results.study.target, clauses, facts))
     return Answer(sentence(clauses), facts, list(_missing(at, judged)))
 
 

@@ -80,7 +80,8 @@ def model_answer(results: StudyResults) -> Answer | None:
         if evidence.truth and evidence.truth["verdict"] == NOISE:
             warning = _about_noise(evidence.truth, metric)
     facts += facts_of_judges(results.table("model_selection/judged"), "model", task=order.task)
-    facts += [*facts_of_cost(results), brackets(results.study.selection.confidence, results.study.target)]
+    facts += facts_of_cost(results)
+    facts.append(brackets(results.study.selection.confidence, results.study.target, clauses, facts))
     return Answer(sentence(clauses), facts, missing, warning)
 
 

@@ -158,8 +158,10 @@ def fact_of_pairs(pairs: pl.DataFrame) -> Iterator[Fact]:
         yield Fact("Undecided", (told if len(unsure) else "none: every pair can be told apart") + beyond)
 
 
-def brackets(confidence: float, target: Target | None) -> Fact:
-    points = f"; a point is a hundredth of {target.metric}" if target and is_share(target.metric) else ""
+def brackets(confidence: float, target: Target | None, clauses: Iterable[str], facts: Iterable[Fact]) -> Fact:
+    """What the brackets are and, where the answer tells points, what a point is."""
+    said = " ".join([*clauses, *(fact.text for fact in facts)])
+    points = f"; a point is a hundredth of {target.metric}" if target and " points" in said else ""
     return Fact("Brackets", f"{percent(confidence)} intervals{points}")
 
 
