@@ -4,6 +4,10 @@ from importlib.resources import files
 
 from proxycast.tables import digest_of
 
+# Every output of the experiments: the page also tells what the logs of their rules warn of.
+BEFORE_THE_PAGE = [rules.checkpoints.output[0], *([rules.join_proxies.output[0]] if JOBS else [])]
+BEFORE_THE_PAGE += [output for experiment in EXPERIMENTS for output in experiment.output]
+
 # What the page knows of the study beside its tables. `proxycast report` reads it from report.json.
 MADE_WITH = {
     "study": STUDY.model_dump(mode="json"),
@@ -15,7 +19,7 @@ MADE_WITH = {
         str(table).removeprefix(f"{RESULTS}/").removesuffix(".parquet"): made_by.name
         for made_by in workflow.rules
         for table in made_by.output
-        if str(table).endswith(".parquet") and "{" not in str(table)
+        if table in BEFORE_THE_PAGE and str(table).endswith(".parquet")
     },
     "jobs": list(JOBS),
 }
@@ -23,10 +27,7 @@ MADE_WITH = {
 
 rule study_page:
     input:
-        checkpoints=rules.checkpoints.output[0],
-        proxies=rules.join_proxies.output if JOBS else [],
-        # All of them, since the page tells what the logs of their rules warn of.
-        experiments=[output for experiment in EXPERIMENTS for output in experiment.output],
+        BEFORE_THE_PAGE,
     output:
         page=f"{RESULTS}/report.html",
         made_with=f"{RESULTS}/report.json",
