@@ -39,7 +39,8 @@ def corpus_methods(rows: pl.DataFrame, highlighted: Sequence[tuple[str, str]]) -
         "highlighted": [(statistic, weighting) in highlighted for statistic, weighting, _ in key],
         "named": [(s, w) in highlighted or kind == "baseline" for s, w, kind in key],
     }
-    return rows.with_columns(pl.Series(name, values) for name, values in names.items())
+    kinds = {"label": pl.String, "colour": pl.String, "highlighted": pl.Boolean, "named": pl.Boolean}  # without rows too
+    return rows.with_columns(pl.Series(name, values, kinds[name]) for name, values in names.items())
 
 
 def first_methods(rows: pl.DataFrame, name: str) -> pl.DataFrame:
