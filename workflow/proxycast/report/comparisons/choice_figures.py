@@ -39,7 +39,7 @@ def corpus_methods(rows: pl.DataFrame, highlighted: Sequence[tuple[str, str]]) -
         "highlighted": [(statistic, weighting) in highlighted for statistic, weighting, _ in key],
         "named": [(s, w) in highlighted or kind == "baseline" for s, w, kind in key],
     }
-    kinds = {"label": pl.String, "colour": pl.String, "highlighted": pl.Boolean, "named": pl.Boolean}  # without rows too
+    kinds = {"label": pl.String, "colour": pl.String, "highlighted": pl.Boolean, "named": pl.Boolean}
     return rows.with_columns(pl.Series(name, values, kinds[name]) for name, values in names.items())
 
 
