@@ -12,7 +12,7 @@ import vl_convert
 from proxycast.config.study import Study
 from proxycast.experiments.data_selection.data_tables import data_selection_tables, order_tables
 from proxycast.report.page.blocks import Chart, Html, Note, Table
-from proxycast.report.page.charts import MOST_MARKS, rows_of
+from proxycast.report.page.charts import MOST_MARKS
 from proxycast.report.page.html_page import page_html
 from proxycast.report.page.of_corpora.corpus_evidence import evidence_section
 from proxycast.report.page.of_corpora.corpus_frontier import COMPARED, frontier_section, pareto_dataset
@@ -201,7 +201,7 @@ def test_what_corpora_are_called_is_escaped(results):
 
 def drawn(chart: Chart, **parameters) -> str:
     """The chart as SVG, with controls set to other values."""
-    spec = json.loads(json.dumps(chart.spec)) | {"datasets": {d.name: rows_of(d.frame) for d in chart.datasets}}
+    spec = json.loads(json.dumps(chart.spec)) | {"datasets": {d.name: d.frame.to_dicts() for d in chart.datasets}}
     for parameter in spec["params"]:
         parameter["value"] = parameters.get(parameter["name"], parameter["value"])
     return vl_convert.vegalite_to_svg(json.dumps(spec | {"width": 600}))

@@ -126,6 +126,13 @@ class Note:
 Block = Chart | Table | Html | Note
 
 
+def datasets_of(block: Block) -> Sequence[Dataset]:
+    """What a block is drawn from."""
+    if isinstance(block, Table):
+        return [block.dataset]
+    return () if isinstance(block, Note) else block.datasets
+
+
 @dataclass(frozen=True, eq=False)
 class Section:
     """A part of the page with a heading, and a place in its contents. Without blocks it is left out."""

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 
 import altair as alt
-import polars as pl
 import vl_convert
 
 from proxycast.report.page.blocks import Chart
@@ -77,10 +76,6 @@ def picture(chart: Chart, values: Mapping[str, list[dict]]) -> str:
         spec["width"] = 760
     png = vl_convert.vegalite_to_png(json.dumps(spec), scale=PICTURE_SCALE)
     return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
-
-
-def rows_of(frame: pl.DataFrame) -> list[dict]:
-    return frame.to_dicts()
 
 
 @cache

@@ -16,8 +16,8 @@ import polars as pl
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
-from proxycast.report.page.blocks import MOST_SHOWN, Block, Chart, Dataset, Html, Note, Section, Table
-from proxycast.report.page.charts import is_flat, picture, rows_of, vega_bundle
+from proxycast.report.page.blocks import MOST_SHOWN, Block, Chart, Dataset, Html, Note, Section, Table, datasets_of
+from proxycast.report.page.charts import is_flat, picture, vega_bundle
 from proxycast.report.page.formats import shown, with_interval
 from proxycast.report.page.sections.provenance import anchor_of
 from proxycast.report.snakemake_report import script_json
@@ -46,7 +46,7 @@ def page_html(title: str, sections: Iterable[Section], answer: Markup, about: st
         scripts=list(map(Markup, scripts)),
         policy=_policy(scripts),
         is_traced=any(section.id == "trust" for section in kept),  # where each table's rule and fingerprint stand
-        pictures={c.id: picture(c, {d.name: rows_of(d.frame) for d in c.datasets}) for c in charts if is_flat(c)},
+        pictures={c.id: picture(c, {d.name: d.frame.to_dicts() for d in c.datasets}) for c in charts if is_flat(c)},
     )
 
 
@@ -66,16 +66,10 @@ def _policy(scripts: Sequence[str]) -> str:
 def _datasets(blocks: Iterable[Block]) -> dict[str, Dataset]:
     found: dict[str, Dataset] = {}
     for block in blocks:
-        for dataset in _of_block(block):
+        for dataset in datasets_of(block):
             if found.setdefault(dataset.name, dataset) is not dataset:
                 raise ValueError(f"two datasets of the page have the name {dataset.name}")
     return found
-
-
-def _of_block(block: Block) -> Sequence[Dataset]:
-    if isinstance(block, Table):
-        return [block.dataset]
-    return () if isinstance(block, Note) else block.datasets
 
 
 def _columns(dataset: Dataset) -> dict:
@@ -140,7 +134,7 @@ def _template(name: str):
     environment = Environment(
         loader=FunctionLoader(_asset), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.globals |= {"rows_of": _rows, "kind_of": _kind, "is_number": _is_number, "datasets_of": _of_block}
+    environment.globals |= {"rows_of": _rows, "kind_of": _kind, "is_number": _is_number, "datasets_of": datasets_of}
     environment.globals["count_of"] = lambda table: len(_shown_rows(table))
     environment.globals |= {"json": json.dumps, "most_shown": MOST_SHOWN, "anchor_of": anchor_of}
     return environment.get_template(name)

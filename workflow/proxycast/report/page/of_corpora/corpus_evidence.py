@@ -1,5 +1,6 @@
 """How far the comparison of proxies holds: over training, beside noise, with fewer solutions, by scaling laws."""
 
+import json
 from collections.abc import Iterable
 
 import altair as alt
@@ -49,7 +50,7 @@ def _ink(lines: Iterable[tuple[str, str]]) -> alt.Color:
 
 
 def _is_one_of(lines: Iterable[tuple[str, str]]) -> str:
-    return f"indexof({['/'.join(line) for line in lines]}, {PROXY_KEY}) >= 0"
+    return f"indexof({json.dumps(['/'.join(line) for line in lines])}, {PROXY_KEY}) >= 0"
 
 
 def _band(base: alt.Chart, lines: list[tuple[str, str]]) -> alt.Chart:

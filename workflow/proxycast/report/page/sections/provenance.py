@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from proxycast.jobs import attempts, shown
-from proxycast.report.page.blocks import Block, Dataset, Note, Section, Table
+from proxycast.report.page.blocks import Dataset, Section, datasets_of
 from proxycast.tables import table_fingerprint
 
 PACKAGES = "proxycast torch transformers polars numpy scipy scikit-learn snakemake vllm".split()
@@ -87,17 +87,11 @@ def tables_used(sections: Iterable[Section], results: Path, rules: Mapping[str, 
     """The tables that the sections' blocks are drawn from, each once, by name."""
     used: dict[str, list[Dataset]] = {}
     for block in (block for section in sections for block in section.blocks):
-        for dataset in _of_block(block):
+        for dataset in datasets_of(block):
             for table in dataset.made_from or [dataset.table]:
                 known = used.setdefault(table, [])
                 known += [dataset] if dataset not in known else []
     return [_made(table, datasets, results, rules) for table, datasets in sorted(used.items())]
-
-
-def _of_block(block: Block) -> Sequence[Dataset]:
-    if isinstance(block, Table):
-        return [block.dataset]
-    return () if isinstance(block, Note) else block.datasets
 
 
 def _made(table: str, datasets: Sequence[Dataset], results: Path, rules: Mapping[str, str]) -> Made:
