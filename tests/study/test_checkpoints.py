@@ -122,7 +122,7 @@ def test_table_has_a_row_for_each(default):
     checkpoints = plan_checkpoints(default)
     seventh = checkpoints[7]
     table = checkpoints_table(checkpoints, {seventh.checkpoint: "abc"})
-    in_table = [field.name for field in dataclasses.fields(Checkpoint)][:14]
+    in_table = [field.name for field in dataclasses.fields(Checkpoint)][:15]
     assert table.columns == [*in_table, "commit"] and in_table[-1] == "revision"
     assert table.height == len(checkpoints)
     assert table.row(7) == (*(getattr(seventh, name) for name in in_table), "abc")
@@ -185,7 +185,7 @@ def test_compute_of_a_mixture_of_experts_counts_its_active_parameters(given_mode
     assert (one.parameters, one.active_parameters) == (count_parameters(moe), count_parameters(moe) - inactive)
     assert one.flops == 6 * one.active_parameters * one.tokens
     table = checkpoints_table(checkpoints, {})
-    assert table.columns[5:7] == ["parameters", "active_parameters"]
+    assert table.columns[6:8] == ["parameters", "active_parameters"]
     assert (table["flops"] == 6 * table["active_parameters"] * table["tokens"]).all()
 
 
@@ -356,8 +356,8 @@ def test_hub_checkpoints_by_hand():
     c = next(c for c in checkpoints if c.checkpoint == "b-6M-seed1-step8")
     tokens = 8 * 4 * 8
     assert c == Checkpoint(
-        **{"checkpoint": "b-6M-seed1-step8", "run": "b-6M-seed1", "corpus": "b", "family": "llama", "size": "6M"},
-        **{"parameters": N["6M"], "active_parameters": N["6M"]},
+        **{"checkpoint": "b-6M-seed1-step8", "run": "b-6M-seed1", "corpus": "b", "family": "llama", "recipe": ""},
+        **{"size": "6M", "parameters": N["6M"], "active_parameters": N["6M"]},
         **{"step": 8, "tokens": tokens, "flops": 6 * N["6M"] * tokens, "seed": 1},
         **{"role": "proxy", "source": "me/b-6M", "revision": "step8-second", "convert_from": ""},
         **{"folder": "results/mine/weights/b-6M-seed1/step8", "model": c.model},

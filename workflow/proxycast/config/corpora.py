@@ -237,6 +237,9 @@ class Corpus(Options):
     family: ShownName | None = Field(
         None, description="model family of the checkpoints; without it the architecture in the suite, or llama"
     )
+    post_training: SafeName | None = Field(
+        None, description="kind of post-training of the checkpoints; `none` for base models"
+    )
     recipe: Recipe | None = Field(None, description="miniature suite: sources, filters and weights")
     checkpoints: list[CheckpointEntry] | None = Field(None, min_length=1, description="models trained elsewhere")
     text: Text | None = Field(None, description="text that models are trained on here")

@@ -19,7 +19,9 @@ class ReleasedModel(Options):
         None,
         description="family of its base model; a family is held out as a whole. Without it the model is one by itself",
     )
-    recipe: SafeName | None = Field(None, description="kind of post-training")
+    recipe: SafeName | None = Field(
+        None, description="kind of post-training, as in `rl`; `none` for a base model. One is held out as a whole"
+    )
     folder: InputPath | None = Field(None, description="folder with config.json, *.safetensors and a tokenizer")
     hub: HubId | None = Field(None, description="model repository on the hub, as in 'Qwen/Qwen3-0.6B'")
     revision: Revision = Field("main", description="hub: branch, tag or commit; results record the commit")
@@ -60,5 +62,9 @@ class ReleasedModel(Options):
         keys |= {"active_parameters": self.active_parameters}
         entry = CheckpointEntry(**keys, model=self.model)
         return Corpus(
-            name=self.name, description=self.description, family=self.family or self.name, checkpoints=[entry]
+            name=self.name,
+            description=self.description,
+            family=self.family or self.name,
+            post_training=self.recipe,
+            checkpoints=[entry],
         )

@@ -35,6 +35,7 @@ class Checkpoint:
     run: str  # "<corpus>-<size>-seed<seed>"
     corpus: str
     family: str
+    recipe: str  # kind of post-training, "none" of a base model; empty where nobody tells it
     size: str
     parameters: int  # all of them, without the input embedding
     active_parameters: int  # N: of them those that a token meets; fewer in a mixture of experts
