@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from proxycast.config.post_training import PostTraining
 from proxycast.files import Files
 from proxycast.options import Options, SafeName
 
@@ -123,6 +124,9 @@ class Suite(Options):
     )
     training: Training = Field(Training(), description="optimiser and schedule")
     sizes: dict[SafeName, Size] = Field(min_length=1, description="model sizes by name")
+    post_training: PostTraining | None = Field(
+        None, description="model selection: recipes that make further models of each run's last checkpoint"
+    )
 
     @model_validator(mode="after")
     def _known_tokenizers(self) -> "Suite":

@@ -1,6 +1,7 @@
 """What must be held out is counted in the finished pool, verbatim, by a check that does not know how it was split."""
 
 import re
+from collections.abc import Iterable
 
 from proxycast.options import InputError
 
@@ -16,8 +17,7 @@ def count_leaks(documents: list[str], questions: list[str], texts: list[str]) ->
     document of 32 to 39 characters counts where it stands whole in a text.
     """
     documents = sorted({_collapsed(document) for document in documents})
-    pool = "\n".join(documents)
-    leaked_questions = sum(_stands_in(_collapsed(question), pool) for question in questions)
+    leaked_questions = count_leaked_questions(documents, questions)
     runs = {run for document in documents if len(document) >= SHORTEST_DOCUMENT for run in _character_runs(document)}
     lengths = {len(run) for run in runs}
     leaked_texts = sum(any(_substrings(_collapsed(text), n) & runs for n in lengths) for text in texts)
@@ -25,6 +25,12 @@ def count_leaks(documents: list[str], questions: list[str], texts: list[str]) ->
         "texts": len(texts),
         "leaked_texts": leaked_texts,
     }
+
+
+def count_leaked_questions(documents: Iterable[str], questions: Iterable[str]) -> int:
+    """How many questions stand in a document as whole words, in lower case and with white space collapsed."""
+    pool = "\n".join(sorted({_collapsed(document) for document in documents}))
+    return sum(_stands_in(_collapsed(question), pool) for question in questions)
 
 
 def require_no_leak(leaks: dict[str, int]) -> None:

@@ -1,0 +1,60 @@
+"""Solutions by the teacher of a distillation: a post-trained base of the suite, whose right solutions others learn."""
+
+from pathlib import Path
+
+import polars as pl
+
+from proxycast.config.post_training import Distillation
+from proxycast.options import InputError
+from proxycast.training.miniature.leaks import count_leaked_questions
+from proxycast.training.miniature.post_training.post_train import Course, load_model
+from proxycast.training.miniature.post_training.text_sampling import sample_texts
+from proxycast.training.miniature.post_training.worked_solutions import (
+    Document,
+    SolutionTokens,
+    is_right,
+    prompt_of,
+    training_problems,
+)
+
+# A row for each text: `finished`, it ended by itself; `verified`, that and its answer is right.
+TAUGHT_SCHEMA = {
+    "family": pl.String,
+    "question": pl.String,
+    "prompt": pl.String,
+    "solution": pl.String,
+    "answer": pl.String,
+    "finished": pl.Boolean,
+    "verified": pl.Boolean,
+}
+
+
+def write_as_teacher(course: Course, folder: Path) -> pl.DataFrame:
+    """What the model in `folder` writes for the training questions of the distillation (TAUGHT_SCHEMA).
+
+    Raises InputError if a text holds a question of the benchmark.
+    """
+    options: Distillation = course.options.distillation
+    problems = training_problems(course.families, options.questions, f"{course.seed} distillation")
+    tokens, asked = SolutionTokens(folder), [problem for problem in problems for _ in range(options.samples)]
+    prompts = tokens.prompts(list(map(prompt_of, asked)))
+    longest, seed = tokens.longest(problems), course.seed_of("teacher")
+    found = sample_texts(load_model(folder), prompts, options.temperature, longest, tokens.end, seed)
+    rows = []
+    for problem, written in zip(asked, found, strict=True):
+        text, finished = tokens.text(written), written[-1:] == [tokens.end]
+        verified = finished and is_right(problem, text)
+        rows.append(
+            (problem.family, problem.question, prompt_of(problem), text, problem.answer, finished, verified)
+        )
+    table = pl.DataFrame(rows, schema=TAUGHT_SCHEMA, orient="row")
+    leaked = count_leaked_questions(list(map("".join, table.select("prompt", "solution").iter_rows())), course.questions)
+    if leaked:
+        raise InputError(f"{course.run}: {leaked} benchmark questions stand verbatim in what the teacher wrote; none may")
+    return table
+
+
+def taught_documents(table: pl.DataFrame) -> tuple[Document, ...]:
+    """The distinct verified solutions, in the order in which they were written."""
+    kept = table.filter("verified").select("prompt", "solution").unique(maintain_order=True)
+    return tuple(Document(*row) for row in kept.iter_rows())
