@@ -54,7 +54,10 @@ AnyProblem = TypeVar("AnyProblem", bound="Problem")
 
 
 class Problem(BaseModel):
-    """What is asked of a model, and the right answer where one is known."""
+    """What is asked of a model, and the right answer where one is known.
+
+    `correct` is the index of the right choice, from 0, where its text is neither the solution nor the answer.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -62,16 +65,21 @@ class Problem(BaseModel):
     prompt: EncodableText
     answer: TextOrWhole | None = None
     choices: tuple[Annotated[EncodableText, StringConstraints(min_length=1)], ...] | None = None
+    correct: int | None = None
 
     @model_validator(mode="after")
     def _choices_hold_the_correct_one_once(self) -> Self:
         if self.choices is None:
+            if self.correct is not None:
+                raise ValueError(f"correct: found {self.correct} without choices; it is the index of the right one")
             return self
         if len(self.choices) < 2:
             raise ValueError(f"choices: found {len(self.choices)}; give at least two")
         twice = [choice for choice in self.choices if self.choices.count(choice) > 1]
         if twice:
             raise ValueError(f"choices: found {twice[0]!r} {len(twice)} times; each choice must be given once")
+        if self.correct is not None and not 0 <= self.correct < len(self.choices):
+            raise ValueError(f"correct: found {self.correct}; the index of a choice is 0 to {len(self.choices) - 1}")
         if self.correct_choice is None:
             raise ValueError(
                 f"choices: found {list(self.choices)}; one of them must be {self._in_words}, to the letter"
@@ -84,10 +92,12 @@ class Problem(BaseModel):
 
     @property
     def correct_choice(self) -> int | None:
-        """Index of the choice equal to `answer`; None without choices."""
+        """`correct`, or else the index of the choice equal to `answer`; None without choices."""
         return self._choice(self.answer)
 
     def _choice(self, *texts: str | None) -> int | None:
+        if self.correct is not None:
+            return self.correct
         return next((self.choices.index(text) for text in texts if text in (self.choices or ())), None)
 
     @property
@@ -122,7 +132,7 @@ class Solution(Problem):
 
     @property
     def correct_choice(self) -> int | None:
-        """Index of the choice equal to `solution`, else of the one equal to `answer`; None without choices."""
+        """`correct`, or else the index of the choice equal to `solution`, or to `answer`; None without choices."""
         return self._choice(self.solution, self.answer)
 
 
