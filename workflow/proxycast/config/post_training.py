@@ -36,7 +36,7 @@ class FineTuning(Options):
     """Supervised fine-tuning on worked solutions of the generator."""
 
     documents: int = _documents(2000)
-    steps: int = _steps(150)
+    steps: int = _steps(120)
     learning_rate: float = _rate(1e-3)
 
 
@@ -44,7 +44,7 @@ class MildOvertraining(FineTuning):
     """Many epochs on few solutions."""
 
     documents: int = _documents(96)
-    steps: int = _steps(100)
+    steps: int = _steps(60)
     learning_rate: float = _rate(2e-3)
 
 
@@ -52,7 +52,7 @@ class StrongOvertraining(FineTuning):
     """More epochs on fewer solutions, at a higher learning rate."""
 
     documents: int = _documents(32)
-    steps: int = _steps(150)
+    steps: int = _steps(100)
     learning_rate: float = _rate(4e-3)
 
 
@@ -62,14 +62,14 @@ class Distillation(Options):
     questions: int = Field(500, gt=0, description="training questions that the teacher solves")
     samples: int = Field(4, gt=0, description="solutions that the teacher writes for each question")
     temperature: float = _temperature(0.8)
-    steps: int = _steps(150)
+    steps: int = _steps(120)
     learning_rate: float = _rate(1e-3)
 
 
 class PolicyGradient(Options):
     """Policy gradient with group-relative advantage; the reward is the exact match of the answer."""
 
-    steps: int = _steps(40)
+    steps: int = _steps(30)
     questions: int = Field(16, gt=0, description="training questions of each step")
     samples: int = Field(8, gt=1, description="solutions that the model writes for each question")
     temperature: float = _temperature(1.0)
@@ -83,7 +83,7 @@ class Preferences(Options):
     samples: int = Field(6, gt=1, description="solutions that the starting model writes for each question")
     temperature: float = _temperature(1.0)
     beta: float = Field(0.1, gt=0, description="how strongly the model is held to the starting model")
-    steps: int = _steps(40)
+    steps: int = _steps(30)
     learning_rate: float = _rate(3e-4)
 
 

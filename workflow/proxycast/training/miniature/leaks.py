@@ -1,7 +1,7 @@
 """What must be held out is counted in the finished pool, verbatim, by a check that does not know how it was split."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from proxycast.options import InputError
 
@@ -31,6 +31,13 @@ def count_leaked_questions(documents: Iterable[str], questions: Iterable[str]) -
     """How many questions stand in a document as whole words, in lower case and with white space collapsed."""
     pool = "\n".join(sorted({_collapsed(document) for document in documents}))
     return sum(_stands_in(_collapsed(question), pool) for question in questions)
+
+
+def holding_questions(texts: Sequence[str], questions: Sequence[str]) -> list[bool]:
+    """Which of the texts hold a question of the benchmark."""
+    if not count_leaked_questions(texts, questions):  # fast, and the rule
+        return [False] * len(texts)
+    return [count_leaked_questions([text], questions) > 0 for text in texts]
 
 
 def require_no_leak(leaks: dict[str, int]) -> None:

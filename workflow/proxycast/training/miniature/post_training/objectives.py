@@ -13,14 +13,15 @@ if TYPE_CHECKING:
 
 
 def written_log_probs(model: "PreTrainedModel", batch: Batch, temperature: float = 1.0) -> Tensor:
-    """Log-probability (batch, length - 1) of each token in front of it; 0 for prompts and padding, which count not.
+    """Log-probability (batch, length - 1) of each written token, given all before it; 0 for prompts and padding.
 
-    `temperature` divides the logits: the policy that texts were drawn from.
+    `temperature` divides the logits: the policy that texts were drawn from. Logits are made for written tokens only.
     """
-    logits = model(input_ids=batch.token_ids, use_cache=False).logits[:, :-1] / temperature
-    targets = batch.token_ids[:, 1:]
-    log_probs = -F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)
-    return log_probs.where(batch.is_written[:, 1:], 0.0)
+    is_written, targets = batch.is_written[:, 1:], batch.token_ids[:, 1:]
+    hidden = model.base_model(input_ids=batch.token_ids, use_cache=False).last_hidden_state[:, :-1]
+    logits = model.get_output_embeddings()(hidden[is_written]) / temperature  # (written tokens, vocabulary)
+    log_probs = -F.cross_entropy(logits, targets[is_written], reduction="none")
+    return torch.zeros(targets.shape).masked_scatter(is_written, log_probs)
 
 
 def supervised_loss(log_probs: Tensor, batch: Batch) -> Tensor:

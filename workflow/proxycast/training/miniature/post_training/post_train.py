@@ -84,6 +84,7 @@ class Outcome:
     reward_first: float | None = None
     reward_last: float | None = None
     differing_share: float | None = None
+    dropped: int = 0
     note: str = ""
 
 
@@ -108,9 +109,7 @@ def post_train(course: Course, folders: Mapping[str, Path]) -> dict[str, str]:
     return written
 
 
-def _make(
-    course: Course, recipe: str, start: Path, folder: Path, made_from: str, tick: Callable[[], object]
-) -> None:
+def _make(course: Course, recipe: str, start: Path, folder: Path, made_from: str, tick: Callable[[], object]) -> None:
     began = time.monotonic()
     model = load_model(start)
     outcome = TRAINERS[recipe](course, recipe, model, tick)
@@ -121,9 +120,10 @@ def _make(
             f"{recipe} read or wrote; none may"
         )
     if outcome.note:
-        log.warning("%s: the recipe %s has nothing to learn (%s): its model is a copy of where it starts", *(
-            course.run, recipe, outcome.note
-        ))
+        log.warning(
+            "%s: the recipe %s has nothing to learn (%s): its model is a copy of where it starts",
+            *(course.run, recipe, outcome.note),
+        )
     row = {name: value for name, value in asdict(outcome).items() if name not in ("texts", "note")}
     record = {"run": folder.parent.name, "base": course.run, "recipe": recipe, "starting_point": start.parent.name}
     record |= row | {"seconds": round(time.monotonic() - began, 2)}
@@ -163,7 +163,9 @@ def _fine_tuned(course: Course, recipe: str, model: "PreTrainedModel", tick: Cal
     options = getattr(course.options, recipe)
     drawn_for = recipe if recipe.startswith("overtrained") else "fine-tuning"
     problems = training_problems(course.families, options.documents, f"{course.seed} {drawn_for}")
-    return _on_documents(course, recipe, model, documents_of(problems, STYLES if recipe == "sft_styles" else ["short"]), tick)
+    return _on_documents(
+        course, recipe, model, documents_of(problems, STYLES if recipe == "sft_styles" else ["short"]), tick
+    )
 
 
 def _distilled(course: Course, recipe: str, model: "PreTrainedModel", tick: Callable[[], object]) -> Outcome:
@@ -187,25 +189,24 @@ def _reinforced(course: Course, recipe: str, model: "PreTrainedModel", tick: Cal
     count = options.steps * options.questions
     problems = training_problems(course.families, count, f"{course.seed} {recipe}")
     descent = Descent(model, options.steps, options.learning_rate, f"{course.run} {recipe}")
-    found = follow_rewards(descent, problems, tokens, options, course.seed_of(recipe), tick)
+    found = follow_rewards(descent, problems, tokens, options, course.questions, course.seed_of(recipe), tick)
     note = "" if found.differing_share else ALL_ALIKE if found.reward_first else ALWAYS_WRONG
+    losses = (None, None) if note else (found.loss_first, found.loss_last)
     rewards = found.reward_first, found.reward_last, found.differing_share
-    if note:
-        return Outcome(found.texts, len(found.texts), options.steps, None, None, *rewards, note)
-    return Outcome(found.texts, len(found.texts), options.steps, found.loss_first, found.loss_last, *rewards)
+    return Outcome(found.texts, len(found.texts), options.steps, *losses, *rewards, found.dropped, note)
 
 
 def _preferred(course: Course, recipe: str, model: "PreTrainedModel", tick: Callable[[], object]) -> Outcome:
     options, tokens, seed = course.options.dpo, SolutionTokens(course.folder), course.seed_of(recipe)
     problems = training_problems(course.families, options.questions, f"{course.seed} {recipe}")
-    sampled = sample_pairs(model, problems, tokens, options, seed)
-    rewards = dict(reward_first=sampled.right_share, differing_share=sampled.differing_share)
+    sampled = sample_pairs(model, problems, tokens, options, course.questions, seed)
+    found = dict(reward_first=sampled.right_share, differing_share=sampled.differing_share, dropped=sampled.dropped)
     if not sampled.pairs:
-        return Outcome(sampled.texts, documents=0, note="no sample is wrong", **rewards)
+        return Outcome(sampled.texts, documents=0, note="no sample is wrong", **found)
     descent = Descent(model, options.steps, options.learning_rate, f"{course.run} {recipe}")
     first, last = prefer(descent, sampled.pairs, options, course.options.batch, tokens.end, Random(seed), tick)
     texts = [*sampled.texts, *(prompt + solution for prompt, solution in documents_of(problems))]
-    return Outcome(texts, len(sampled.pairs), options.steps, first, last, **rewards)
+    return Outcome(texts, len(sampled.pairs), options.steps, first, last, **found)
 
 
 TRAINERS: dict[str, Callable[[Course, str, "PreTrainedModel", Callable[[], object]], Outcome]] = {

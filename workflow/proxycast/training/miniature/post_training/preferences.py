@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from proxycast.config.post_training import Preferences
+from proxycast.training.miniature.leaks import holding_questions
 from proxycast.training.miniature.post_training.fine_tuning import Descent, shuffled_batches
 from proxycast.training.miniature.post_training.objectives import preference_loss, written_log_probs
-from proxycast.training.miniature.post_training.text_sampling import sample_texts
+from proxycast.training.miniature.post_training.text_sampling import sample_solutions
 from proxycast.training.miniature.post_training.worked_solutions import (
     Example,
     SolutionTokens,
@@ -39,6 +40,7 @@ class Sampled(NamedTuple):
     pairs: list[Pair]
     right_share: float
     differing_share: float  # of the questions, that have right samples and wrong ones
+    dropped: int  # texts that hold a question of the benchmark; they are in no pair
     texts: list[str]
 
 
@@ -47,28 +49,33 @@ def sample_pairs(
     problems: Sequence[StepProblem],
     tokens: SolutionTokens,
     options: Preferences,
+    questions: Sequence[str],
     seed: int,
 ) -> Sampled:
     """A pair for each problem: the first right sample and the first wrong one.
 
     Where all samples are wrong, the generator's solution stands for the right one. Where none is, there is no pair.
+    `questions`: the benchmark's.
     """
     asked = [problem for problem in problems for _ in range(options.samples)]
     prompts = tokens.prompts(list(map(prompt_of, asked)))
     longest = tokens.longest(problems)
-    written = sample_texts(model, prompts, options.temperature, longest, tokens.end, seed)
+    written = sample_solutions(model, prompts, options.temperature, longest, tokens, seed)
     said = [tokens.text(ids) for ids in written]
     rights = [is_right(problem, text) for problem, text in zip(asked, said, strict=True)]
+    texts = [prompt_of(problem) + text for problem, text in zip(asked, said, strict=True)]
+    is_dropped = holding_questions(texts, questions)
     pairs, differing = [], 0
     for number, own in enumerate(tokens.examples(documents_of(problems))):
         group = range(number * options.samples, (number + 1) * options.samples)
+        group = [place for place in group if not is_dropped[place]]
         right = next((written[place] for place in group if rights[place]), None)
         wrong = next((written[place] for place in group if not rights[place]), None)
         differing += right is not None and wrong is not None
         if wrong is not None:
             pairs.append(Pair(Example(own.prompt, right or own.written), Example(own.prompt, wrong)))
-    texts = [prompt_of(problem) + text for problem, text in zip(asked, said, strict=True)]
-    return Sampled(pairs, sum(rights) / len(rights), differing / len(problems), texts)
+    kept = [text for text, is_out in zip(texts, is_dropped, strict=True) if not is_out]
+    return Sampled(pairs, sum(rights) / len(rights), differing / len(problems), sum(is_dropped), kept)
 
 
 def prefer(

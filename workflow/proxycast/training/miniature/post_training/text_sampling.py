@@ -1,11 +1,12 @@
-"""What a model writes after prompts: drawn token by token with a cache of keys and values, many texts at a time."""
+"""What a model writes after the prompts of problems: drawn token by token with a cache of keys and values, many texts at a time."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 
 from proxycast.config.training import CONTEXT
+from proxycast.training.miniature.post_training.worked_solutions import SolutionTokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -13,15 +14,15 @@ if TYPE_CHECKING:
 TEXTS_AT_A_TIME = 256
 
 
-def sample_texts(
+def sample_solutions(
     model: "PreTrainedModel",
     prompts: Sequence[Sequence[int]],
     temperature: float,
     most_tokens: int,
-    end: int,
+    tokens: SolutionTokens,
     seed: int,
 ) -> list[list[int]]:
-    """The token ids that are drawn after each prompt, up to `most_tokens` of them; `end` is the last if one ended.
+    """The token ids that are drawn after each prompt, at most `most_tokens`, up to the end of the first sentence.
 
     The seed decides all of them together: the same prompts in the same order give the same texts.
     """
@@ -29,8 +30,8 @@ def sample_texts(
     found = []
     for start in range(0, len(prompts), TEXTS_AT_A_TIME):
         batch = prompts[start : start + TEXTS_AT_A_TIME]
-        found += _sample_batch(model, batch, temperature, most_tokens, end, generator)
-    return found
+        found += _sample_batch(model, batch, temperature, most_tokens, tokens.ends, generator)
+    return list(map(tokens.first_sentence, found))
 
 
 @torch.no_grad()
@@ -39,13 +40,13 @@ def _sample_batch(
     prompts: Sequence[Sequence[int]],
     temperature: float,
     most_tokens: int,
-    end: int,
+    ends: Collection[int],
     generator: torch.Generator,
 ) -> list[list[int]]:
     from transformers import DynamicCache
 
     width = max(map(len, prompts))
-    token_ids = torch.tensor([[end] * (width - len(prompt)) + list(prompt) for prompt in prompts])
+    token_ids = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt in prompts])
     is_text = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
     positions = (is_text.cumsum(1) - 1).clamp_min(0)
     rows, written = list(range(len(prompts))), [[] for _ in prompts]
@@ -57,7 +58,7 @@ def _sample_batch(
         token_ids = _draw((logits / temperature).softmax(dim=-1), generator)
         for row, token in zip(rows, token_ids[:, 0].tolist(), strict=True):
             written[row].append(token)
-        going_on = [place for place, row in enumerate(rows) if written[row][-1] != end]
+        going_on = [place for place, row in enumerate(rows) if written[row][-1] not in ends]
         if not going_on:
             break
         if len(going_on) <= len(rows) // 2:  # the others would be computed for nothing
@@ -67,7 +68,11 @@ def _sample_batch(
             token_ids, is_text, positions = token_ids[kept], is_text[kept], positions[kept]
         is_text = torch.cat([is_text, torch.ones_like(token_ids)], dim=1)
         positions = positions[:, -1:] + 1
-    return [ids[: ids.index(end) + 1] if end in ids else ids for ids in written]
+    found = []
+    for ids in written:  # some went on, as others in the batch did
+        last = next((place for place, token in enumerate(ids, 1) if token in ends), len(ids))
+        found.append(ids[:last])
+    return found
 
 
 def _draw(probabilities: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

@@ -73,11 +73,17 @@ def is_right(problem: StepProblem, text: str) -> bool:
 
 
 class SolutionTokens:
-    """Texts as the tokens that a base reads. `end` ends a text, as it ends each document of a corpus."""
+    """Texts as the tokens that a base reads.
+
+    `end` ends a text, as it ends each document of a corpus; after one of `ends`, it or a new line, no solution goes on.
+    """
 
     def __init__(self, folder: Path):
         self._tokenizer = load_tokenizer(folder)
         self.end: int = self._tokenizer.eos_token_id
+        texts = {token: self._tokenizer.decode([token]) for token in range(len(self._tokenizer))}
+        self.ends = frozenset(token for token, text in texts.items() if token == self.end or "\n" in text)
+        self._stops = frozenset(token for token, text in texts.items() if "." in text)
 
     def prompts(self, prompts: Sequence[str]) -> list[list[int]]:
         return [token_ids.tolist() for token_ids in prompt_tokens(list(prompts), self._tokenizer)]
@@ -100,6 +106,14 @@ class SolutionTokens:
         """Tokens of the longest solution in any style, its end included: as many as a model may write."""
         documents = [Document(prompt_of(p), solution) for p in problems for solution in p.solutions.values()]
         return max(len(example.written) for example in self.examples(documents))
+
+    def first_sentence(self, written: Sequence[int]) -> list[int]:
+        """`written` up to its first full stop, and its end where that follows: no answer is looked for behind it.
+
+        What a model goes on with may be anything, and so a question of the benchmark.
+        """
+        stop = next((place for place, token in enumerate(written, 1) if token in self._stops), len(written))
+        return [*written[:stop], *(token for token in written[stop : stop + 1] if token == self.end)]
 
     def text(self, written: Sequence[int]) -> str:
         """The text of `written` without its end."""
