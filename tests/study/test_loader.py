@@ -18,7 +18,7 @@ from proxycast.config.ladder import Ladder, LadderSize, Optimisation
 from proxycast.config.reference import FILE_KINDS, write_reference
 from proxycast.config.study import Study
 from proxycast.config.tasks import Rows, Task
-from proxycast.config.training import FAMILY_NAMES, Source
+from proxycast.config.training import FAMILY_NAMES, STEP_FAMILY_NAMES, Source
 from proxycast.config.truth import Target
 from proxycast.files import Files
 from proxycast.options import InputError, Options, SafeName
@@ -29,6 +29,7 @@ from proxycast.study.checkpoint_plan import plan_checkpoints
 from proxycast.study.loader import frozen, load_plan
 from proxycast.study.yaml_files import read_yaml, require_keys_once
 from proxycast.training.miniature.problems import FAMILIES
+from proxycast.training.miniature.step_problems import STEP_FAMILIES
 from proxycast.training.text.documents import documents
 from proxycast.truth.targets import read_target_table
 from proxycast.truth.training_log import read_wide_curve
@@ -150,7 +151,7 @@ def test_statistics_in_shipped_studies_exist(path):
 
 
 def test_families_of_the_configuration_are_those_that_exist():
-    assert set(FAMILY_NAMES) == set(FAMILIES)
+    assert set(FAMILY_NAMES) == set(FAMILIES) and set(STEP_FAMILY_NAMES) == set(STEP_FAMILIES)
 
 
 def test_schemas_and_reference_are_not_stale(tmp_path):

@@ -11,19 +11,21 @@ from proxycast.study.checks import check_inputs
 from proxycast.study.loader import load_plan
 from proxycast.tables import atomic, write_table
 from proxycast.training.miniature.leaks import count_leaks, require_no_leak
-from proxycast.training.miniature.problems import FAMILIES, bare_question, benchmark
+from proxycast.training.miniature.problems import bare_question
 from proxycast.training.miniature.recipes import describe_documents, pool_fingerprint
 from proxycast.training.miniature.sources import held_out_text, write_sources
+from proxycast.training.miniature.step_problems import suite_problems
 from proxycast.training.miniature.suite_tokenizer import save_tokenizer, train_tokenizer
 
 with job(snakemake.log[0]):
     # The whole study is no parameter of the rule: a changed corpus is checked, but does not rebuild the suite.
     plan = load_plan(snakemake.config, f"study {snakemake.config['study']}")
     suite, output = plan.study.miniature, snakemake.output
-    documents = write_sources(suite.seed, suite.scale)
+    documents = write_sources(suite.seed, suite.scale, suite.step_documents)
     texts = held_out_text(suite.generic_documents, suite.seed)
-    problems = {name: benchmark(FAMILIES[name], suite.problems, suite.seed) for name in snakemake.params.families}
-    questions = [bare_question(solution.prompt) for solutions in problems.values() for solution in solutions]
+    problems = {name: suite_problems(name, suite.problems, suite.seed) for name in snakemake.params.families}
+    # A problem with two solutions asks one question.
+    questions = list(dict.fromkeys(bare_question(row.prompt) for rows in problems.values() for row in rows))
 
     leaks = count_leaks(documents["text"].to_list(), questions, texts)
     logging.info("leaks: %s", leaks)

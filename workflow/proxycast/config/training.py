@@ -15,6 +15,7 @@ FAMILY_NAMES = (
     *("days_after", "days_before", "months_after", "letters_after", "numbers_after"),
     *("products", "opposites", "homes", "trades", "beasts"),
 )
+STEP_FAMILY_NAMES = ("rooms", "dial", "days", "notes", "lift", "board", "swaps")
 Reference = Literal["math", "code", "qa", "wiki", "books"]
 Architecture = Literal["llama", "gpt2", "gpt_neox"]
 
@@ -22,8 +23,8 @@ Architecture = Literal["llama", "gpt2", "gpt_neox"]
 class Component(Options):
     """One part of a mixture: a source, its share of the tokens, and the filters its documents must pass."""
 
-    source: Literal["web", "crawl", "math", "code", "forum", "qa", "wiki", "books"] = Field(
-        description="where the documents come from"
+    source: Literal["web", "crawl", "math", "code", "forum", "qa", "wiki", "books", "steps"] = Field(
+        description="where the documents come from; `steps` has documents only with `miniature.step_documents`"
     )
     weight: float = Field(gt=0, description="share of the corpus's tokens, relative to the other components")
     deduplicate: bool = Field(False, description="keep only the first of identical documents")
@@ -41,7 +42,7 @@ class Component(Options):
 
 
 class Recipe(Options):
-    """How a miniature corpus is mixed from the eight sources."""
+    """How a miniature corpus is mixed from the sources."""
 
     mixture: Annotated[list[Component], Field(min_length=1, description="the components; weights need not sum to 1")]
 
@@ -119,6 +120,9 @@ class Suite(Options):
         {}, description="further tokenizers, trained on the same documents: name -> vocabulary size"
     )
     problems: int = Field(70, gt=1, description="held-out problems of each family")
+    step_documents: int = Field(
+        0, ge=0, description="documents of the source `steps`: problems of two or three steps, solved in two styles"
+    )
     generic_documents: int = Field(
         240, ge=3, description="held-out documents of real text, for the generic cross-entropy"
     )
@@ -148,7 +152,8 @@ class Suite(Options):
     def settings_of_pool(self) -> dict[str, object]:
         """What the documents, the tokenizers and the problems depend on; the models depend on the rest."""
         keys = {"seed", "scale", "vocabulary", "tokenizers", "problems", "generic_documents"}
-        return self.model_dump(include=keys)
+        # A suite without these documents keeps the fingerprint that it had before there were any.
+        return self.model_dump(include=keys | ({"step_documents"} if self.step_documents else set()))
 
 
 class Source(Files):

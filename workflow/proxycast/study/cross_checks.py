@@ -14,7 +14,7 @@ from proxycast.config.errors import closest
 from proxycast.config.models import ReleasedModel
 from proxycast.config.study import Budget, Study
 from proxycast.config.tasks import Task
-from proxycast.config.training import FAMILY_NAMES
+from proxycast.config.training import FAMILY_NAMES, STEP_FAMILY_NAMES
 from proxycast.experiments.forecasting.run_end import with_end
 from proxycast.experiments.judges.judge_file import reading_of
 from proxycast.experiments.judges.judge_limits import require_kind, require_known_proxies, require_same_values
@@ -188,6 +188,8 @@ def _check_corpus(corpus: Corpus, plan: Plan, where: str) -> None:
     file, study = plan.corpus_files[corpus.name], plan.study
     if corpus.recipe and study.miniature is None:
         raise InputError(f"{file}: recipe: the study {where} has no `miniature` section to train it with")
+    if corpus.recipe and not study.miniature.step_documents and "steps" in {c.source for c in corpus.recipe.mixture}:
+        raise InputError(f"{file}: recipe: mixes the source steps, of which {where} has no miniature.step_documents")
     if corpus.text and not (study.miniature or plan.ladder):
         raise InputError(f"{file}: text: the study {where} has no `ladder` (and no `miniature`) to train models with")
     if corpus.text and study.miniature:
@@ -228,8 +230,9 @@ def _require_text_for_rates(plan: Plan, where: str) -> None:
 def _check_task(task: Task, study: Study, where: str) -> None:
     if task.name == GENERIC_TEXT:
         raise InputError(f"{where}: a task is named {GENERIC_TEXT!r}, as the text for the generic cross-entropy is")
-    if task.family and task.family not in FAMILY_NAMES:
-        close, known = closest(task.family, FAMILY_NAMES), ", ".join(FAMILY_NAMES)
+    families = (*FAMILY_NAMES, *STEP_FAMILY_NAMES)
+    if task.family and task.family not in families:
+        close, known = closest(task.family, families), ", ".join(families)
         raise InputError(
             f"{where}: task {task.name!r}: family: {task.family!r} is no family of problems{close}; known are {known}"
         )

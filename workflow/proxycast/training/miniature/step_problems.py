@@ -7,6 +7,7 @@ are shared: to answer a new question is to chain known steps.
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
@@ -16,9 +17,11 @@ from proxycast.options import InputError
 from proxycast.solutions.rows import Solution
 from proxycast.training.miniature.problems import (
     DAYS,
+    FAMILIES,
     PROMPT_END,
     PROMPT_START,
     WRONG_SOLUTIONS,
+    benchmark,
     is_held_out,
 )
 
@@ -91,87 +94,72 @@ class StepProblem:
     wrong: tuple[str, ...]
 
 
-def _shifts(states: list[str], by_sign: dict[str, tuple[str, int]]) -> dict[str, Move]:
-    """Moves that go around a ring of states: sign -> (words, places)."""
+def _moves(states: list[str], rules: dict[str, tuple[str, Callable[[int], int]]]) -> dict[str, Move]:
+    """Moves by sign, from sign -> (words, place of a state -> place that it leads to, around the ring of states)."""
     size = len(states)
     return {
-        sign: Move(sign, words, {state: states[(place + by) % size] for place, state in enumerate(states)})
-        for sign, (words, by) in by_sign.items()
+        sign: Move(sign, words, {state: states[rule(place) % size] for place, state in enumerate(states)})
+        for sign, (words, rule) in rules.items()
     }
-
-
-def _sums() -> StepFamily:
-    """Sums modulo 10."""
-    return StepFamily("sums", 2, _shifts(list("0123456789"), {f"+{n}": (f"plus {n}", n) for n in range(2, 8)}))
-
-
-def _clock() -> StepFamily:
-    """A clock of eight hours."""
-    later = {f"f{n}": (f"{n} later", n) for n in (1, 2, 3)}
-    earlier = {f"b{n}": (f"{n} earlier", -n) for n in (1, 2, 3)}
-    return StepFamily("clock", 2, _shifts(list("12345678"), later | earlier))
-
-
-def _days() -> StepFamily:
-    """Days of the week, on and back."""
-    on = {f"+{n}": (f"{n} on", n) for n in (1, 2, 3)}
-    back = {f"-{n}": (f"{n} back", -n) for n in (1, 2, 3)}
-    return StepFamily("days", 2, _shifts([day[:3] for day in DAYS], on | back))
 
 
 def _rooms() -> StepFamily:
     """A ring of ten rooms: the next room, the one before, the one across."""
-    ring = {">": ("right", 1), "<": ("left", -1), "=": ("across", 5)}
-    return StepFamily("rooms", 3, _shifts(list("abcdefghij"), ring))
+    rules = {">": ("right", lambda n: n + 1), "<": ("left", lambda n: n - 1), "=": ("across", lambda n: n + 5)}
+    return StepFamily("rooms", 3, _moves(list("abcdefghij"), rules))
+
+
+def _dial() -> StepFamily:
+    """Sums modulo 10."""
+    rules = {"+": ("plus three", lambda n: n + 3), "-": ("minus one", lambda n: n - 1), "*": ("twice", lambda n: 2 * n)}
+    return StepFamily("dial", 3, _moves(list("0123456789"), rules))
+
+
+def _days() -> StepFamily:
+    """Days of the week, on and back."""
+    rules = {"!": ("a day on", lambda n: n + 1), "?": ("a day back", lambda n: n - 1)}
+    rules["%"] = ("three days on", lambda n: n + 3)
+    return StepFamily("days", 3, _moves([day[:3] for day in DAYS], rules))
+
+
+def _notes() -> StepFamily:
+    """Notes of a scale, whatever the octave."""
+    rules = {"#": ("a step up", lambda n: n + 1), "$": ("a third up", lambda n: n + 2)}
+    rules["&"] = ("a fourth down", lambda n: n - 3)
+    return StepFamily("notes", 3, _moves("do re mi fa so la ti".split(), rules))
+
+
+def _lift() -> StepFamily:
+    """A lift that stops at the lowest and at the highest of nine floors."""
+    rules = {"/": ("up two", lambda n: min(n + 2, 8)), "|": ("down one", lambda n: max(n - 1, 0))}
+    rules["~"] = ("down three", lambda n: max(n - 3, 0))
+    return StepFamily("lift", 3, _moves(list("123456789"), rules))
 
 
 def _board() -> StepFamily:
     """A token on a board of three rows of three fields; whoever leaves it comes in on the other side."""
-
-    def field(row: int, column: int) -> str:
-        return str(3 * (row % 3) + column % 3 + 1)
-
-    ways = {"u": ("up", -1, 0), "d": ("down", 1, 0), "l": ("left", 0, -1), "r": ("right", 0, 1)}
-    places = list(product(range(3), range(3)))
-    moves = {
-        sign: Move(sign, words, {field(r, c): field(r + down, c + right) for r, c in places})
-        for sign, (words, down, right) in ways.items()
+    rules = {
+        "N": ("north", lambda n: n - 3),
+        "S": ("south", lambda n: n + 3),
+        "E": ("east", lambda n: n - 2 if n % 3 == 2 else n + 1),
+        "W": ("west", lambda n: n + 2 if n % 3 == 0 else n - 1),
     }
-    return StepFamily("board", 3, moves)
-
-
-def _lamps() -> StepFamily:
-    """Three lamps, 1 where one is on; a move switches one of them."""
-
-    def switched(lamps: str, number: int) -> str:
-        return lamps[:number] + ("1" if lamps[number] == "0" else "0") + lamps[number + 1 :]
-
-    states = ["".join(bits) for bits in product("01", repeat=3)]
-    moves = [Move(f"#{n + 1}", f"lamp {n + 1}", {state: switched(state, n) for state in states}) for n in range(3)]
-    return StepFamily("lamps", 3, {move.sign: move for move in moves})
+    return StepFamily("board", 3, _moves(list("123456789"), rules))
 
 
 def _swaps() -> StepFamily:
-    """Ten goods, and five markets that each take any good for one other: a rule without a pattern."""
-    goods = list("klmnopqrst")
-    moves = {}
-    for number in range(1, 6):
-        given = goods.copy()
-        while any(a == b for a, b in zip(goods, given, strict=True)):
-            Random(f"market {number} {''.join(given)}").shuffle(given)
-        moves[f"@{number}"] = Move(f"@{number}", f"market {number}", dict(zip(goods, given, strict=True)))
-    return StepFamily("swaps", 2, moves)
-
-
-def _largest() -> StepFamily:
-    """The largest number so far."""
-    digits = list("123456789")
-    moves = {f"|{n}": Move(f"|{n}", f"against {n}", {state: max(state, n) for state in digits}) for n in digits}
-    return StepFamily("largest", 2, moves)
+    """Eight goods, and four markets that each take any good for one other: a rule without a pattern."""
+    goods, rules = list("klmnopqr"), {}
+    for market in "HJXY":
+        given = list(range(len(goods)))
+        while any(place == other for place, other in enumerate(given)):
+            Random(f"market {market} {given}").shuffle(given)
+        rules[market] = f"market {market}", given.__getitem__
+    return StepFamily("swaps", 3, _moves(goods, rules))
 
 
 STEP_FAMILIES: dict[str, StepFamily] = {
-    family.name: family for family in (_sums(), _clock(), _days(), _rooms(), _board(), _lamps(), _swaps(), _largest())
+    family.name: family for family in (_rooms(), _dial(), _days(), _notes(), _lift(), _board(), _swaps())
 }
 
 
@@ -230,6 +218,13 @@ def step_benchmark(family: StepFamily, problems: int, seed: int) -> list[Solutio
             for style in STYLES
         ]
     return rows
+
+
+def suite_problems(family: str, problems: int, seed: int) -> list[Solution]:
+    """The benchmark of any family of the suite, with one step or with several."""
+    if family in STEP_FAMILIES:
+        return step_benchmark(STEP_FAMILIES[family], problems, seed)
+    return benchmark(FAMILIES[family], problems, seed)
 
 
 def answer_of(text: str) -> str | None:
