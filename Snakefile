@@ -40,6 +40,7 @@ report: "workflow/report/workflow.rst"
 
 include: "workflow/rules/hub.smk"
 include: "workflow/rules/suite.smk"
+include: "workflow/rules/post_train.smk"
 include: "workflow/rules/text.smk"
 include: "workflow/rules/solutions.smk"
 include: "workflow/rules/write.smk"

@@ -125,7 +125,7 @@ def disk_of(model_jobs: ModelJobs, rule: str, jobs: Sequence[RemainingJob]) -> t
     """GB that the jobs of a rule leave, and GB that they need at a time and give back."""
     if rule == "score":
         return sum(model_jobs.scored_tokens(job.name) for job in jobs) * BYTES_PER_SCORED_TOKEN / GB, 0
-    if rule in ("train_run", "train_corpus"):
+    if rule in ("train_run", "train_corpus", "post_train"):
         return sum(model_jobs.trained_bytes(job.name) for job in jobs) / GB, 0
     if rule == "download_run" and jobs:
         total, _, at_a_time = downloaded_bytes(model_jobs.plan, model_jobs.checkpoints)

@@ -38,7 +38,14 @@ from proxycast.extraction.engines.base import FLOAT32_ON_GPU
 from proxycast.jobs.benchmarks import read_benchmark
 from proxycast.options import InputError
 from proxycast.solutions.rows import GENERIC_TEXT
-from proxycast.study.checkpoints import Checkpoint, count_parameters, extraction_options, runs, scoring_jobs
+from proxycast.study.checkpoints import (
+    Checkpoint,
+    count_parameters,
+    extraction_options,
+    runs,
+    scoring_jobs,
+    trained_manifest,
+)
 from proxycast.study.study_plan import Plan
 from proxycast.truth.targets import EXACT_MATCH
 from proxycast.weights.experts import inactive_parameters
@@ -165,8 +172,11 @@ class ModelJobs:
         return rows * sum(checkpoint.role != "target" for checkpoint in self.jobs[job])
 
     def trained_bytes(self, name: str) -> float:
-        """Bytes of the weights that a training job leaves, named by a run or a corpus."""
-        trained = (c for c in self.checkpoints if name in (c.run, c.corpus))
+        """Bytes of the weights that a training job leaves, named by a run or a corpus.
+
+        Corpora whose checkpoints are given have no such job.
+        """
+        trained = (c for c in self.checkpoints if trained_manifest(self.plan, c).stem == name)
         return sum(self.model(checkpoint).weight_bytes("float32") for checkpoint in trained)
 
     def factors(self, rule: str) -> tuple[float, float]:

@@ -20,6 +20,7 @@ from proxycast.config.corpora import CheckpointEntry, CheckpointSpec, Corpus
 from proxycast.config.errors import closest
 from proxycast.config.extraction import ExtractionOptions, ModelOptions
 from proxycast.config.ladder import MOST_CHECKPOINTS, require_countable
+from proxycast.config.post_training import BASE
 from proxycast.options import InputError
 from proxycast.study.checkpoints import Checkpoint, count_parameters, extraction_options
 from proxycast.study.cross_checks import check_checkpoints
@@ -226,8 +227,11 @@ def _of_suite(plan: Plan, corpus: Corpus) -> Iterator[Checkpoint]:
         if corpus.text and not _is_trained(plan, corpus, name):
             continue
         for seed in corpus.seeds or size.seeds:
+            model = corpus, name, suite.parameters(name), seed
             for step in size.all_checkpoints:
-                yield _trained(plan, corpus, name, suite.parameters(name), seed, step, suite.training.batch_tokens)
+                yield _trained(plan, *model, step, suite.training.batch_tokens)
+            for recipe in plan.recipes_of(corpus.name):
+                yield _trained(plan, *model, size.steps, suite.training.batch_tokens, recipe)
 
 
 def _of_text(plan: Plan, corpus: Corpus) -> Iterator[Checkpoint]:
@@ -255,10 +259,10 @@ def _is_trained(plan: Plan, corpus: Corpus, size: str) -> bool:
 
 
 def _trained(
-    plan: Plan, corpus: Corpus, size: str, parameters: int, seed: int, step: int, batch_tokens: int
+    plan: Plan, corpus: Corpus, size: str, parameters: int, seed: int, step: int, batch_tokens: int, recipe: str = ""
 ) -> Checkpoint:
     keys = {"step": step, "tokens": step * batch_tokens, "seed": seed, "role": _role(plan, size)}
-    return _make_checkpoint(plan, corpus, size=size, parameters=parameters, **keys)
+    return _make_checkpoint(plan, corpus, size=size, parameters=parameters, recipe=recipe, **keys)
 
 
 def _role(plan: Plan, size: str) -> str:
@@ -387,13 +391,15 @@ def _make_checkpoint(
     spec: CheckpointSpec | None = None,
     entry: CheckpointEntry | None = None,
     active_parameters: int | None = None,
+    recipe: str = "",
 ) -> Checkpoint:
     """A checkpoint from the values of its row; without `spec` it is trained by this study.
 
-    Without `active_parameters` a token meets all of its parameters.
+    Without `active_parameters` a token meets all of its parameters; with `recipe` it is post-trained here.
     """
     active_parameters = active_parameters or parameters
-    run = sys.intern(f"{corpus.name}-{size}-seed{seed}")  # one string for all checkpoints of a run
+    made_by = f"-{recipe}" if recipe else ""
+    run = sys.intern(f"{corpus.name}-{size}{made_by}-seed{seed}")  # one string for all checkpoints of a run
     convert_from = (entry and entry.convert_from) or ""
     if spec is None:
         source = folder = f"{plan.results}/{'suite' if plan.study.miniature else 'text'}/models/{run}/step{step}"
@@ -406,7 +412,7 @@ def _make_checkpoint(
         run=run,
         corpus=corpus.name,
         family=corpus.family or _architecture(plan, size),
-        recipe=corpus.post_training or "",
+        recipe=recipe or corpus.post_training or (BASE if spec is None and plan.post_trains else ""),
         size=size,
         parameters=parameters,
         active_parameters=active_parameters,

@@ -11,6 +11,7 @@ import polars as pl
 from proxycast.config.errors import closest
 from proxycast.config.extraction import ExtractionOptions, ModelOptions
 from proxycast.config.study import Budget
+from proxycast.config.training import STEP_FAMILY_NAMES
 from proxycast.experiments.laws.scaling_laws import LAWS
 from proxycast.options import InputError
 from proxycast.proxy_formulas import BASELINES, RBRIDGE
@@ -154,6 +155,36 @@ def _require_sizes_of_laws(laws: Sequence[str], sizes: Sequence[str], known: Seq
             raise InputError(f"{where}: {law} is fitted to at least {LAWS[law].sizes} sizes; found {found}; {more}")
 
 
+def require_post_training(plan: Plan, checkpoints: list[Checkpoint]) -> None:
+    """`InputError` for a study that has no place for it, unknown corpora or teacher, and tasks without steps."""
+    options, key = plan.study.miniature.post_training, f"{plan.where}: miniature.post_training"
+    if not plan.study.model_selection:
+        raise InputError(
+            f"{key}: it makes models, and corpora or curves are not compared by them; it needs `model_selection`"
+        )
+    trained = [corpus.name for corpus in plan.corpora if not corpus.checkpoints]
+    for corpus in options.corpora if options.corpora != "all" else []:
+        if corpus not in trained:
+            raise InputError(
+                f"{key}.corpora: {corpus!r} is no corpus that the study trains models on{closest(corpus, trained)}; "
+                f"there are {', '.join(trained)}"
+            )
+    bases = list(dict.fromkeys(base_run(c) for c in checkpoints if c.run != base_run(c)))
+    if options.teacher is not None and options.teacher not in bases:
+        raise InputError(
+            f"{key}.teacher: {options.teacher!r} is no run that is post-trained{closest(options.teacher, bases)}; "
+            f"there are {', '.join(bases)}"
+        )
+    for task in plan.tasks:
+        if task.family and task.family not in STEP_FAMILY_NAMES:
+            raise InputError(
+                f"{key}: task {task.name!r}: its family {task.family!r} has no worked solutions of several steps to "
+                f"learn from; those that have are {', '.join(STEP_FAMILY_NAMES)}"
+            )
+    if not any(task.family for task in plan.tasks):
+        raise InputError(f"{key}: found no task with a family of the suite, whose training questions it could ask")
+
+
 def compared_rates(plan: Plan, checkpoints: list[Checkpoint]) -> list[Budget]:
     """The size that is trained at two rates and its second training, at their last step; empty without a check."""
     check = plan.study.ladder.rate_check if plan.study.ladder else None
@@ -184,6 +215,11 @@ def scoring_jobs(plan: Plan, checkpoints: list[Checkpoint]) -> dict[str, list[Ch
 def job_with_a_proxy(jobs: Mapping[str, list[Checkpoint]]) -> list[str]:
     """The first job with a proxy among its checkpoints, in a list; an empty list if there is none."""
     return [job for job, checkpoints in jobs.items() if any(c.role == "proxy" for c in checkpoints)][:1]
+
+
+def base_run(checkpoint: Checkpoint) -> str:
+    """The training run that a checkpoint was post-trained from, or its own."""
+    return f"{checkpoint.corpus}-{checkpoint.size}-seed{checkpoint.seed}"
 
 
 def runs(checkpoints: list[Checkpoint]) -> dict[str, list[Checkpoint]]:
@@ -241,7 +277,12 @@ def weight_states(plan: Plan, checkpoints: list[Checkpoint]) -> str:
 
 
 def trained_manifest(plan: Plan, checkpoint: Checkpoint) -> Path:
-    """What a training job writes last. The suite trains all runs of a corpus in one job, a ladder each in its own."""
+    """What a training job writes last. The suite trains all runs of a corpus in one job, a ladder each in its own.
+
+    Another job of the suite post-trains a run.
+    """
+    if checkpoint.run != base_run(checkpoint):
+        return plan.results / "suite" / "post_trained" / f"{base_run(checkpoint)}.json"
     if plan.study.miniature:
         return plan.results / "suite" / "trained" / f"{checkpoint.corpus}.json"
     return plan.results / "text" / "trained" / f"{checkpoint.run}.json"

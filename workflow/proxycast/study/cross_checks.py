@@ -23,7 +23,14 @@ from proxycast.experiments.model_selection.known_models import FEWEST_MODELS, FE
 from proxycast.options import InputError
 from proxycast.proxy_formulas import BASELINES, RBRIDGE
 from proxycast.solutions.rows import GENERIC_TEXT
-from proxycast.study.checkpoints import Checkpoint, budgets_of, require_laws, runs, short_names
+from proxycast.study.checkpoints import (
+    Checkpoint,
+    budgets_of,
+    require_laws,
+    require_post_training,
+    runs,
+    short_names,
+)
 from proxycast.study.study_plan import Plan
 from proxycast.truth.outside_statistics import metrics_of
 from proxycast.truth.targets import read_target_table, require_targets, with_full_names
@@ -250,6 +257,8 @@ def _check_task(task: Task, study: Study, where: str) -> None:
 def check_checkpoints(plan: Plan, checkpoints: list[Checkpoint]) -> None:
     """`InputError` for checkpoints with one name, ones that cannot be compared, and ones that are missing."""
     _require_distinct_names(plan, checkpoints)
+    if plan.post_trains:
+        require_post_training(plan, checkpoints)
     _require_writers(plan, checkpoints)
     if plan.study.statistics and not plan.runs_models:
         _require_measured_outside(plan)

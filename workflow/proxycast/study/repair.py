@@ -4,6 +4,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Mapping
+from itertools import chain
 from pathlib import Path
 
 from proxycast.options import InputError
@@ -23,6 +24,7 @@ from proxycast.training.text.corpus import lost_parts
 from proxycast.weights.model_files import safetensors_header, weight_files
 from proxycast.weights.model_folder import FINGERPRINT_FILE
 
+TRAINING_MANIFESTS = ("suite/trained/*.json", "suite/post_trained/*.json", "text/trained/*.json")
 TRAINED_CHECKPOINT = re.compile(f"{NAME.pattern}[/-]step[0-9]{{1,20}}")  # a folder of models that were trained here
 
 
@@ -68,7 +70,7 @@ def broken_results(results: Path) -> tuple[list[Path], list[Path]]:
     records = [path for path in records if _is_below(path, root)]
     broken += records
     to_make += records
-    for manifest in [*results.glob("suite/trained/*.json"), *results.glob("text/trained/*.json")]:
+    for manifest in chain.from_iterable(map(results.glob, TRAINING_MANIFESTS)):
         folders = _trained_folders(manifest)
         damaged = [folder for folder in folders if not _is_whole_checkpoint(folder)]
         broken += damaged if folders else [manifest]

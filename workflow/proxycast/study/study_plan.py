@@ -149,6 +149,16 @@ class Plan(BaseModel):
     def corpus(self, name: str) -> Corpus:
         return next(corpus for corpus in self.corpora if corpus.name == name)
 
+    @property
+    def post_trains(self) -> bool:
+        """Whether models that the suite trains are post-trained."""
+        return self.study.miniature is not None and self.study.miniature.post_training is not None
+
+    def recipes_of(self, corpus: str) -> tuple[str, ...]:
+        """The post-training of the models that the suite trains on a corpus, in the order in which it is done."""
+        options = self.study.miniature.post_training if self.post_trains else None
+        return options.in_order if options and options.post_trains(corpus) else ()
+
     def solutions_source(self, task: str) -> Path:
         """The file that a task's expert solutions are copied from; of rows, the file that they are rendered to."""
         if self.rows(task):

@@ -21,7 +21,7 @@ import polars as pl
 from proxycast.cluster.status.slurm_states import AT_WORK, QUEUED, slurm_states
 from proxycast.jobs import HANGING, Attempt, attempts, attempts_file, shown
 from proxycast.study.checkpoint_plan import plan_checkpoints
-from proxycast.study.checkpoints import Checkpoint, scored_checkpoints, scoring_jobs
+from proxycast.study.checkpoints import Checkpoint, base_run, scored_checkpoints, scoring_jobs
 from proxycast.study.study_plan import Plan
 from proxycast.tables import UNREADABLE, is_whole_parquet
 
@@ -43,7 +43,7 @@ EXPERIMENTS = {  # experiment -> a table and a figure that it always has
 }
 RANKED = EXPERIMENTS | {"data_selection": ("ranking.parquet", "agreement_of_proxies.png")}  # without a truth
 PHASE_RULES = {  # phase -> rules whose jobs work on it
-    "weights": ("train_corpus", "train_run", "download_run", "convert_run"),
+    "weights": ("train_corpus", "post_train", "train_run", "download_run", "convert_run"),
     "token statistics": ("score",),
     "targets": ("score",),
     "lm-eval": ("evaluate_harness",),
@@ -161,7 +161,8 @@ class Watch:
         self.run_folders: dict[tuple[bool, str], set[str]] = {}  # (of a whole corpus, name of a job) -> folders
         for c, run, _ in self.made:
             self.run_folders.setdefault((True, c.corpus), set()).add(run)
-            self.run_folders.setdefault((False, c.run), set()).add(run)
+            for name in {c.run, base_run(c)}:  # one job post-trains a run
+                self.run_folders.setdefault((False, name), set()).add(run)
         self.measured, self.by_harness = bool(plan.measured_tasks), bool(plan.harness_tasks)
         wanted = (plan.selects_data, plan.selects_models, plan.study.forecasting)
         files = EXPERIMENTS if plan.study.target else RANKED

@@ -1,4 +1,4 @@
-"""Reinforcement learning from verifiable rewards: the model writes, right answers are made likelier, wrong ones less."""
+"""Reinforcement learning from verifiable rewards: right answers that the model writes are made likelier than wrong."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple

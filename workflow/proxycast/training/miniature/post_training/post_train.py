@@ -5,20 +5,22 @@ import logging
 import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING
 
+import polars as pl
 import torch
 from tqdm import tqdm
 
-from proxycast.config.post_training import STARTS, PostTraining
+from proxycast.config.post_training import STARTS
 from proxycast.jobs import PROGRESS_SECONDS
 from proxycast.options import InputError
-from proxycast.tables import fingerprint, read_json
+from proxycast.tables import read_json
 from proxycast.training.miniature.leaks import count_leaked_questions
+from proxycast.training.miniature.post_training.course import Course
 from proxycast.training.miniature.post_training.fine_tuning import Descent, fine_tune
 from proxycast.training.miniature.post_training.policy_gradient import follow_rewards
 from proxycast.training.miniature.post_training.preferences import prefer, sample_pairs
@@ -30,7 +32,7 @@ from proxycast.training.miniature.post_training.worked_solutions import (
     training_problems,
 )
 from proxycast.weights.model_files import weight_files
-from proxycast.weights.model_folder import is_finished, model_fingerprint, new_checkpoint
+from proxycast.weights.model_folder import is_finished, new_checkpoint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -39,34 +41,15 @@ log = logging.getLogger(__name__)
 
 RECORD = "post_training.json"  # beside the weights
 COPIED = ("config.json", "generation_config.json")  # a sweep loads models of one config.json into one module
+RECIPES_SCHEMA = {
+    **dict.fromkeys(("run", "base", "recipe", "starting_point"), pl.String),
+    **dict.fromkeys(("documents", "steps"), pl.Int64),
+    **dict.fromkeys(("loss_first", "loss_last", "reward_first", "reward_last", "differing_share"), pl.Float64),
+    **dict.fromkeys(("dropped", "benchmark_questions", "leaked_questions"), pl.Int64),
+    "seconds": pl.Float64,
+    "note": pl.String,
+}
 ALWAYS_WRONG, ALL_ALIKE = "every sample is wrong", "all samples of each question are equally right"
-
-
-@dataclass(frozen=True)
-class Course:
-    """What the recipes of one base share.
-
-    `run`, `folder`: of the base; `questions`: of the benchmark, which no text may hold; `seed`: the suite's; `taught`:
-    the teacher's right solutions, if any recipe needs them; `code`: fingerprint of the code that trains.
-    """
-
-    run: str
-    folder: Path
-    options: PostTraining
-    families: tuple[str, ...]
-    questions: tuple[str, ...]
-    seed: int
-    code: str
-    taught: tuple[Document, ...] = ()
-
-    def made_from(self, recipe: str, start: Path) -> str:
-        """A fingerprint of all that decides what a recipe makes."""
-        options = getattr(self.options, recipe), self.options.batch
-        documents = self.families, self.questions, self.seed, self.taught if recipe == "distillation" else ()
-        return fingerprint(self.code, self.run, recipe, model_fingerprint(start), options, documents)
-
-    def seed_of(self, recipe: str) -> int:
-        return int(fingerprint(self.seed, self.run, recipe)[:12], 16)
 
 
 @dataclass(frozen=True)
@@ -218,3 +201,12 @@ TRAINERS: dict[str, Callable[[Course, str, "PreTrainedModel", Callable[[], objec
     "overtrained_mild": _fine_tuned,
     "overtrained_strong": _fine_tuned,
 }
+
+
+def table_of_recipes(manifests: Iterable[Path]) -> pl.DataFrame:
+    """A row (RECIPES_SCHEMA) for each model that `post_train` made, from the records beside the weights.
+
+    `manifests`: what it returned, as JSON files of a folder beside that of the models.
+    """
+    models = [manifest.parent.with_name("models") / name for manifest in manifests for name in read_json(manifest)]
+    return pl.DataFrame([read_json(folder / RECORD) for folder in models], schema=RECIPES_SCHEMA)

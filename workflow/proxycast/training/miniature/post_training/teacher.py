@@ -6,10 +6,10 @@ import polars as pl
 
 from proxycast.config.post_training import Distillation
 from proxycast.training.miniature.leaks import holding_questions
-from proxycast.training.miniature.post_training.post_train import Course, load_model
+from proxycast.training.miniature.post_training.course import Course
+from proxycast.training.miniature.post_training.post_train import load_model
 from proxycast.training.miniature.post_training.text_sampling import sample_solutions
 from proxycast.training.miniature.post_training.worked_solutions import (
-    Document,
     SolutionTokens,
     is_right,
     prompt_of,
@@ -47,9 +47,3 @@ def write_as_teacher(course: Course, folder: Path) -> pl.DataFrame:
     table = pl.DataFrame(rows, schema=TAUGHT_SCHEMA, orient="row")
     texts = [prompt + text for prompt, text in table.select("prompt", "solution").iter_rows()]
     return table.filter(~pl.Series(holding_questions(texts, course.questions)))
-
-
-def taught_documents(table: pl.DataFrame) -> tuple[Document, ...]:
-    """The distinct verified solutions, in the order in which they were written."""
-    kept = table.filter("verified").select("prompt", "solution").unique(maintain_order=True)
-    return tuple(Document(*row) for row in kept.iter_rows())

@@ -1,4 +1,4 @@
-"""What a model writes after the prompts of problems: drawn token by token with a cache of keys and values, many texts at a time."""
+"""What a model writes after prompts: drawn token by token with a cache of keys and values, many texts at a time."""
 
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
