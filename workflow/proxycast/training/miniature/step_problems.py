@@ -1,4 +1,4 @@
-"""Problems whose solutions have two or three steps, each the look-up of a state and a move, in two styles.
+"""Problems whose solutions have three steps, each the look-up of a state and a move, in two styles.
 
 A family is a small machine: states, moves, and where each move leads from each state. A question gives a start and the
 moves; its solution writes the state after each move, and the last one is the answer. `draw_steps` splits the *cores*
