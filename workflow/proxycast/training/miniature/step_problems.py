@@ -32,24 +32,15 @@ ANSWER_PATTERN = r"^[^.\n]*?(\S+)\."  # group 1: the last word before the first 
 
 
 @dataclass(frozen=True)
-class Move:
-    """A move as a question writes it (`sign`) and as words, and the state that it leads to from each state."""
-
-    sign: str
-    words: str
-    leads_to: dict[str, str]
-
-
-@dataclass(frozen=True)
 class StepFamily:
     """A kind of problem: as many moves as there are `MARKS`, from any of the states."""
 
     name: str
-    moves: dict[str, Move]  # by sign
+    moves: dict[str, dict[str, str]]  # sign -> state -> the state that the move leads to
 
     @property
     def states(self) -> list[str]:
-        return list(next(iter(self.moves.values())).leads_to)
+        return list(next(iter(self.moves.values())))
 
     @cached_property
     def _sides(self) -> dict[bool, list[tuple[str, ...]]]:
@@ -73,7 +64,7 @@ class StepFamily:
         """The states after each move."""
         states = []
         for sign in signs:
-            start = self.moves[sign].leads_to[start]
+            start = self.moves[sign][start]
             states.append(start)
         return states
 
@@ -83,9 +74,7 @@ class StepFamily:
         steps = zip(MARKS, signs, states, strict=True)
         if style == "short":
             return f" {start}" + "".join(f"{mark} {sign} {state}" for mark, sign, state in steps) + "."
-        return (
-            f" From {start}" + "".join(f"{mark} {self.moves[s].words} gives {state}" for mark, s, state in steps) + "."
-        )
+        return f" From {start}" + "".join(f"{mark} {sign} gives {state}" for mark, sign, state in steps) + "."
 
 
 @dataclass(frozen=True)
@@ -99,55 +88,52 @@ class StepProblem:
     wrong: tuple[str, ...]
 
 
-def _moves(states: list[str], rules: dict[str, tuple[str, Callable[[int], int]]]) -> dict[str, Move]:
-    """Moves by sign, from sign -> (words, place of a state -> place that it leads to, around the ring of states)."""
+def _moves(states: list[str], rules: dict[str, Callable[[int], int]]) -> dict[str, dict[str, str]]:
+    """Moves from rules by sign: place of a state -> place that it leads to, around the ring of states."""
     size = len(states)
-    return {
-        sign: Move(sign, words, {state: states[rule(place) % size] for place, state in enumerate(states)})
-        for sign, (words, rule) in rules.items()
-    }
+    return {sign: {s: states[rule(n) % size] for n, s in enumerate(states)} for sign, rule in rules.items()}
 
 
 def _rooms() -> StepFamily:
     """A ring of ten rooms: the next room, the one before, the one across."""
-    rules = {">": ("right", lambda n: n + 1), "<": ("left", lambda n: n - 1), "=": ("across", lambda n: n + 5)}
+    rules = {">": lambda n: n + 1, "<": lambda n: n - 1, "=": lambda n: n + 5}
     return StepFamily("rooms", _moves(list("abcdefghij"), rules))
 
 
 def _dial() -> StepFamily:
     """Sums modulo 10."""
-    rules = {"+": ("plus three", lambda n: n + 3), "-": ("minus one", lambda n: n - 1), "*": ("twice", lambda n: 2 * n)}
+    rules = {"+": lambda n: n + 3, "-": lambda n: n - 1, "*": lambda n: 2 * n}
     return StepFamily("dial", _moves(list("0123456789"), rules))
 
 
 def _days() -> StepFamily:
     """Days of the week, on and back."""
-    rules = {"!": ("a day on", lambda n: n + 1), "?": ("a day back", lambda n: n - 1)}
-    rules["%"] = ("three days on", lambda n: n + 3)
+    rules = {"!": lambda n: n + 1, "?": lambda n: n - 1}
+    rules["%"] = lambda n: n + 3
     return StepFamily("days", _moves([day[:3] for day in DAYS], rules))
 
 
 def _notes() -> StepFamily:
     """Notes of a scale, whatever the octave."""
-    rules = {"#": ("a step up", lambda n: n + 1), "$": ("a third up", lambda n: n + 2)}
-    rules["&"] = ("a fourth down", lambda n: n - 3)
+    rules = {"#": lambda n: n + 1, "$": lambda n: n + 2}
+    rules["&"] = lambda n: n - 3
     return StepFamily("notes", _moves("do re mi fa so la ti".split(), rules))
 
 
 def _lift() -> StepFamily:
     """A lift that stops at the lowest and at the highest of nine floors."""
-    rules = {"/": ("up two", lambda n: min(n + 2, 8)), "|": ("down one", lambda n: max(n - 1, 0))}
-    rules |= {"~": ("down three", lambda n: max(n - 3, 0)), "]": ("up one", lambda n: min(n + 1, 8))}
+    rules = {"/": lambda n: min(n + 2, 8), "|": lambda n: max(n - 1, 0)}
+    rules |= {"~": lambda n: max(n - 3, 0), "]": lambda n: min(n + 1, 8)}
     return StepFamily("lift", _moves(list("123456789"), rules))
 
 
 def _board() -> StepFamily:
     """A token on a board of three rows of three fields; whoever leaves it comes in on the other side."""
     rules = {
-        "N": ("north", lambda n: n - 3),
-        "S": ("south", lambda n: n + 3),
-        "E": ("east", lambda n: n - 2 if n % 3 == 2 else n + 1),
-        "W": ("west", lambda n: n + 2 if n % 3 == 0 else n - 1),
+        "N": lambda n: n - 3,
+        "S": lambda n: n + 3,
+        "E": lambda n: n - 2 if n % 3 == 2 else n + 1,
+        "W": lambda n: n + 2 if n % 3 == 0 else n - 1,
     }
     return StepFamily("board", _moves(list("123456789"), rules))
 
@@ -159,7 +145,7 @@ def _swaps() -> StepFamily:
         given = list(range(len(goods)))
         while any(place == other for place, other in enumerate(given)):
             Random(f"market {market} {given}").shuffle(given)
-        rules[market] = f"market {market}", given.__getitem__
+        rules[market] = given.__getitem__
     return StepFamily("swaps", _moves(goods, rules))
 
 
