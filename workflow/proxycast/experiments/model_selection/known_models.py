@@ -18,7 +18,7 @@ from proxycast.solutions.rows import GENERIC_TEXT
 log = logging.getLogger(__name__)
 
 Tail = Literal["tokens", "bytes", ""]
-FEWEST_TASKS, FEWEST_MODELS, FEWEST_OF_A_FAMILY = 3, 4, 3  # of a study that judges
+FEWEST_TASKS, FEWEST_MODELS, FEWEST_OF_A_LABEL = 3, 4, 3  # of a study that judges; of a family or recipe
 FEWEST_RANKED = 2  # models
 
 
@@ -36,7 +36,8 @@ class KnownModels:
 
     `sign`: that of the truth, -1 where less of its metric is better; tables show its values as they were given.
     `truth` is NaN throughout where none is asked for. `problems` is NaN where their number is unknown. `left_out`:
-    baselines that are not known for all models and tasks, and why.
+    baselines that are not known for all models and tasks, and why. `recipes`: how each model was post-trained, "" where
+    nobody tells it; none at all where they are not asked for.
     """
 
     models: list[str]
@@ -50,6 +51,7 @@ class KnownModels:
     left_out: dict[Method, str]
     sign: int = 1
     names: list[str] = field(default_factory=list)  # of the models, as people know them
+    recipes: list[str] = field(default_factory=list)
 
     def without_outside(self) -> "KnownModels":
         """The same without the statistics of others."""
@@ -108,6 +110,7 @@ def known_models(
         left_out,
         sign,
         models["name"].to_list(),
+        models["recipe"].to_list() if "recipe" in models.columns else [],
     )
 
 

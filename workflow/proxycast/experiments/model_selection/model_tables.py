@@ -3,12 +3,13 @@
 `model_ranking` orders the models, with or without a truth. With one, everything below judges what orders them.
 
 Scorers (`scorers.py`) are trained on models and tasks whose downstream scores are known, and tested by Spearman's rho
-on models and tasks that were held out. There are two splits:
+on models and tasks that were held out. There are up to three splits:
 
 - `two_tasks`: every pair of tasks is held out once. The models are the same in training and test, so a scorer may learn
   *which models* are good and recognise them by their proxies; where all tasks rank the models alike, it is right to.
 - `family`: the pair of tasks is held out, and with it all models of a family. Nothing is known of the models to be
   ordered. This is the harder test, and rho of a few models is a coarse number.
+- `recipe`: the same with all models of one kind of post-training, where that is known of the models.
 
 The features of a test task are standardised with the proxies of all its models, of training and test families, and
 with no downstream score (`scorers`). Baselines, which learn nothing, are tested on the same folds.
@@ -34,7 +35,12 @@ from proxycast.experiments.model_selection.fold_tables import (
     proxies_table,
     stability_table,
 )
-from proxycast.experiments.model_selection.folds import leave_one_family_out, leave_two_tasks_out, score_folds
+from proxycast.experiments.model_selection.folds import (
+    LABELS,
+    leave_one_label_out,
+    leave_two_tasks_out,
+    score_folds,
+)
 from proxycast.experiments.model_selection.known_models import KnownModels, known_models, models_with_truth
 from proxycast.experiments.model_selection.model_ranking import learn, ranking_tables
 from proxycast.experiments.model_selection.scorers import SCORERS, Scorer
@@ -101,16 +107,17 @@ def judged_tables(
 ) -> dict[str, pl.DataFrame]:
     """The tables summary, folds, chosen, stability, predictions, proxies and truth; of `subsets` also writers."""
     two_tasks = leave_two_tasks_out(known)
-    families, left_out = leave_one_family_out(known)
-    folds = [*two_tasks, *families]
+    by_label = [leave_one_label_out(known, split) for split in LABELS]
+    folds = [*two_tasks, *(fold for of_label, _ in by_label for fold in of_label)]
     bar = tqdm(folds, unit="fold", mininterval=PROGRESS_SECONDS, file=sys.stderr)
     scores, chosen = score_folds(known, bar, _scorers(known, options), processes)
     truth = task_truth_table(known, chance_by_task(target.metric, problems), selection)
-    # The ceiling is that of all models together; within a family they differ less.
-    of_two_tasks, of_families = scores[: len(two_tasks)], scores[len(two_tasks) :]
-    summaries = [method_summary(known, two_tasks, of_two_tasks, selection, ceiling=mean_ceiling(truth))]
-    if families:
-        summaries.append(method_summary(known, families, of_families, selection, left_out))
+    # The ceiling is that of all models together; within a family or recipe they differ less.
+    summaries = [method_summary(known, two_tasks, scores[: len(two_tasks)], selection, ceiling=mean_ceiling(truth))]
+    for of_label, left_out in by_label:
+        if of_label:
+            own = [found for fold, found in zip(folds, scores, strict=True) if fold.split == of_label[0].split]
+            summaries.append(method_summary(known, of_label, own, selection, left_out))
     tables = {
         "summary": pl.concat(summaries),
         "folds": folds_table(known, folds, scores),
