@@ -41,11 +41,18 @@ from proxycast.experiments.model_selection.folds import (
     leave_two_tasks_out,
     score_folds,
 )
-from proxycast.experiments.model_selection.known_models import KnownModels, known_models, models_with_truth
+from proxycast.experiments.model_selection.known_models import (
+    KnownModels,
+    candidates,
+    known_models,
+    models_with_truth,
+    tells_post_training,
+)
 from proxycast.experiments.model_selection.model_ranking import learn, ranking_tables
 from proxycast.experiments.model_selection.scorers import SCORERS, Scorer
 from proxycast.experiments.model_selection.task_truth import mean_ceiling, task_truth_table
 from proxycast.experiments.model_selection.writer_comparison import cheap_scorers, writers_table
+from proxycast.experiments.post_trained.post_training_tables import OF_POST_TRAINING, post_trained_tables
 from proxycast.jobs import PROGRESS_SECONDS
 from proxycast.solutions.rows import Problem
 from proxycast.truth.targets import chance_by_task, log_unknown
@@ -81,7 +88,9 @@ def model_selection_tables(
     if target.table:
         log_unknown(targets, checkpoints["checkpoint"].to_list(), tasks)
     known = models_with_truth(checkpoints, proxies, targets, tasks, target, outside)
-    judged = judged_tables(known, target, selection, options, subsets, problems or {}, processes)
+    judged = judged_tables(known, target, selection, options, subsets, problems or {}, processes, named)
+    if "recipe" in checkpoints.columns and tells_post_training(candidates(checkpoints)["recipe"]):
+        judged = {name: pl.DataFrame(schema=schema) for name, schema in OF_POST_TRAINING.items()} | judged
     learned = learn(known, list(_scorers(known, options)), _held_out_spearman(judged))
     everyone = known_models(checkpoints, proxies, None, tasks, outside=outside)
     return ranking_tables(everyone, of_solutions, named, selection, learned) | judged
@@ -104,13 +113,18 @@ def judged_tables(
     subsets: pl.DataFrame | None,
     problems: Mapping[str, Sequence[Problem]],
     processes: int,
+    named: Sequence[Proxy] = (),
 ) -> dict[str, pl.DataFrame]:
-    """The tables summary, folds, chosen, stability, predictions, proxies and truth; of `subsets` also writers."""
+    """The tables summary, folds, chosen, stability, predictions, proxies and truth; of `subsets` also writers.
+
+    With a claim, and where some models are bases and others are post-trained, also those of `post_trained_tables`.
+    """
     two_tasks = leave_two_tasks_out(known)
     by_label = [leave_one_label_out(known, split) for split in LABELS]
     folds = [*two_tasks, *(fold for of_label, _ in by_label for fold in of_label)]
     bar = tqdm(folds, unit="fold", mininterval=PROGRESS_SECONDS, file=sys.stderr)
-    scores, chosen = score_folds(known, bar, _scorers(known, options), processes)
+    scorers = _scorers(known, options)
+    scores, chosen = score_folds(known, bar, scorers, processes)
     truth = task_truth_table(known, chance_by_task(target.metric, problems), selection)
     # The ceiling is that of all models together; within a family or recipe they differ less.
     summaries = [method_summary(known, two_tasks, scores[: len(two_tasks)], selection, ceiling=mean_ceiling(truth))]
@@ -129,7 +143,8 @@ def judged_tables(
     }
     if subsets is not None:
         tables["writers"] = writers_table(known.without_outside(), subsets, two_tasks, cheap_scorers(), processes)
-    return tables
+    of_all = dict(folds=two_tasks, scores=scores[: len(two_tasks)])
+    return tables | post_trained_tables(known, scorers, named, selection, options.claim, processes, **of_all)
 
 
 def _scorers(known: KnownModels, options: ModelSelectionOptions) -> dict[str, Scorer]:
