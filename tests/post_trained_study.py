@@ -43,7 +43,11 @@ def measured_of(checkpoints: pl.DataFrame, seed=0, tails=("tokens",), noise=0.03
                 for statistic in (*STATISTICS, "bits_per_byte", "expert_cross_entropy"):
                     ruined = statistic in ("cross_entropy", "bits_per_byte", "expert_cross_entropy")
                     value = good - 0.6 * sharper * ruined + noise * rng.normal()
-                    value = -sharper if statistic == "normalized_entropy" else SIGNS[statistic] * value
+                    value = (
+                        noise * rng.normal() - sharper
+                        if statistic == "normalized_entropy"
+                        else SIGNS[statistic] * value
+                    )
                     weighting = "uniform" if statistic in STATISTICS else "none"
                     proxies.append((row["checkpoint"], task, tail, statistic, weighting, 2 + value))
         for tail in tails:

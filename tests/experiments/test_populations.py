@@ -22,6 +22,7 @@ from proxycast.experiments.post_trained.populations import (
     models_by_base,
     populations_table,
 )
+from proxycast.experiments.post_trained.post_training_tables import OF_POST_TRAINING
 from proxycast.options import InputError
 from scipy.stats import spearmanr
 from selection_study import rank_correlation
@@ -259,7 +260,7 @@ def test_studies_that_tell_no_recipe_have_the_tables_of_before():
     told = tables_of(checkpoints)
     plain = tables_of(checkpoints.drop("recipe"))
     unknown = tables_of(checkpoints.with_columns(recipe=pl.lit("")))
-    assert set(told) - set(plain) == {"populations"} and set(plain) == set(unknown)
+    assert set(told) - set(plain) == set(OF_POST_TRAINING) and set(plain) == set(unknown)
     assert all(table.equals(unknown[name]) for name, table in plain.items())
     claim = Claim(methods=["margin/uniform"], against=["bits_per_byte"])
     claims = tables_of(checkpoints.drop("recipe"), claim)
@@ -271,4 +272,4 @@ def test_bases_without_a_truth_leave_an_empty_table():
     checkpoints = checkpoints_of(recipes=RECIPES)
     bases = checkpoints.filter(recipe="none")["checkpoint"]
     found = tables_of(checkpoints, targets=lambda truth: truth.filter(~pl.col("checkpoint").is_in(bases.to_list())))
-    assert found["populations"].is_empty() and found["summary"]["spearman"].max() > 0.5
+    assert all(found[name].is_empty() for name in OF_POST_TRAINING) and found["summary"]["spearman"].max() > 0.5

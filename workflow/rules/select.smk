@@ -6,7 +6,7 @@ from proxycast.study.checkpoints import job_with_a_proxy
 # Tables too long for the report: every task, fold or point of a figure. They are written as parquet and csv like the others.
 NOT_IN_REPORT = {"decision_accuracy", "against_baselines", "pairs", "predictions", "proxies", "paths", "observed"}
 NOT_IN_REPORT |= {"signal_to_noise", "repeats", "choices", "decisions", "margins", "picked_solutions"}
-NOT_IN_REPORT |= {"scaling_laws", "law_points", "metrics", "mixture_predictions"}
+NOT_IN_REPORT |= {"scaling_laws", "law_points", "metrics", "mixture_predictions", "recipe_shifts"}
 
 
 def tables_of(experiment, names):
@@ -28,7 +28,7 @@ TOKENIZER_FOLDERS = [PLAN.tokenizer_folder.as_posix()] if PLAN.vocabulary else T
 
 
 TELLS_POST_TRAINING = tells_post_training(checkpoint.recipe for checkpoint in CHECKPOINTS)
-OF_POST_TRAINING = ["populations"]
+OF_POST_TRAINING = ["populations", "recipe_shifts", "recipe_means"]
 OF_MODEL_SELECTION = {"study", "target", "selection", "model_selection", "highlighted"}
 
 

@@ -166,7 +166,7 @@ def predicted_against_true_rank(
     A task is held out in several folds: markers are the mean of its predicted ranks, bars reach from the least to the
     greatest. `method` was fixed before the results were seen. `truth`: tells the tasks whose truth may be noise.
     """
-    tail = _first_tail(predictions.filter(split="two_tasks", method=method), method)
+    tail = first_tail(predictions.filter(split="two_tasks", method=method), method)
     rows = predictions.filter(split="two_tasks", method=method, tail=tail)
     own_rho = folds.filter(split="two_tasks", method=method, tail=tail).group_by("task").agg(pl.col("spearman").mean())
     rho = dict(own_rho.iter_rows())
@@ -175,7 +175,7 @@ def predicted_against_true_rank(
     points = rows.group_by("task", name.alias("model"), "family", "true_rank", maintain_order=True).agg(
         rank.mean(), rank.min().alias("low"), rank.max().alias("high")
     )
-    families = _styles(sorted(set(points["family"])))
+    families = style.distinct_looks(sorted(set(points["family"])))
     tasks = points["task"].unique(maintain_order=True)
     figure, grid, columns = style.panels(len(tasks), (1.85, 2.0), (1.5, 1.1), sharex=True, sharey=True)
     count = points.group_by("task").len()["len"].max()
@@ -223,16 +223,7 @@ def _name_farthest(axes: Axes, points: pl.DataFrame, rho: float | None) -> None:
     place_labels(axes, x, y, names, bars, [corner], fontsize=5.5, color="0.15")
 
 
-def _styles(names: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """Colour and marker of each; beyond eight, a colour comes again with another marker."""
-    shift = [n + n // len(style.COLOURS) for n in range(len(names))]
-    return {
-        name: (style.COLOURS[n % len(style.COLOURS)], style.MARKERS[m % len(style.MARKERS)])
-        for n, (name, m) in enumerate(zip(names, shift))
-    }
-
-
-def _first_tail(rows: pl.DataFrame, what: str) -> str:
+def first_tail(rows: pl.DataFrame, what: str) -> str:
     """The tail that is drawn where there are several: the one in tokens."""
     found = [tail for tail in TAILS if tail in set(rows["tail"])]
     if not found:
@@ -246,7 +237,7 @@ def proxies_chosen(stability: pl.DataFrame) -> Figure:
     title = "Which proxies the folds chose"
     if stability.is_empty():
         return style.without_data(title, "None of this study's scorers names the proxies that it rests on.")
-    stability = stability.filter(tail=_first_tail(stability, "proxies_chosen"))
+    stability = stability.filter(tail=first_tail(stability, "proxies_chosen"))
     key = ["scorer", "statistic", "weighting"]
     table, held_too = stability.filter(split="two_tasks"), []
     for split, (things, *_) in LABELS_HELD_OUT.items():
@@ -310,7 +301,7 @@ def solutions_and_writers(writers: pl.DataFrame) -> Figure:
     names = writers["writer"].unique(maintain_order=True).to_list()
     if len(names) == 2:  # all solutions are of one writer: "all" repeats them
         names.remove(EVERY_WRITER)
-    styles = dict(zip(names, [("#000000", "o"), *_styles(names[1:]).values()]))
+    styles = dict(zip(names, [("#000000", "o"), *style.distinct_looks(names[1:]).values()]))
     numbers = [*sorted(writers["number"].drop_nulls().unique()), None]
     found = writers["method"].unique(maintain_order=True).to_list()
     figure = style.canvas(1.9 * len(found) + 1.7, 5.0)
@@ -363,7 +354,7 @@ def _over_numbers(
 @matplotlib.rc_context(style.STYLE)
 def model_selection_heatmap(proxies: pl.DataFrame) -> Figure:
     """Mean Spearman over tasks of every proxy alone, and of every baseline beside; 0 is white."""
-    tail = _first_tail(proxies.filter(kind="proxy"), "model_selection_heatmap")
+    tail = first_tail(proxies.filter(kind="proxy"), "model_selection_heatmap")
     table = proxies.filter(pl.col("task") == "all", pl.col("tail").is_in([tail, ""]))
     alone, baselines = table.filter(kind="proxy"), table.filter(kind="baseline")
     figure = style.heat_maps(alone, baselines, "spearman", lowest=-1)
