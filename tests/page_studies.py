@@ -5,11 +5,12 @@ from pathlib import Path
 
 import forecasting_study
 import polars as pl
+import post_trained_study
 import selection_study
 from browser import check_page
 from judged_corpora import FAST, HIGHLIGHTED, TARGET, TASKS, made_study
 from page_numbers import check_numbers
-from proxycast.config.experiments.selection_options import ModelSelectionOptions
+from proxycast.config.experiments.selection_options import Claim, ModelSelectionOptions
 from proxycast.config.study import Budget, Proxy, Study
 from proxycast.config.truth import Target
 from proxycast.experiments.choosing.corpus_choices import corpus_choice_tables
@@ -118,6 +119,35 @@ def finished_models(results: Path, is_judged=True, names: Mapping[str, str] | No
         model_selection=options,
     )
     return StudyResults(study, results, [], tasks, [], "config/made_up_models.yaml")
+
+
+def finished_post_training(results: Path, names: Mapping[str, str] | None = None, **made) -> StudyResults:
+    """A model selection of bases that were post-trained by recipes, with a claim. `made`: of `checkpoints_of`."""
+    checkpoints, tasks = post_trained_study.checkpoints_of(**made), post_trained_study.TASKS
+    proxies, targets = post_trained_study.measured_of(checkpoints, tails=("tokens", "bytes"))
+    target = Target(metric="accuracy", table="truth.csv")
+    claim = Claim(
+        methods=("univariate", "margin/uniform"),
+        against=("bits_per_byte", "parameters", "rbridge"),
+        populations=("post_trained", "within_base"),
+    )
+    options, named = ModelSelectionOptions(scorers=["univariate"], claim=claim), [Proxy(statistic="margin")]
+    counts = {"solutions": pl.lit(6, pl.UInt32), "tokens": pl.lit(60, pl.UInt32)}
+    proxies = proxies.with_columns(**counts)
+    of_solutions = proxies.with_columns(solution=pl.lit("s"), denominator=pl.lit(1.0)).lazy()
+    given = (checkpoints, targets, proxies, tasks, target, selection_study.FAST, options, of_solutions, named)
+    measured = {"checkpoints": checkpoints, "proxies": proxies, "targets": targets}
+    write_tables(results, "model_selection", model_selection_tables(*given), measured, names)
+    study = Study(
+        study="made_up_post_training",
+        corpora={"made_up": "all"},
+        tasks={"made_up": "all"},
+        target=target,
+        selection=selection_study.FAST,
+        highlighted=named,
+        model_selection=options,
+    )
+    return StudyResults(study, results, [], tasks, [], "config/made_up_post_training.yaml")
 
 
 def finished_curves(results: Path, runs=2, names: Mapping[str, str] | None = None) -> StudyResults:

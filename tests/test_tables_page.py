@@ -20,6 +20,8 @@ from proxycast.experiments.judges.judged_models import MODELS_SCHEMA
 from proxycast.experiments.model_selection.model_counts import MODEL_COUNT_COLUMNS
 from proxycast.experiments.model_selection.model_tables import model_selection_tables
 from proxycast.experiments.model_selection.writer_comparison import WRITERS_SCHEMA
+from proxycast.experiments.post_trained.claim_verdicts import CLAIMS_SCHEMA
+from proxycast.experiments.post_trained.post_training_tables import OF_POST_TRAINING
 from proxycast.extraction.writers import EXPERTS_SCHEMA
 from proxycast.truth.outside_statistics import STATISTICS_SCHEMA
 
@@ -101,6 +103,8 @@ def test_tables_of_the_model_selection(models):
     made |= model_choice_tables(made["predictions"], made["ranking"], made["pairs"], 1, selection)
     made |= {"writers": pl.DataFrame(schema=WRITERS_SCHEMA), "judged": pl.DataFrame(schema=MODELS_SCHEMA)}
     made["solution_counts"] = pl.DataFrame(schema=MODEL_COUNT_COLUMNS)
+    made |= {name: pl.DataFrame(schema=schema) for name, schema in OF_POST_TRAINING.items()}
+    made["claims"] = pl.DataFrame(schema=CLAIMS_SCHEMA)
     for name, table in made.items():
         columns_of(f"model_selection/{name}.parquet", table)
     assert {f"model_selection/{name}.parquet" for name in made} == {

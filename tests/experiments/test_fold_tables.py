@@ -3,6 +3,8 @@
 import numpy as np
 import polars as pl
 import pytest
+from proxycast.config.experiments.selection_options import ModelSelectionOptions
+from proxycast.config.truth import Target
 from proxycast.experiments.bootstrap import bootstrap_weights
 from proxycast.experiments.model_selection.fold_tables import (
     folds_table,
@@ -11,12 +13,24 @@ from proxycast.experiments.model_selection.fold_tables import (
     proxies_table,
     stability_table,
 )
-from proxycast.experiments.model_selection.folds import leave_one_family_out, leave_two_tasks_out, score_folds
+from proxycast.experiments.model_selection.folds import FAMILY, leave_one_label_out, leave_two_tasks_out, score_folds
+from proxycast.experiments.model_selection.model_tables import model_selection_tables
 from proxycast.experiments.model_selection.scorers import RankSVMLinear, Univariate
 from proxycast.experiments.model_selection.writer_comparison import cheap_scorers, writers_table
 from proxycast.options import InputError
 from scipy import stats
-from selection_study import CHEAP, FAST, MODELS, TASKS, gather, proxies_of, rank_correlation, targets_of
+from selection_study import (
+    CHEAP,
+    CHECKPOINTS,
+    FAST,
+    MODELS,
+    TASKS,
+    gather,
+    of_solutions_of,
+    proxies_of,
+    rank_correlation,
+    targets_of,
+)
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +41,7 @@ def known():
 @pytest.fixture(scope="module")
 def scored(known):
     """Folds of both splits, what all methods say in them, and what was chosen."""
-    families, _ = leave_one_family_out(known)
+    families, _ = leave_one_label_out(known, FAMILY)
     folds = [*leave_two_tasks_out(known), *families]
     return folds, *score_folds(known, folds, CHEAP)
 
@@ -156,6 +170,31 @@ def test_stability_counts_each_split_by_its_own_folds(scored):
     assert (table.filter(scorer="rank_svm_linear")["share"] == 1).all()
 
 
+def test_a_recipe_is_a_split_of_every_table():
+    """rho of bits per byte by hand: mean over a recipe's models of the fold, over its tasks, over folds."""
+    recipes = [("none", "sft", "rl")[n % 3] for n in range(12)]
+    given = proxies_of(), targets_of(), TASKS, Target(metric="accuracy")
+    options = FAST, ModelSelectionOptions(scorers=["univariate"]), of_solutions_of().lazy(), []
+
+    def tables(checkpoints):
+        proxies, targets, *rest = given
+        return model_selection_tables(checkpoints, targets, proxies, *rest, *options)
+
+    plain, told = tables(CHECKPOINTS), tables(CHECKPOINTS.with_columns(recipe=pl.Series(recipes)))
+    for name in ("summary", "folds", "chosen", "stability", "predictions"):
+        splits = told[name]["split"].unique(maintain_order=True).to_list()
+        assert splits == ["two_tasks", "family", "recipe"], name
+        assert told[name].filter(pl.col("split") != "recipe").equals(plain[name]), name
+    assert told["ranking"].equals(plain["ranking"])
+    bits = proxies_of().filter(statistic="bits_per_byte", tail="tokens").join(targets_of(), on=["checkpoint", "task"])
+    bits = bits.join(pl.DataFrame({"checkpoint": MODELS, "recipe": recipes}), on="checkpoint")
+    rho = [rank_correlation(-own["value"], own["value_right"]) for _, own in bits.group_by("task", "recipe")]
+    row = told["summary"].filter(split="recipe", method="bits_per_byte", tail="tokens")
+    assert row["spearman"].item() == pytest.approx(np.mean(rho)) and len(rho) == 12 and row["folds"].item() == 18
+    empty = tables(CHECKPOINTS.with_columns(recipe=pl.lit("")))
+    assert all(empty[name].equals(table) for name, table in plain.items())
+
+
 def test_three_tasks_leave_one_to_learn_from():
     known = gather(tasks=TASKS[:3])
     folds = leave_two_tasks_out(known)
@@ -172,7 +211,7 @@ def test_where_nothing_can_be_learned_scorers_count_zero():
         value=pl.when(pl.col("checkpoint").str.starts_with("gpt2")).then("value").otherwise(0.9)
     )
     known = gather(targets=flat)
-    folds, _ = leave_one_family_out(known)
+    folds, _ = leave_one_label_out(known, FAMILY)
     scores, chosen = score_folds(known, folds, CHEAP)
     table = folds_table(known, folds, scores)
     own = table.filter(pl.col("held_out").str.ends_with("gpt2"), kind="scorer")

@@ -1,13 +1,19 @@
 """Folds of the model selection: what is held out does not leak."""
 
 import logging
-from itertools import combinations
+from itertools import combinations, product
 
 import numpy as np
 import polars as pl
 import pytest
 from proxycast.experiments.model_selection.fold_tables import folds_table
-from proxycast.experiments.model_selection.folds import leave_one_family_out, leave_two_tasks_out, score_folds
+from proxycast.experiments.model_selection.folds import (
+    FAMILY,
+    RECIPE,
+    leave_one_label_out,
+    leave_two_tasks_out,
+    score_folds,
+)
 from scipy import stats
 from selection_study import CHEAP, CHECKPOINTS, MODELS, PROXIES, TASKS, gather, proxies_of, targets_of
 
@@ -20,7 +26,7 @@ def known():
 @pytest.fixture(scope="module")
 def scored(known):
     """Folds of both splits, what all methods say in them, and what was chosen."""
-    families, _ = leave_one_family_out(known)
+    families, _ = leave_one_label_out(known, FAMILY)
     folds = [*leave_two_tasks_out(known), *families]
     return folds, *score_folds(known, folds, CHEAP)
 
@@ -33,7 +39,7 @@ def test_folds_hold_out_every_pair_of_tasks(known):
 
 
 def test_families_are_held_out_with_every_pair(known, caplog):
-    folds, note = leave_one_family_out(known)
+    folds, note = leave_one_label_out(known, FAMILY)
     assert note == "" and [fold.number for fold in folds] == list(range(18))
     assert folds[0].held_out == "algebra, sums / gpt2" and {fold.split for fold in folds} == {"family"}
     for fold in folds:
@@ -44,12 +50,35 @@ def test_families_are_held_out_with_every_pair(known, caplog):
         family=pl.when(pl.col("checkpoint").is_in(MODELS[:2])).then(pl.lit("pair")).otherwise("family")
     ).filter(pl.col("checkpoint") != "neox-3")
     with caplog.at_level(logging.WARNING):
-        folds, note = leave_one_family_out(gather(small))
+        folds, note = leave_one_label_out(gather(small), FAMILY)
     assert {fold.held_out.split(" / ")[1] for fold in folds} == {"llama", "neox"}
     assert note == "never held out, itself or the rest too few: gpt2 (2 of 11 models), pair (2 of 11 models)"
     assert note in caplog.text
     one = CHECKPOINTS.with_columns(family=pl.lit("llama"))
-    assert leave_one_family_out(gather(one))[0] == []
+    assert leave_one_label_out(gather(one), FAMILY)[0] == []
+
+
+RECIPES = [*["none"] * 4, *["sft"] * 3, *["rl"] * 2, *[""] * 3]  # of MODELS
+
+
+def test_recipes_are_held_out_with_every_pair_and_models_without_one_never():
+    known = gather(CHECKPOINTS.with_columns(recipe=pl.Series(RECIPES)))
+    folds, note = leave_one_label_out(known, RECIPE)
+    assert note == "never held out, itself or the rest too few: rl (2 of 12 models)"
+    expected = [
+        (f"{a}, {b} / {recipe}", [n for n in range(12) if RECIPES[n] == recipe])
+        for (a, b), recipe in product(combinations(TASKS, 2), ("none", "sft"))
+    ]
+    assert [(fold.held_out, fold.test.tolist()) for fold in folds] == expected
+    assert all(sorted([*fold.test, *fold.train]) == list(range(12)) for fold in folds)
+    assert {fold.split for fold in folds} == {"recipe"} and [fold.number for fold in folds] == list(range(12))
+    alike = gather(CHECKPOINTS.with_columns(recipe=pl.lit("none")))
+    assert leave_one_label_out(alike, RECIPE)[0] == []
+
+
+def test_a_study_that_tells_no_recipe_has_no_such_fold(known):
+    empty = gather(CHECKPOINTS.with_columns(recipe=pl.lit("")))
+    assert leave_one_label_out(known, RECIPE) == leave_one_label_out(empty, RECIPE) == ([], "")
 
 
 @pytest.mark.parametrize("split", ["two_tasks", "family"])
@@ -98,7 +127,7 @@ def test_with_permuted_labels_nothing_is_predicted(split, permutations):
 
     def protocol(targets):
         known = gather(proxies=proxies, targets=targets)
-        folds = leave_two_tasks_out(known) if split == "two_tasks" else leave_one_family_out(known)[0][:3]
+        folds = leave_two_tasks_out(known) if split == "two_tasks" else leave_one_label_out(known, FAMILY)[0][:3]
         table = folds_table(known, folds, score_folds(known, folds, CHEAP)[0]).filter(kind="scorer")
         return table.group_by("method").agg(pl.col("spearman").mean()).sort("method")["spearman"].to_numpy()
 

@@ -13,7 +13,7 @@ from proxycast.experiments.model_selection.fold_tables import (
     proxies_table,
     stability_table,
 )
-from proxycast.experiments.model_selection.folds import CHOSEN_SCHEMA, leave_one_family_out, leave_two_tasks_out
+from proxycast.experiments.model_selection.folds import CHOSEN_SCHEMA, LABELS, leave_one_label_out, leave_two_tasks_out
 from proxycast.experiments.model_selection.known_models import KnownModels, Method
 from proxycast.experiments.model_selection.task_truth import task_truth_table
 from proxycast.experiments.model_selection.writer_comparison import WRITERS_SCHEMA
@@ -36,7 +36,9 @@ OPTIONS = SelectionOptions(bootstrap_replicates=100)
 class Study:
     """Models of known quality; a method sees it through noise of the given strength. Tables by `model_selection`."""
 
-    def __init__(self, tasks=TASKS, families=FAMILIES, each=6, tails=("tokens", "bytes"), writers=("a", "b"), seed=0):
+    def __init__(
+        self, tasks=TASKS, families=FAMILIES, each=6, tails=("tokens", "bytes"), writers=("a", "b"), recipes=(), seed=0
+    ):
         self.rng = np.random.default_rng(seed)
         shape = len(tasks), len(families) * each
         quality = self.rng.normal(size=shape[1]) + 0.4 * self.rng.normal(size=shape)
@@ -56,10 +58,11 @@ class Study:
             features={tail: quality[..., None] * self.rng.uniform(-0.5, 2, len(PROXIES)) + noise for tail in tails},
             baselines=baselines | {Method("chance", "baseline", ""): np.zeros(shape)},
             left_out={Method("rbridge", "baseline", "other"): "known for 12 of 18 models in every task"},
+            recipes=[recipes[n % len(recipes)] for n in range(shape[1])] if recipes else [],
         )
         two_tasks = leave_two_tasks_out(self.known)
-        by_family, _ = leave_one_family_out(self.known)
-        self.splits = [folds for folds in (two_tasks, by_family) if folds]
+        by_label = [leave_one_label_out(self.known, split)[0] for split in LABELS]
+        self.splits = [folds for folds in (two_tasks, *by_label) if folds]
         scores = [[self._scores(quality, fold) for fold in folds] for folds in self.splits]
         every = [fold for folds in self.splits for fold in folds]
         flat = [found for of_split in scores for found in of_split]
@@ -269,6 +272,17 @@ def test_chosen_proxies_stand_by_share_in_the_colour_of_their_statistic(study, f
     family = study.stability.filter(split="family", scorer="rank_svm_linear", tail="tokens")
     shares = rows.select("statistic", "weighting").join(family, on=["statistic", "weighting"], maintain_order="left")
     assert [line.get_xdata()[0] for line in axes.lines] == shares["share"].to_list()
+
+
+def test_a_recipe_held_out_has_a_panel_and_a_marker():
+    made = Study(recipes=("none", "sft", "rl"), each=4, tasks=TASKS[:4])
+    figure = plots.methods_compared(made.summary, made.folds, made.truth)
+    assert overlapping(figure) == []
+    assert [axes.get_title(loc="left") for axes in figure.axes][2] == "A recipe held out too, 18 folds"
+    chosen = plots.proxies_chosen(made.stability)
+    assert overlapping(chosen) == [] and any("Triangles: the share where a recipe" in text for text in words(chosen))
+    drawn = [line for axes in chosen.axes for line in axes.lines if line.get_marker() == "^"]
+    assert drawn and {line.get_xdata()[0] for line in drawn} <= set(made.stability.filter(split="recipe")["share"])
 
 
 def test_scorers_that_name_no_proxies_leave_words(study):

@@ -11,10 +11,11 @@ from proxycast.study.code_fingerprint import LIBRARY, _plans, code_fingerprint, 
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted((ROOT / "workflow/scripts").glob("*.py"))
-# What no script computes with: commands, faults of Snakemake's report, weights that planning counts, and what people
-# call from a shell or from Python.
+# What no script computes with: commands, checks before the first job, faults of Snakemake's report, weights that
+# planning counts, and what people call from a shell or from Python.
 NO_RESULTS = {
     "experiments/opposed_pairs",
+    "experiments/post_trained/claim_limits",
     "plan",
     "progress",
     "weights/experts",

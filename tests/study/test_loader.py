@@ -111,6 +111,31 @@ def refuse(values: dict, folder: Path, *words: str) -> None:
         assert word in str(caught.value)
 
 
+CLAIM = {"methods": ["rank_svm_linear", "margin/uniform"], "against": ["generic_bits_per_byte", "chance", "rbridge"]}
+
+
+@pytest.mark.parametrize(
+    "changes, word",
+    [
+        ({}, ""),
+        ({"methods": ["rank_svm"]}, "miniature.yaml: model_selection.claim.methods[0]: 'rank_svm' is unknown; did you"),
+        ({"against": ["primary_metric"]}, "model_selection.claim.against[0]: 'primary_metric' is unknown"),
+        ({"populations": ["bases"]}, "model_selection.claim.populations: 'bases' needs models of the recipe none"),
+        ({"populations": ["base"]}, "model_selection.claim.populations"),
+    ],
+)
+def test_a_claim_is_checked_before_the_first_job(changes, word):
+    values = read_yaml(CONFIG / "miniature_model_selection.yaml")
+    values |= {"model_selection": {"claim": CLAIM | changes}}
+    if not word:
+        assert plan_checkpoints(load_plan(values, "miniature.yaml", CONFIG))
+        values.pop("target"), values.pop("writers")
+        word = "model_selection.claim: "
+    with pytest.raises(InputError) as caught:
+        plan_checkpoints(load_plan(values, "miniature.yaml", CONFIG))
+    assert word in str(caught.value)
+
+
 # What we ship
 
 

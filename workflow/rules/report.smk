@@ -66,6 +66,7 @@ if PLAN.selects_models:
         MODELS_DRAWN += ["methods", "predicted_against_true_rank", "proxies_chosen"]
         MODELS_DRAWN += ["solutions_and_writers", "model_selection_heatmap"] if JOBS else []
         MODELS_DRAWN += ["model_regret", "model_gap_calibration"]
+        MODELS_DRAWN += ["post_training_methods", "post_training_shifts"] if TELLS_POST_TRAINING else []
     MODELS_DRAWN += ["model_solution_counts"] if JOBS else []
 
     rule model_selection_figures:

@@ -1,11 +1,12 @@
 # Which corpus, or which model, is best: rankings, what they cost, and how far the truth can be trusted.
 from proxycast.experiments.judges.judge_file import reading_of
+from proxycast.experiments.model_selection.known_models import tells_post_training
 from proxycast.study.checkpoints import job_with_a_proxy
 
 # Tables too long for the report: every task, fold or point of a figure. They are written as parquet and csv like the others.
 NOT_IN_REPORT = {"decision_accuracy", "against_baselines", "pairs", "predictions", "proxies", "paths", "observed"}
 NOT_IN_REPORT |= {"signal_to_noise", "repeats", "choices", "decisions", "margins", "picked_solutions"}
-NOT_IN_REPORT |= {"scaling_laws", "law_points", "metrics", "mixture_predictions"}
+NOT_IN_REPORT |= {"scaling_laws", "law_points", "metrics", "mixture_predictions", "recipe_shifts"}
 
 
 def tables_of(experiment, names):
@@ -26,6 +27,8 @@ TOKENIZER_FOLDERS = sorted({checkpoint.folder for checkpoint in SCORED})[: 1 if 
 TOKENIZER_FOLDERS = [PLAN.tokenizer_folder.as_posix()] if PLAN.vocabulary else TOKENIZER_FOLDERS
 
 
+TELLS_POST_TRAINING = tells_post_training(checkpoint.recipe for checkpoint in CHECKPOINTS)
+OF_POST_TRAINING = ["populations", "recipe_shifts", "recipe_means"]
 OF_MODEL_SELECTION = {"study", "target", "selection", "model_selection", "highlighted"}
 
 
@@ -74,6 +77,8 @@ if PLAN.selects_models:
     if STUDY.target:
         MODEL_SELECTION += ["summary", "folds", "chosen", "stability", "truth", "predictions", "proxies"]
         MODEL_SELECTION += ["writers"] if JOBS else []
+        MODEL_SELECTION += OF_POST_TRAINING if TELLS_POST_TRAINING else []
+        MODEL_SELECTION += ["claims"] if STUDY.model_selection and STUDY.model_selection.claim else []
 
     rule model_selection:
         input:

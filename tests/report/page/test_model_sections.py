@@ -132,7 +132,7 @@ def test_without_some_table_the_page_stands(tables, tmp_path):
         assert left_out not in {data.table for data in datasets_of(sections).values()}
         if left_out.endswith(("/ranking", "/summary")):
             assert page_of(sections)
-    assert [s.blocks for s in model_sections(results_of({}, tmp_path / "nothing"))] == [[], [], []]
+    assert [s.blocks for s in model_sections(results_of({}, tmp_path / "nothing"))] == [[]] * 4
 
 
 def test_without_a_truth_the_order_is_shown_and_the_page_says_that_nothing_is_judged(tmp_path):

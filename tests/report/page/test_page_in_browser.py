@@ -9,7 +9,14 @@ import pytest
 from browser import check_page, opened
 from markupsafe import Markup
 from page_numbers import PageFile
-from page_studies import check_finished, finished_corpora, finished_curves, finished_models, made_page
+from page_studies import (
+    check_finished,
+    finished_corpora,
+    finished_curves,
+    finished_models,
+    finished_post_training,
+    made_page,
+)
 from proxycast.report.page.blocks import Chart, Column, Dataset, Html, Section, Table
 from proxycast.report.page.charts import MOST_MARKS, specification
 from proxycast.report.page.contents import study_page
@@ -37,6 +44,12 @@ def test_a_data_selection(browser, tmp_path):
 
 def test_a_model_selection(browser, tmp_path):
     check_page(browser, made_page(finished_models(tmp_path)))
+
+
+def test_post_training(browser, tmp_path):
+    path = made_page(finished_post_training(tmp_path))
+    check_page(browser, path)
+    assert path.stat().st_size < 4e6
 
 
 def test_forecasts(browser, tmp_path):

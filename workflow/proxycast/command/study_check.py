@@ -11,7 +11,7 @@ from proxycast.cluster.opening import check_before_jobs, record_of
 from proxycast.config.study import Budget
 from proxycast.experiments.forecasting.observed import cut_of
 from proxycast.experiments.forecasting.run_end import with_end
-from proxycast.experiments.model_selection.known_models import FEWEST_OF_A_FAMILY
+from proxycast.experiments.model_selection.known_models import FEWEST_OF_A_LABEL
 from proxycast.proxy_formulas import proxy_name
 from proxycast.solutions.rows import Solution, read_problems
 from proxycast.study.checkpoints import Checkpoint, budgets_of, checkpoints_table, runs, short_names
@@ -141,8 +141,11 @@ def _judged_models(plan: Plan, checkpoints: Sequence[Checkpoint]) -> Iterator[tu
         yield "not judged", f"models without a truth, ranked by what the others teach: {_names(others)}"
     if others := [task for task in plan.task_names if task not in tasks]:
         yield "not judged", f"tasks without a truth, where models are ranked all the same: {_names(others)}"
-    if max(Counter(c.family for c in known).values()) < FEWEST_OF_A_FAMILY:
-        yield "not judged", f"models of a new family (no family has {FEWEST_OF_A_FAMILY} models to hold out)"
+    if max(Counter(c.family for c in known).values()) < FEWEST_OF_A_LABEL:
+        yield "not judged", f"models of a new family (no family has {FEWEST_OF_A_LABEL} models to hold out)"
+    recipes = Counter(c.recipe for c in known if c.recipe)
+    if recipes and max(recipes.values()) < FEWEST_OF_A_LABEL:
+        yield "not judged", f"models of a new recipe (no recipe has {FEWEST_OF_A_LABEL} models to hold out)"
 
 
 def _ranked_by(plan: Plan) -> str:

@@ -71,15 +71,16 @@ def is_degenerate(value: Array, low: Array, high: Array, worst: float, best: flo
 
 
 def sure_interval(
-    values: Array, samples: Array, models: int, options: SelectionOptions
+    values: Array, samples: Array, units: int, options: SelectionOptions, what: str = "models"
 ) -> tuple[Array, Array, NDArray[np.str_]]:
     """Ends of the intervals of Spearman's `values` (...) from their `samples` (..., B), and why there is none.
 
-    The ends are NaN where an interval would be too certain, and the reason is empty elsewhere.
+    `units`: how many of `what` were resampled. The ends are NaN where an interval would be too certain, and the reason
+    is empty elsewhere.
     """
     low, high = percentile_interval(samples, options.confidence)
-    if not enough_to_resample(models, options.confidence):
-        why = np.full(np.shape(values), too_few("models", models))
+    if not enough_to_resample(units, options.confidence):
+        why = np.full(np.shape(values), too_few(what, units))
     else:
-        why = np.where(is_degenerate(values, low, high, -1, 1), all_alike("models"), "")
+        why = np.where(is_degenerate(values, low, high, -1, 1), all_alike(what), "")
     return np.where(why == "", low, np.nan), np.where(why == "", high, np.nan), why

@@ -11,6 +11,7 @@ from proxycast.experiments.model_selection.task_truth import about_noisy_task
 from proxycast.experiments.reliability import NOISE
 from proxycast.report import model_ranking_figures as ranked
 from proxycast.report import model_selection_figures as judged
+from proxycast.report import post_training_figures as post_trained
 from proxycast.report.comparisons import choice_figures as chosen
 from proxycast.report.comparisons.solution_count_figures import figure_over_number
 from proxycast.tables import read_table
@@ -29,6 +30,9 @@ def model_figures(paths: Mapping[str, str], study: dict) -> Iterator[Named]:
     if study["target"]:
         yield from _of_methods(tables, ModelSelectionOptions(**study["model_selection"]).scorers)
         yield from _of_choices(tables, Target(**study["target"]).metric)
+    if "populations" in tables:
+        yield "post_training_methods", post_trained.populations_compared(tables["populations"])
+        yield "post_training_shifts", post_trained.shifts_compared(tables["recipe_shifts"], tables["recipe_means"])
     if "writers" in tables:  # of models that were run
         yield "solutions_and_writers", judged.solutions_and_writers(tables["writers"])
         yield "model_selection_heatmap", judged.model_selection_heatmap(tables["proxies"])

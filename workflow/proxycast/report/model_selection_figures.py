@@ -25,7 +25,12 @@ SCORER_NAMES = {
 }
 HINDSIGHT = {"best_proxy_in_hindsight": "Best proxy in hindsight"}
 KIND_LOOKS = {"scorer": ("Scorers", "#0072B2"), "baseline": ("Baselines", "0.35"), "oracle": ("Oracle", "#AA4499")}
-SPLITS = {"two_tasks": "Two tasks held out", "family": "A family held out too"}
+SPLITS = {
+    "two_tasks": "Two tasks held out",
+    "family": "A family held out too",
+    "recipe": "A recipe held out too",
+}
+LABELS_HELD_OUT = {"family": ("Diamonds", "D", "white"), "recipe": ("Triangles", "^", "0.75")}
 TAILS = ("tokens", "bytes", "")
 MOST_CHOSEN = 8  # proxies of one scorer that are shown
 MOST_NAMED = 2  # models of one task that are named: those that are placed worst
@@ -50,7 +55,7 @@ def methods_compared(summary: pl.DataFrame, folds: pl.DataFrame, truth: pl.DataF
     splits = [split for split in SPLITS if split in set(compared["split"])]
     lines = _heights(compared.filter(split=splits[0]))
     aside = {"tokens": -0.2, "bytes": 0.2} if "bytes" in set(compared["tail"]) else {}
-    figure = style.canvas(7.2, 0.29 * len(lines) + 1.7)
+    figure = style.canvas(7.2 if len(splits) < len(SPLITS) else 9.6, 0.29 * len(lines) + 1.7)
     means = (
         folds.group_by("split", "fold", "method", "tail", maintain_order=True)
         .agg(pl.col("spearman").mean())
@@ -161,7 +166,7 @@ def predicted_against_true_rank(
     A task is held out in several folds: markers are the mean of its predicted ranks, bars reach from the least to the
     greatest. `method` was fixed before the results were seen. `truth`: tells the tasks whose truth may be noise.
     """
-    tail = _first_tail(predictions.filter(split="two_tasks", method=method), method)
+    tail = first_tail(predictions.filter(split="two_tasks", method=method), method)
     rows = predictions.filter(split="two_tasks", method=method, tail=tail)
     own_rho = folds.filter(split="two_tasks", method=method, tail=tail).group_by("task").agg(pl.col("spearman").mean())
     rho = dict(own_rho.iter_rows())
@@ -170,7 +175,7 @@ def predicted_against_true_rank(
     points = rows.group_by("task", name.alias("model"), "family", "true_rank", maintain_order=True).agg(
         rank.mean(), rank.min().alias("low"), rank.max().alias("high")
     )
-    families = _styles(sorted(set(points["family"])))
+    families = style.distinct_looks(sorted(set(points["family"])))
     tasks = points["task"].unique(maintain_order=True)
     figure, grid, columns = style.panels(len(tasks), (1.85, 2.0), (1.5, 1.1), sharex=True, sharey=True)
     count = points.group_by("task").len()["len"].max()
@@ -218,16 +223,7 @@ def _name_farthest(axes: Axes, points: pl.DataFrame, rho: float | None) -> None:
     place_labels(axes, x, y, names, bars, [corner], fontsize=5.5, color="0.15")
 
 
-def _styles(names: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """Colour and marker of each; beyond eight, a colour comes again with another marker."""
-    shift = [n + n // len(style.COLOURS) for n in range(len(names))]
-    return {
-        name: (style.COLOURS[n % len(style.COLOURS)], style.MARKERS[m % len(style.MARKERS)])
-        for n, (name, m) in enumerate(zip(names, shift))
-    }
-
-
-def _first_tail(rows: pl.DataFrame, what: str) -> str:
+def first_tail(rows: pl.DataFrame, what: str) -> str:
     """The tail that is drawn where there are several: the one in tokens."""
     found = [tail for tail in TAILS if tail in set(rows["tail"])]
     if not found:
@@ -241,10 +237,13 @@ def proxies_chosen(stability: pl.DataFrame) -> Figure:
     title = "Which proxies the folds chose"
     if stability.is_empty():
         return style.without_data(title, "None of this study's scorers names the proxies that it rests on.")
-    stability = stability.filter(tail=_first_tail(stability, "proxies_chosen"))
+    stability = stability.filter(tail=first_tail(stability, "proxies_chosen"))
     key = ["scorer", "statistic", "weighting"]
-    family = stability.filter(split="family").select(*key, pl.col("share").alias("family_share"))
-    table = stability.filter(split="two_tasks").join(family, on=key, how="left", maintain_order="left")
+    table, held_too = stability.filter(split="two_tasks"), []
+    for split, (things, *_) in LABELS_HELD_OUT.items():
+        share = stability.filter(split=split).select(*key, pl.col("share").alias(f"{split}_share"))
+        table = table.join(share, on=key, how="left", maintain_order="left")
+        held_too += [f"{things}: the share where a {split} of models is held out too."] if len(share) else []
     scorers = [name for name in SCORER_NAMES if name in set(table["scorer"])]
     shown = {name: table.filter(scorer=name).head(MOST_CHOSEN) for name in scorers}
     figure = style.canvas(7.2, 0.19 * sum(len(rows) for rows in shown.values()) + 0.45 * len(scorers) + 1.0)
@@ -263,8 +262,7 @@ def proxies_chosen(stability: pl.DataFrame) -> Figure:
     ]
     if "rank_svm_linear" in scorers:
         lines.append(f"{SCORER_NAMES['rank_svm_linear']}: the five largest coefficients of each fold.")
-    if len(family):
-        lines.append("Diamonds: the share where a family of models is held out too.")
+    lines += held_too
     if (table["same_sign"] < 1).any():
         lines.append("“sign alike”: share of these folds in which the coefficient has the sign that it has in most.")
     style.add_note(figure, "\n".join(lines))
@@ -281,8 +279,10 @@ def _choice_bars(axes: Axes, rows: pl.DataFrame) -> None:
     names = []
     for height, r in enumerate(rows.iter_rows(named=True)):
         axes.barh(height, r["share"], height=0.62, color=style.look(r["statistic"]).colour, alpha=0.85, lw=0)
-        if r["family_share"] is not None:
-            axes.plot(r["family_share"], height, "D", ms=3.2, mfc="white", mec="0.1", mew=0.8, zorder=3, clip_on=False)
+        for split, (_, marker, face) in LABELS_HELD_OUT.items():
+            if r[f"{split}_share"] is not None:
+                look = {"ms": 3.2, "mfc": face, "mec": "0.1", "mew": 0.8, "zorder": 3, "clip_on": False}
+                axes.plot(r[f"{split}_share"], height, marker, **look)
         if r["same_sign"] < 1:
             place = (1, height), (6, 0), axes.get_yaxis_transform(), "offset points"
             axes.annotate(f"sign alike {r['same_sign']:.0%}", *place, fontsize=6.5, va="center", color="0.35")
@@ -301,7 +301,7 @@ def solutions_and_writers(writers: pl.DataFrame) -> Figure:
     names = writers["writer"].unique(maintain_order=True).to_list()
     if len(names) == 2:  # all solutions are of one writer: "all" repeats them
         names.remove(EVERY_WRITER)
-    styles = dict(zip(names, [("#000000", "o"), *_styles(names[1:]).values()]))
+    styles = dict(zip(names, [("#000000", "o"), *style.distinct_looks(names[1:]).values()]))
     numbers = [*sorted(writers["number"].drop_nulls().unique()), None]
     found = writers["method"].unique(maintain_order=True).to_list()
     figure = style.canvas(1.9 * len(found) + 1.7, 5.0)
@@ -354,7 +354,7 @@ def _over_numbers(
 @matplotlib.rc_context(style.STYLE)
 def model_selection_heatmap(proxies: pl.DataFrame) -> Figure:
     """Mean Spearman over tasks of every proxy alone, and of every baseline beside; 0 is white."""
-    tail = _first_tail(proxies.filter(kind="proxy"), "model_selection_heatmap")
+    tail = first_tail(proxies.filter(kind="proxy"), "model_selection_heatmap")
     table = proxies.filter(pl.col("task") == "all", pl.col("tail").is_in([tail, ""]))
     alone, baselines = table.filter(kind="proxy"), table.filter(kind="baseline")
     figure = style.heat_maps(alone, baselines, "spearman", lowest=-1)

@@ -121,6 +121,14 @@ def readable(statistic: str, weighting: str = "none") -> str:
     return name if weighting == "none" else f"{name}, {weighting_name(weighting)} weighting"
 
 
+def distinct_looks(names: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Colour and marker of each; beyond eight, a colour comes again with another marker."""
+    shift = [n + n // len(COLOURS) for n in range(len(names))]
+    return {
+        name: (COLOURS[n % len(COLOURS)], MARKERS[m % len(MARKERS)]) for n, (name, m) in enumerate(zip(names, shift))
+    }
+
+
 def score_name(statistic: str, weighting: str) -> str:
     """What an axis of predicted scores shows: they are signed, so that higher is better."""
     name = readable(statistic, weighting)

@@ -20,6 +20,7 @@ from proxycast.experiments.judges.judge_file import reading_of
 from proxycast.experiments.judges.judge_limits import require_kind, require_known_proxies, require_same_values
 from proxycast.experiments.laws.curves import CURVES
 from proxycast.experiments.model_selection.known_models import FEWEST_MODELS, FEWEST_TASKS
+from proxycast.experiments.post_trained.claim_limits import require_known_claim
 from proxycast.options import InputError
 from proxycast.proxy_formulas import BASELINES, RBRIDGE
 from proxycast.solutions.rows import GENERIC_TEXT
@@ -139,10 +140,7 @@ def _require_one_kind_of_experiment(plan: Plan, where: str) -> None:
 
 def _require_scored_baselines(plan: Plan, where: str) -> None:
     """Without a truth there are only what models are scored for, what others measured, and what is known of models."""
-    known = [*BASELINES, *(["generic_cross_entropy"] if GENERIC_TEXT in plan.solution_names else [])]
-    if plan.selects_models:
-        known += [*(["generic_bits_per_byte"] if GENERIC_TEXT in plan.solution_names else []), *KNOWN_OF_MODELS]
-    known += [RBRIDGE] if plan.study.writers else []
+    known = _scored_baselines(plan)
     if any(proxy.weighting == "none" and proxy.statistic not in known for proxy in plan.study.highlighted):
         known += _names_outside(plan)  # a job that needs no such name reads no table
     for number, proxy in enumerate(plan.study.highlighted):
@@ -152,6 +150,13 @@ def _require_scored_baselines(plan: Plan, where: str) -> None:
                 f"{where}: highlighted[{number}]: without a truth there is no baseline {proxy.statistic!r}{missing}"
                 f"{closest(proxy.statistic, known)}; there are {', '.join(known)}"
             )
+
+
+def _scored_baselines(plan: Plan) -> list[str]:
+    known = [*BASELINES, *(["generic_cross_entropy"] if GENERIC_TEXT in plan.solution_names else [])]
+    if plan.selects_models:
+        known += [*(["generic_bits_per_byte"] if GENERIC_TEXT in plan.solution_names else []), *KNOWN_OF_MODELS]
+    return known + ([RBRIDGE] if plan.study.writers else [])
 
 
 def _names_outside(plan: Plan) -> list[str]:
@@ -274,6 +279,16 @@ def check_checkpoints(plan: Plan, checkpoints: list[Checkpoint]) -> None:
             f"{plan.where}: models, corpora: found {len(runs(checkpoints))} models; model selection needs at least "
             f"{fewest} {what}"
         )
+    if plan.study.model_selection and (claim := plan.study.model_selection.claim):
+        if plan.study.target is None:
+            raise InputError(f"{plan.where}: model_selection.claim: without target nothing judges it; remove the key")
+        baselines = [
+            *(_scored_baselines(plan) if plan.runs_models else KNOWN_OF_MODELS),
+            *_names_outside(plan),
+            "chance",
+        ]
+        recipes = [entry.recipe for entry in checkpoints]
+        require_known_claim(claim, plan.study.model_selection.scorers, baselines, recipes, plan.where)
     if plan.study.forecasting and not plan.curve:
         _require_curves(plan, checkpoints)
 

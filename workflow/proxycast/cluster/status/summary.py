@@ -20,6 +20,7 @@ from proxycast.experiments.opposed_pairs import opposed_pairs
 from proxycast.jobs import Attempt, attempts
 from proxycast.jobs.benchmarks import read_benchmark
 from proxycast.proxy_formulas import proxy_name
+from proxycast.report.page.answers.claim_facts import claim_lines
 from proxycast.report.page.answers.corpora_answer import corpus_answer, corpus_order
 from proxycast.report.page.answers.forecasts_answer import forecast_answer
 from proxycast.report.page.answers.models_answer import model_answer, model_order
@@ -87,6 +88,7 @@ def summary(workflow: "Workflow", plan: Plan) -> list[str]:
         lines += [*answer_lines(corpus_answer(results)), *order_of_corpora(results)]
     if "model_selection" in experiments:
         lines += [*answer_lines(model_answer(results)), *order_of_models(results)]
+        lines += map(shown, claim_lines(results.table("model_selection/claims")))
     if "forecasting" in experiments:
         lines += answer_lines(forecast_answer(results))
     lines += [f"left out: {line}" for line in plan.left_out]

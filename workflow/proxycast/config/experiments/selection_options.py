@@ -128,6 +128,26 @@ class MixtureOptions(Options):
 
 
 ScorerName = Literal["univariate", "sparse3", "rank_svm_linear", "rank_svm_rbf"]
+PopulationName = Literal["all", "bases", "post_trained", "within_base"]
+
+
+class Claim(Options):
+    """A claim that is fixed before the results: these methods order models better than those."""
+
+    methods: tuple[ShownName, ...] = Field(
+        min_length=1,
+        description="what is claimed to be better: scorers, proxies (`statistic/weighting`) or baselines, as in "
+        "[rank_svm_linear, top1_accuracy/inverse_token_frequency]",
+    )
+    against: tuple[ShownName, ...] = Field(
+        min_length=1, description="better than each of these, as in [generic_cross_entropy, bits_per_byte]"
+    )
+    populations: tuple[PopulationName, ...] = Field(
+        ("all",),
+        min_length=1,
+        description="among which models: all; bases (recipe none); post_trained (the others); within_base: only models "
+        "of the same base are compared. All but the first need models whose recipe is told",
+    )
 
 
 class ModelSelectionOptions(Options):
@@ -143,3 +163,6 @@ class ModelSelectionOptions(Options):
         description="numbers of problems drawn per task, to test how the ranking depends on their number and writer",
     )
     draws: int = Field(5, gt=0, description="draws for each of these numbers")
+    claim: Claim | None = Field(
+        None, description="a claim fixed in advance; the table claims says whether it is supported or refuted"
+    )

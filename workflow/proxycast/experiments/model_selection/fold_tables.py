@@ -96,8 +96,9 @@ def stability_table(chosen: pl.DataFrame, folds: Sequence[Fold]) -> pl.DataFrame
     ]
     overlap = pl.DataFrame(overlaps, dict.fromkeys(scorer, pl.String) | {"jaccard": pl.Float64}, orient="row")
     table = shares.join(overlap, on=scorer, maintain_order="left")
-    order = pl.col("scorer").rank("dense")  # keeps a scorer's rows together
-    return table.sort("split", order, "tail", "share", descending=[True, False, True, True], maintain_order=True)
+    splits = list(dict.fromkeys(fold.split for fold in folds))
+    by = pl.col("split").cast(pl.Enum(splits)), pl.col("scorer").rank("dense")  # keeps a scorer's rows together
+    return table.sort(*by, "tail", "share", descending=[False, False, True, True], maintain_order=True)
 
 
 def _mean_jaccard(sets: Sequence[set]) -> float | None:

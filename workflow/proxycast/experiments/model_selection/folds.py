@@ -12,13 +12,14 @@ from numpy.typing import NDArray
 from sklearn.base import clone
 
 from proxycast.experiments.arrays import DECIMALS, Array
-from proxycast.experiments.model_selection.known_models import FEWEST_OF_A_FAMILY, KnownModels, Method, schema_of
+from proxycast.experiments.model_selection.known_models import FEWEST_OF_A_LABEL, KnownModels, Method, schema_of
 from proxycast.experiments.model_selection.scorers import Scorer, Univariate
 from proxycast.experiments.rank_statistics import mean_of_known, spearman_samples
 
 log = logging.getLogger(__name__)
 
-TWO_TASKS, FAMILY = "two_tasks", "family"
+TWO_TASKS, FAMILY, RECIPE = "two_tasks", "family", "recipe"
+LABELS = {FAMILY: "families", RECIPE: "recipes"}  # split -> the labels of `KnownModels` that it holds out
 
 
 class Fold(NamedTuple):
@@ -45,22 +46,23 @@ def leave_two_tasks_out(known: KnownModels) -> list[Fold]:
     ]
 
 
-def leave_one_family_out(known: KnownModels) -> tuple[list[Fold], str]:
-    """A fold for every pair of tasks and family of at least three models; what is left out, in words.
+def leave_one_label_out(known: KnownModels, split: str) -> tuple[list[Fold], str]:
+    """A fold for every pair of tasks and label of at least three models; what is left out, in words.
 
-    A family is held out only if at least three other models are left for training.
+    `split`: one of `LABELS`. A label is held out only if at least three other models are left for training. The empty
+    label, of models of which it is not known, is never held out.
     """
-    families = np.array(known.families)
-    sizes = {str(family): int((families == family).sum()) for family in np.unique(families)}
-    held = [f for f, n in sizes.items() if n >= FEWEST_OF_A_FAMILY and len(families) - n >= FEWEST_OF_A_FAMILY]
-    others = [f"{family} ({n} of {len(families)} models)" for family, n in sizes.items() if family not in held]
+    labels = np.array(getattr(known, LABELS[split]), dtype=str)
+    sizes = {str(label): int((labels == label).sum()) for label in np.unique(labels) if label}
+    held = [name for name, n in sizes.items() if min(n, len(labels) - n) >= FEWEST_OF_A_LABEL]
+    others = [f"{label} ({n} of {len(labels)} models)" for label, n in sizes.items() if label not in held]
     left_out = f"never held out, itself or the rest too few: {', '.join(others)}" if others else ""
     folds = []
-    for pair, family in product(leave_two_tasks_out(known), held):
-        test, train = np.flatnonzero(families == family), np.flatnonzero(families != family)
-        folds.append(Fold(FAMILY, len(folds), f"{pair.held_out} / {family}", pair.tasks, test, train))
+    for pair, label in product(leave_two_tasks_out(known), held):
+        test, train = np.flatnonzero(labels == label), np.flatnonzero(labels != label)
+        folds.append(Fold(split, len(folds), f"{pair.held_out} / {label}", pair.tasks, test, train))
     if left_out:
-        log.warning("families %s", left_out)
+        log.warning("%s %s", LABELS[split], left_out)
     return folds, left_out
 
 

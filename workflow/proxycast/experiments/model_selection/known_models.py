@@ -1,13 +1,14 @@
 """What a study knows of its models: their truth, their proxies and their baselines, as arrays."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Literal, NamedTuple
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from proxycast.config.truth import Target
 from proxycast.experiments.arrays import DECIMALS, Array, dense
@@ -18,8 +19,9 @@ from proxycast.solutions.rows import GENERIC_TEXT
 log = logging.getLogger(__name__)
 
 Tail = Literal["tokens", "bytes", ""]
-FEWEST_TASKS, FEWEST_MODELS, FEWEST_OF_A_FAMILY = 3, 4, 3  # of a study that judges
+FEWEST_TASKS, FEWEST_MODELS, FEWEST_OF_A_LABEL = 3, 4, 3  # of a study that judges; of a family or recipe
 FEWEST_RANKED = 2  # models
+BASE = "none"  # recipe of a model that was not post-trained
 
 
 class Method(NamedTuple):
@@ -36,7 +38,8 @@ class KnownModels:
 
     `sign`: that of the truth, -1 where less of its metric is better; tables show its values as they were given.
     `truth` is NaN throughout where none is asked for. `problems` is NaN where their number is unknown. `left_out`:
-    baselines that are not known for all models and tasks, and why.
+    baselines that are not known for all models and tasks, and why. `recipes`: how each model was post-trained, "" where
+    nobody tells it. `bases`: what each was made from (`base_labels`); none at all where no recipe is told.
     """
 
     models: list[str]
@@ -50,12 +53,29 @@ class KnownModels:
     left_out: dict[Method, str]
     sign: int = 1
     names: list[str] = field(default_factory=list)  # of the models, as people know them
+    recipes: list[str] = field(default_factory=list)
+    bases: list[str] = field(default_factory=list)
 
     def without_outside(self) -> "KnownModels":
         """The same without the statistics of others."""
         own = [proxy for proxy in self.proxies if proxy[1] != "none"]
         features = {tail: values[..., : len(own)] for tail, values in self.features.items()}
         return replace(self, proxies=own, features=features)
+
+    def part(self, models: NDArray[np.intp]) -> "KnownModels":
+        """The same of these models only."""
+
+        def chosen(labels: list[str]) -> list[str]:
+            return [labels[model] for model in models] if labels else []
+
+        return replace(
+            self,
+            **{name: chosen(getattr(self, name)) for name in ("models", "families", "names", "recipes", "bases")},
+            truth=self.truth[:, models],
+            problems=self.problems[:, models],
+            features={tail: values[:, models] for tail, values in self.features.items()},
+            baselines={method: values[:, models] for method, values in self.baselines.items()},
+        )
 
 
 def known_models(
@@ -108,6 +128,7 @@ def known_models(
         left_out,
         sign,
         models["name"].to_list(),
+        *((models["recipe"].to_list(), base_labels(models)) if "recipe" in models.columns else ()),
     )
 
 
@@ -171,6 +192,22 @@ def candidates(checkpoints: pl.DataFrame) -> pl.DataFrame:
     last = pl.col("step") == pl.col("step").max().over("run")
     models = checkpoints.filter(last, role="candidate").sort("checkpoint")
     return models.with_columns(name="corpus" if models["corpus"].is_unique().all() else "run")
+
+
+def base_labels(models: pl.DataFrame) -> list[str]:
+    """What each of the `candidates` was made from: models of one base share corpus, family, size and seed.
+
+    Where every model has its own corpus, as released models do, those of one family have one base.
+    """
+    if models["corpus"].is_unique().all():
+        return models["family"].to_list()
+    return models.select(pl.format("{}-{}-seed{} ({})", "corpus", "size", "seed", "family")).to_series().to_list()
+
+
+def tells_post_training(recipes: Iterable[str]) -> bool:
+    """Whether some models of these recipes are bases, and others are post-trained."""
+    found = set(recipes)
+    return BASE in found and bool(found - {BASE, ""})
 
 
 def measured(
@@ -282,7 +319,8 @@ _GENERIC = {"expert_cross_entropy": "generic_cross_entropy", "bits_per_byte": "g
 
 _TEXT = {"split", "held_out", "task", "method", "kind", "tail", "note", "scorer", "statistic", "weighting"}
 _TEXT |= {"model", "checkpoint", "family", "best_baseline", "writer", "verdict"}
-_COUNTS = {"fold", "folds", "models", "number", "draw"}
+_TEXT |= {"population", "baseline", "baseline_tail", "recipe", "base"}
+_COUNTS = {"fold", "folds", "models", "bases", "number", "draw"}
 
 
 def schema_of(*columns: str) -> dict[str, pl.DataType]:

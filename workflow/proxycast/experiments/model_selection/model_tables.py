@@ -3,12 +3,13 @@
 `model_ranking` orders the models, with or without a truth. With one, everything below judges what orders them.
 
 Scorers (`scorers.py`) are trained on models and tasks whose downstream scores are known, and tested by Spearman's rho
-on models and tasks that were held out. There are two splits:
+on models and tasks that were held out. There are up to three splits:
 
 - `two_tasks`: every pair of tasks is held out once. The models are the same in training and test, so a scorer may learn
   *which models* are good and recognise them by their proxies; where all tasks rank the models alike, it is right to.
 - `family`: the pair of tasks is held out, and with it all models of a family. Nothing is known of the models to be
   ordered. This is the harder test, and rho of a few models is a coarse number.
+- `recipe`: the same with all models of one kind of post-training, where that is known of the models.
 
 The features of a test task are standardised with the proxies of all its models, of training and test families, and
 with no downstream score (`scorers`). Baselines, which learn nothing, are tested on the same folds.
@@ -34,12 +35,24 @@ from proxycast.experiments.model_selection.fold_tables import (
     proxies_table,
     stability_table,
 )
-from proxycast.experiments.model_selection.folds import leave_one_family_out, leave_two_tasks_out, score_folds
-from proxycast.experiments.model_selection.known_models import KnownModels, known_models, models_with_truth
+from proxycast.experiments.model_selection.folds import (
+    LABELS,
+    leave_one_label_out,
+    leave_two_tasks_out,
+    score_folds,
+)
+from proxycast.experiments.model_selection.known_models import (
+    KnownModels,
+    candidates,
+    known_models,
+    models_with_truth,
+    tells_post_training,
+)
 from proxycast.experiments.model_selection.model_ranking import learn, ranking_tables
 from proxycast.experiments.model_selection.scorers import SCORERS, Scorer
 from proxycast.experiments.model_selection.task_truth import mean_ceiling, task_truth_table
 from proxycast.experiments.model_selection.writer_comparison import cheap_scorers, writers_table
+from proxycast.experiments.post_trained.post_training_tables import OF_POST_TRAINING, post_trained_tables
 from proxycast.jobs import PROGRESS_SECONDS
 from proxycast.solutions.rows import Problem
 from proxycast.truth.targets import chance_by_task, log_unknown
@@ -75,7 +88,9 @@ def model_selection_tables(
     if target.table:
         log_unknown(targets, checkpoints["checkpoint"].to_list(), tasks)
     known = models_with_truth(checkpoints, proxies, targets, tasks, target, outside)
-    judged = judged_tables(known, target, selection, options, subsets, problems or {}, processes)
+    judged = judged_tables(known, target, selection, options, subsets, problems or {}, processes, named)
+    if "recipe" in checkpoints.columns and tells_post_training(candidates(checkpoints)["recipe"]):
+        judged = {name: pl.DataFrame(schema=schema) for name, schema in OF_POST_TRAINING.items()} | judged
     learned = learn(known, list(_scorers(known, options)), _held_out_spearman(judged))
     everyone = known_models(checkpoints, proxies, None, tasks, outside=outside)
     return ranking_tables(everyone, of_solutions, named, selection, learned) | judged
@@ -98,19 +113,25 @@ def judged_tables(
     subsets: pl.DataFrame | None,
     problems: Mapping[str, Sequence[Problem]],
     processes: int,
+    named: Sequence[Proxy] = (),
 ) -> dict[str, pl.DataFrame]:
-    """The tables summary, folds, chosen, stability, predictions, proxies and truth; of `subsets` also writers."""
+    """The tables summary, folds, chosen, stability, predictions, proxies and truth; of `subsets` also writers.
+
+    With a claim, and where some models are bases and others are post-trained, also those of `post_trained_tables`.
+    """
     two_tasks = leave_two_tasks_out(known)
-    families, left_out = leave_one_family_out(known)
-    folds = [*two_tasks, *families]
+    by_label = [leave_one_label_out(known, split) for split in LABELS]
+    folds = [*two_tasks, *(fold for of_label, _ in by_label for fold in of_label)]
     bar = tqdm(folds, unit="fold", mininterval=PROGRESS_SECONDS, file=sys.stderr)
-    scores, chosen = score_folds(known, bar, _scorers(known, options), processes)
+    scorers = _scorers(known, options)
+    scores, chosen = score_folds(known, bar, scorers, processes)
     truth = task_truth_table(known, chance_by_task(target.metric, problems), selection)
-    # The ceiling is that of all models together; within a family they differ less.
-    of_two_tasks, of_families = scores[: len(two_tasks)], scores[len(two_tasks) :]
-    summaries = [method_summary(known, two_tasks, of_two_tasks, selection, ceiling=mean_ceiling(truth))]
-    if families:
-        summaries.append(method_summary(known, families, of_families, selection, left_out))
+    # The ceiling is that of all models together; within a family or recipe they differ less.
+    summaries = [method_summary(known, two_tasks, scores[: len(two_tasks)], selection, ceiling=mean_ceiling(truth))]
+    for of_label, left_out in by_label:
+        if of_label:
+            own = [found for fold, found in zip(folds, scores, strict=True) if fold.split == of_label[0].split]
+            summaries.append(method_summary(known, of_label, own, selection, left_out))
     tables = {
         "summary": pl.concat(summaries),
         "folds": folds_table(known, folds, scores),
@@ -122,7 +143,8 @@ def judged_tables(
     }
     if subsets is not None:
         tables["writers"] = writers_table(known.without_outside(), subsets, two_tasks, cheap_scorers(), processes)
-    return tables
+    of_all = dict(folds=two_tasks, scores=scores[: len(two_tasks)])
+    return tables | post_trained_tables(known, scorers, named, selection, options.claim, processes, **of_all)
 
 
 def _scorers(known: KnownModels, options: ModelSelectionOptions) -> dict[str, Scorer]:

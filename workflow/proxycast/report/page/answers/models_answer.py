@@ -6,6 +6,7 @@ from typing import NamedTuple
 import polars as pl
 
 from proxycast.experiments.reliability import NOISE
+from proxycast.report.page.answers.claim_facts import facts_of_claims
 from proxycast.report.page.answers.cost_facts import facts_of_cost
 from proxycast.report.page.answers.judge_facts import facts_of_judges
 from proxycast.report.page.answers.wording import (
@@ -76,6 +77,7 @@ def model_answer(results: StudyResults) -> Answer | None:
         evidence, metric = _evidence(order, results), results.study.target.metric
         clauses += [*_clause_of_rho(evidence), *undecided, *_clause_of_pick(evidence, metric)]
         facts += _facts_of_truth(order, evidence, metric)
+        facts += facts_of_claims(results.table("model_selection/claims"))
         missing += _missing_of_truth(order, evidence)
         if evidence.truth and evidence.truth["verdict"] == NOISE:
             warning = _about_noise(evidence.truth, metric)

@@ -151,7 +151,8 @@ def _reasons(summary: pl.DataFrame) -> str:
 
 
 def _methods_table(summary: pl.DataFrame) -> Table:
-    rows = with_names(summary).sort("split", "spearman", descending=[True, True], nulls_last=True, maintain_order=True)
+    split = pl.col("split").cast(pl.Enum([*SPLITS]))
+    rows = with_names(summary).sort(split, "spearman", descending=[False, True], nulls_last=True, maintain_order=True)
     columns = [
         Column("name", "Method"),
         Column("kind", "Kind"),

@@ -13,6 +13,7 @@ from proxycast.report.page.formats import shown
 from proxycast.report.page.grids import Cell, grid, level
 from proxycast.report.page.of_models.model_evidence import evidence_blocks
 from proxycast.report.page.of_models.model_picks import pick_blocks
+from proxycast.report.page.of_models.post_training_section import post_training_section
 from proxycast.report.page.study_results import StudyResults
 from proxycast.report.page.task_lists import task_name, task_select, tasks_of
 
@@ -26,10 +27,11 @@ TASK = "models_task"
 
 
 def model_sections(results: StudyResults) -> list[Section]:
-    """Ranking, evidence and costs. A study without these tables has no such section."""
+    """Ranking, evidence, what post-training changes, and costs. A study without these tables has no such section."""
     return [
         Section("models", "Ranking of the models", ranking_blocks(results)),
         Section("models-evidence", "How well methods order models", evidence_blocks(results)),
+        post_training_section(results),
         Section("models-cost", "What choosing a model costs", pick_blocks(results)),
     ]
 

@@ -1,0 +1,1 @@
+"""What post-training changes: methods among bases and post-trained models, a claim about them, and why."""
