@@ -37,6 +37,9 @@ Document = tuple[str, str, str]  # key, prompt, continuation
 Sums = dict[str, float]  # key -> log-probability of the whole continuation
 
 
+TEMPERATURES = (0.25, 0.315, 0.4, 0.5, 0.63, 0.8, 1.0, 1.26, 1.6, 2.0, 2.52, 3.2, 4.0)  # docs/how/statistics.md
+
+
 @dataclass(frozen=True)
 class Shape:
     """A Llama. Its weights are random: no speed here depends on their values."""
@@ -181,7 +184,7 @@ def rates(device: str, core: int | None) -> tuple[float, float]:
 Loaded = tuple[Callable[[], object], Callable[[object], Sums]]
 
 
-def proxycast_engine(case: Case, engine: str) -> Loaded:
+def proxycast_engine(case: Case, engine: str, temperatures: tuple[float, ...] = ()) -> Loaded:
     """Ours. The time holds tokenisation and the finished table, as in a study."""
     documents = case.documents
     options = ExtractionOptions(
@@ -191,7 +194,8 @@ def proxycast_engine(case: Case, engine: str) -> Loaded:
     loaded.load(Path(case.folder))
 
     def score():
-        return loaded.token_stats(tokenize(documents, loaded.tokenizer, loaded.context, options.tail_tokens))
+        sequences = tokenize(documents, loaded.tokenizer, loaded.context, options.tail_tokens)
+        return loaded.token_stats(sequences, temperatures)
 
     def sums(table) -> Sums:
         return {key: rows["logprob"].cast(float).sum() for (key,), rows in table.group_by("key")}
@@ -378,6 +382,11 @@ ROWS = {
     "lm-eval-vllm": Row("lm-eval, vllm backend", ("lm_eval", "vllm"), lm_eval_vllm),
     "stock-all": Row("vLLM, stock whole vocabulary", ("vllm",), partial(stock_vllm, prompt_logprobs=-1)),
     "transformers": Row("**proxycast, transformers engine**", (), partial(proxycast_engine, engine="transformers")),
+    "temperatures": Row(
+        "proxycast, transformers engine, 13 temperatures",
+        (),
+        partial(proxycast_engine, engine="transformers", temperatures=TEMPERATURES),
+    ),
     "lm-eval-hf": Row("lm-eval, hf backend (batches of 1, on a GPU 16)", ("lm_eval", "accelerate"), lm_eval_hf),
     "whole-logits": Row("transformers, whole logits and `log_softmax`, text by text", (), whole_logits),
     "prefill-transformers": Row("transformers, prefill alone", (), transformers_prefill),

@@ -300,6 +300,12 @@ def test_a_judge_of_another_kind_or_of_unknown_proxies_is_refused(judge):
     direct = judge.corpus_proxies[0].model_copy(update={"statistic": "accuracy"})
     with pytest.raises(InputError, match="its proxy accuracy/none is none that this study computes"):
         require_known_proxies(judge.model_copy(update={"corpus_proxies": [direct]}), "judge.json", rbridge=True)
+    for name, needed in (("rbridge", "writers"), ("tempered_bits_per_byte", "extraction.temperatures")):
+        own = judge.corpus_proxies[0].model_copy(update={"statistic": name})
+        of_it = judge.model_copy(update={"corpus_proxies": [own]})
+        with pytest.raises(InputError, match=f"none that this study computes; it needs `{needed}`"):
+            require_known_proxies(of_it, "judge.json", rbridge=False)
+        require_known_proxies(of_it, "judge.json", rbridge=True, tempered=True)
 
 
 def test_two_judges_stand_side_by_side_and_each_warning_is_logged_once(judge, caplog):

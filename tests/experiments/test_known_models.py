@@ -112,6 +112,19 @@ def test_rbridge_is_a_baseline_where_it_is_known_for_all():
     assert ("rbridge", "bytes") not in by_name
 
 
+def test_losses_at_a_fitted_temperature_are_baselines_of_both_tails():
+    """Of generic text too they have rows, which are no baseline."""
+    names = {"bits_per_byte": "tempered_bits_per_byte", "expert_cross_entropy": "tempered_cross_entropy"}
+    tempered = proxies_of().filter(pl.col("statistic").is_in(list(names)), weighting="none")
+    tempered = tempered.with_columns(pl.col("statistic").replace(names), pl.col("value") / 2)
+    own, found = gather().baselines, gather(proxies=pl.concat([proxies_of(), tempered])).baselines
+    added = {(method.name, method.tail) for method in found.keys() - own.keys()}
+    assert added == {(name, tail) for name in names.values() for tail in ("tokens", "bytes")}
+    for name, plain in ((new, old) for old, new in names.items()):
+        values = found[Method(name, "baseline", "bytes")]
+        np.testing.assert_array_equal(values, own[Method(plain, "baseline", "bytes")] / 2)
+
+
 def test_baselines_that_are_not_known_for_all_are_left_out_with_a_note(caplog):
     checkpoints = CHECKPOINTS.with_columns(flops=pl.when(pl.col("checkpoint") != MODELS[3]).then("flops"))
     checkpoints = checkpoints.with_columns(parameters=pl.lit(0))

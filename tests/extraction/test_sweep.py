@@ -38,7 +38,7 @@ class Recorder:
             self.loads.append(folder.name)
         self.weights, self.tokenizer = int(model_fingerprint(folder), 16), self.tokenizers.load(folder)
 
-    def token_stats(self, sequences):
+    def token_stats(self, sequences, temperatures=()):
         tasks = {sequence.key.split("/")[0] for sequence in sequences}
         self.read += [(self.loads[-1], task) for task in sorted(tasks)]
         seeds = [[self.weights, *sequence.token_ids.tolist()] for sequence in sequences]
@@ -200,7 +200,7 @@ def test_a_killed_sweep_keeps_the_old_rows(sweep, tasks, tmp_path, folders):
     sweep(fewer)
 
     class Killed(Recorder):
-        def token_stats(self, sequences):
+        def token_stats(self, sequences, temperatures=()):
             if self.loads[-1] == "folder1" and sequences[0].key.startswith("c/"):
                 raise KeyboardInterrupt
             return super().token_stats(sequences)

@@ -381,6 +381,20 @@ def test_what_is_downloaded_is_converted_there_and_run_as_the_entry_says():
     assert weight_inputs(plan, jobs["a"]) == [f"results/mine/weights/{run}" for run in runs(jobs["a"])]
 
 
+def test_an_engine_without_temperatures_is_refused_where_the_study_asks_for_them():
+    corpora = {
+        "a": {"checkpoints": [HUB]},
+        "b": {"checkpoints": [HUB | {"hub": "me/b-{size}"}], "model": {"engine": "vllm"}},
+    }
+    temperatures = {"temperatures": [0.5, 0.7, 1, 1.4, 2]}
+    plan = ladder_plan(corpora, extraction=temperatures)
+    with pytest.raises(InputError, match="b: temperatures: only the engine transformers .* found vllm"):
+        extraction_options(plan, plan_checkpoints(plan))
+    del corpora["b"]["model"]
+    plan = ladder_plan(corpora, extraction=temperatures)
+    assert extraction_options(plan, plan_checkpoints(plan))[0].temperatures == (0.5, 0.7, 1, 1.4, 2)
+
+
 @pytest.mark.parametrize("jobs", ["run", "corpus"])
 @pytest.mark.parametrize("first", ["4M", "1B"])
 def test_a_job_that_scores_a_small_model_is_found_wherever_the_target_stands(jobs, first):

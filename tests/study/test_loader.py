@@ -323,6 +323,7 @@ def test_mistakes_in_several_files_are_told_at_once(files):
         ),
         ("bits_per_bite", "no baseline 'bits_per_bite'; did you mean 'bits_per_byte'?; there are"),
         ("rbridge", "no baseline 'rbridge'"),
+        ("tempered_cross_entropy", "no baseline 'tempered_cross_entropy'; it needs extraction.temperatures"),
     ],
 )
 def test_without_a_truth_only_scored_baselines_rank(files, statistic, words):
@@ -331,6 +332,10 @@ def test_without_a_truth_only_scored_baselines_rank(files, statistic, words):
     for known in ("bits_per_byte", "generic_cross_entropy"):  # the suite has its own generic text
         highlighted[1]["statistic"] = known
         load_plan(study(target=None, highlighted=highlighted), "study.yaml", files())
+    highlighted[1]["statistic"], tempered = "tempered_cross_entropy", {"temperatures": [0.5, 0.7, 1, 1.4, 2]}
+    load_plan(study(target=None, highlighted=highlighted, extraction=tempered), "study.yaml", files())
+    recorded = study(target=None, replay="recorded.parquet", extraction=tempered)
+    refuse(recorded, files(), "study.yaml: replay: ", "remove extraction.temperatures")
 
 
 def test_what_a_study_leaves_out_is_told_with_its_key(files):

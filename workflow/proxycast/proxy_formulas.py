@@ -112,7 +112,17 @@ BASELINES: dict[str, Baseline] = {
     "bits_per_byte": Baseline(_nll / math.log(2), pl.col("bytes"), "sum of nll / ln 2 / bytes", -1),
 }
 RBRIDGE = "rbridge"  # a baseline of its own form, see `solution_rbridge`; lower is better
-BASELINE_SIGNS = {name: baseline.sign for name, baseline in BASELINES.items()} | {RBRIDGE: -1}
+# The same of softmax(logits / T), with one T a checkpoint. They need the column `TEMPERED_LOGPROB` of token statistics,
+# which `extraction.temperature_fit` adds.
+TEMPERED_LOGPROB = "tempered_logprob"
+_tempered_nll = -pl.col(TEMPERED_LOGPROB)
+TEMPERED: dict[str, Baseline] = {
+    "tempered_cross_entropy": Baseline(_tempered_nll, pl.lit(1.0), "expert_cross_entropy of softmax(logits / T)", -1),
+    "tempered_bits_per_byte": Baseline(
+        _tempered_nll / math.log(2), pl.col("bytes"), "bits_per_byte of softmax(logits / T)", -1
+    ),
+}
+BASELINE_SIGNS = {name: baseline.sign for name, baseline in (BASELINES | TEMPERED).items()} | {RBRIDGE: -1}
 SIGNS = {name: statistic.sign for name, statistic in STATISTICS.items()} | BASELINE_SIGNS
 SIGNS |= {"generic_cross_entropy": -1, "generic_bits_per_byte": -1}  # the same, of the generic text
 
@@ -145,6 +155,11 @@ def tails(token_stats: pl.LazyFrame, tail_tokens: int, tail_bytes: int | pl.Expr
         "tokens": token_stats.filter(tokens_behind < tail_tokens),
         "bytes": token_stats.filter(_bytes_behind(_SOLUTION) < tail_bytes),
     }
+
+
+def ratios_of(token_stats: pl.LazyFrame) -> dict[str, Baseline]:
+    """`BASELINES`, and `TEMPERED` where the statistics have a fitted temperature."""
+    return BASELINES | (TEMPERED if TEMPERED_LOGPROB in token_stats.collect_schema().names() else {})
 
 
 def solution_proxies(token_stats: pl.LazyFrame, options: ProxyOptions) -> pl.LazyFrame:
@@ -227,41 +242,43 @@ def task_proxies(solution_proxies: pl.LazyFrame) -> pl.LazyFrame:
 
 
 def baseline_statistics(token_stats: pl.LazyFrame) -> pl.LazyFrame:
-    """The ratios of `BASELINES`, over all tokens of a task, in the columns of `task_proxies` with the weighting "none".
+    """The ratios of `ratios_of`, over all tokens of a task, in the columns of `task_proxies` with the weighting "none".
 
     The standard error of a ratio r = sum(y) / sum(x) over n independent solutions is the delta method's,
     sqrt(n / (n - 1) sum((y - r x)^2)) / sum(x) (Cochran, Sampling Techniques, 1977, section 2.11, without the finite
     population correction); null for a single solution. Generic text is scored by the same function: a document is a
     solution, a data set a task. Errors as in `solution_proxies`; a task without bytes is refused, too.
     """
-    sums = _baseline_sums(token_stats)
+    ratios = ratios_of(token_stats)
+    sums = _baseline_sums(token_stats, ratios)
     _refuse_tasks_without_bytes(token_stats)
-    return pl.concat([_ratio(sums, name) for name in BASELINES])
+    return pl.concat([_ratio(sums, name) for name in ratios])
 
 
 def solution_ratios(token_stats: pl.LazyFrame) -> pl.LazyFrame:
-    """The sums behind the ratios of `BASELINES` for every solution: sum(value) / sum(denominator) is a task's ratio.
+    """The sums behind the ratios of `ratios_of` for every solution: sum(value) / sum(denominator) is a task's ratio.
 
     Columns: those of `solution_proxies`, weighting "none"; `value` is the solution's sum(y), `denominator` its sum(x).
     Errors as in `solution_proxies`.
     """
-    sums = _baseline_sums(token_stats)
-    names = {"statistic": pl.lit(list(BASELINES)), "weighting": pl.lit(["none"] * len(BASELINES))}
+    ratios = ratios_of(token_stats)
+    sums = _baseline_sums(token_stats, ratios)
+    names = {"statistic": pl.lit(list(ratios)), "weighting": pl.lit(["none"] * len(ratios))}
     values = {
-        column: pl.concat_list(f"{name}/{part}" for name in BASELINES)
+        column: pl.concat_list(f"{name}/{part}" for name in ratios)
         for column, part in (("value", "y"), ("denominator", "x"))
     }
     return sums.select(*_SOLUTION, **names | values, tokens="tokens").explode(*names, *values)
 
 
-def _baseline_sums(token_stats: pl.LazyFrame) -> pl.LazyFrame:
+def _baseline_sums(token_stats: pl.LazyFrame, ratios: dict[str, Baseline]) -> pl.LazyFrame:
     """Numerator (`<name>/y`), denominator (`<name>/x`) and tokens of each baseline, a row for each solution."""
     _refuse_bad_rows(token_stats)
     nll = -pl.col("logprob").cast(pl.Float64)
     columns = token_stats.with_columns(nll=nll).select(
         *_SOLUTION,
-        *(baseline.numerator.alias(f"{name}/y") for name, baseline in BASELINES.items()),
-        *(baseline.denominator.cast(pl.Float64).alias(f"{name}/x") for name, baseline in BASELINES.items()),
+        *(baseline.numerator.alias(f"{name}/y") for name, baseline in ratios.items()),
+        *(baseline.denominator.cast(pl.Float64).alias(f"{name}/x") for name, baseline in ratios.items()),
     )
     return columns.group_by(_SOLUTION).agg(pl.all().sum(), tokens=pl.len()).sort(_SOLUTION)
 

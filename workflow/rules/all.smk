@@ -31,6 +31,7 @@ EVERYTHING = [
     expand(rules.score.output, job=JOBS),
     expand(rules.solution_proxies.output, corpus=SCORED_CORPORA),
     rules.join_proxies.output if JOBS else [],
+    rules.join_temperatures.output if JOBS and TEMPERATURES else [],
     TARGETS,
     rules.study_page.output,
     [output for experiment in EXPERIMENTS for output in experiment.output],

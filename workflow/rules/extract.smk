@@ -30,7 +30,7 @@ rule score:
         vocabulary=PLAN.vocabulary,
         tasks=[task.model_dump(mode="json") for task in PLAN.measured_tasks],
         # Distinct sets of options, and for each checkpoint the index of its set.
-        extraction=lambda wildcards: [options.that_change_results() for options in OPTIONS_OF[wildcards.job][0]],
+        extraction=lambda wildcards: [options.that_change_token_stats() for options in OPTIONS_OF[wildcards.job][0]],
         options_of=lambda wildcards: OPTIONS_OF[wildcards.job][1],
         # A truth from elsewhere, which a study may get later, scores nothing again.
         target=STUDY.target.model_dump(mode="json") if PLAN.measured_tasks else {},

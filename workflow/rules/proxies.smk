@@ -1,6 +1,6 @@
 # From token statistics to the 80 proxies: one job for each corpus, which reads its runs one by one.
 from proxycast.experiments.judges.judge_limits import judge_proxies
-from proxycast.proxy_formulas import BASELINES, STATISTICS, WEIGHTINGS
+from proxycast.proxy_formulas import BASELINES, STATISTICS, TEMPERED, WEIGHTINGS
 from proxycast.study.checkpoints import compared_rates, up_to
 
 SCORED_CORPORA = list(dict.fromkeys(checkpoint.corpus for checkpoint in SCORED))
@@ -17,8 +17,9 @@ KEPT += [proxy.model_dump() for proxy in STUDY.highlighted] if not STUDY.forecas
 JUDGES_MODELS = bool(STUDY.model_selection and STUDY.target)
 if JUDGES_MODELS:  # scorers need all of them
     KEPT = [{"statistic": s, "weighting": w} for s in STATISTICS for w in WEIGHTINGS]
-if PLAN.selects_models or PLAN.selects_data:  # both ratios are baselines of every ranking
-    KEPT += [{"statistic": s, "weighting": "none"} for s in BASELINES]
+TEMPERATURES = STUDY.extraction.temperatures
+if PLAN.selects_models or PLAN.selects_data:  # ratios are baselines of every ranking
+    KEPT += [{"statistic": s, "weighting": "none"} for s in (BASELINES | TEMPERED if TEMPERATURES else BASELINES)]
 KEPT += [{"statistic": s, "weighting": w} for judge in PLAN.judges.values() for s, w in judge_proxies(judge)]
 
 
@@ -37,6 +38,7 @@ rule solution_proxies:
         experts=EXPERTS,
     output:
         **({"subsets": f"{RESULTS}/subsets/{{corpus}}.parquet"} if JUDGES_MODELS else {}),
+        **({"temperatures": f"{RESULTS}/temperatures/{{corpus}}.parquet"} if TEMPERATURES else {}),
         proxies=f"{RESULTS}/proxies/{{corpus}}.parquet",
         of_solutions=f"{RESULTS}/solution_proxies/{{corpus}}.parquet",
     log:
@@ -70,3 +72,18 @@ rule join_proxies:
         code=CODE["join_proxies"],
     script:
         "../scripts/join_proxies.py"
+
+
+if TEMPERATURES:
+
+    rule join_temperatures:
+        input:
+            expand(rules.solution_proxies.output.temperatures, corpus=SCORED_CORPORA),
+        output:
+            f"{RESULTS}/temperatures.parquet",
+        log:
+            f"{RESULTS}/logs/join_temperatures.log",
+        params:
+            code=CODE["join_proxies"],
+        script:
+            "../scripts/join_proxies.py"

@@ -6,6 +6,7 @@ from pathlib import Path
 import polars as pl
 from proxycast.config.experiments.selection_options import ModelSelectionOptions
 from proxycast.experiments.model_selection.subsets import memberships, subset_proxies
+from proxycast.extraction.temperature_fit import with_tempered
 from proxycast.jobs import PROGRESS_SECONDS, job
 from proxycast.proxy_formulas import (
     ProxyOptions,
@@ -35,10 +36,12 @@ with job(snakemake.log[0]):
         solutions.pop(GENERIC_TEXT, None)
         members = memberships(solutions, chosen.numbers, chosen.draws, params.seed)
     is_kept = pl.lit(True) if params.kept_checkpoints is None else pl.col("checkpoint").is_in(params.kept_checkpoints)
-    of_tasks, of_solutions, of_subsets = [], [], []
+    of_tasks, of_solutions, of_subsets, fitted = [], [], [], []
     batches = [batch for manifest in manifests for batch in of_size(require_parts(manifest), BATCH_BYTES)]
     for batch in tqdm(batches, mininterval=PROGRESS_SECONDS, file=sys.stderr):
-        for tail, token_stats in tails(pl.scan_parquet(batch), *params.tails).items():
+        scored, fits = with_tempered(pl.scan_parquet(batch))
+        fitted.append(fits)
+        for tail, token_stats in tails(scored, *params.tails).items():
             expert = token_stats.filter(pl.col("task") != GENERIC_TEXT)
             proxies = solution_proxies(expert, options).collect().lazy()
             tables = pl.collect_all([task_proxies(proxies), baseline_statistics(token_stats)])
@@ -61,5 +64,7 @@ with job(snakemake.log[0]):
     )
     write_table(pl.concat(of_tasks), Path(output.proxies), made_from)
     write_table(pl.concat(of_solutions), Path(output.of_solutions), made_from)
+    if output.get("temperatures"):
+        write_table(pl.concat(fitted), Path(output.temperatures), made_from)
     if members is not None:
         write_table(pl.concat(of_subsets), Path(output.subsets), fingerprint(made_from, members.to_dicts()))

@@ -1,11 +1,15 @@
 """How models are run, read expert solutions and write text."""
 
+from itertools import pairwise
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from proxycast.files import HubId, Revision
 from proxycast.options import InputPath, Options, SafeName
+
+FEWEST_TEMPERATURES = 5  # a polynomial through five of them gives the cross-entropy between them
+NO_TEMPERATURES = "temperatures: only the engine transformers scores at several temperatures; set engine: transformers"
 
 
 class ModelOptions(Options):
@@ -84,15 +88,47 @@ class ExtractionOptions(ModelOptions):
         "without it 16384 on a GPU and 2048, which fit its cache, on a CPU",
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU if there is one")
+    temperatures: tuple[float, ...] = Field(
+        (),
+        description="temperatures T, ascending, five at least: each scored token's log-probability under "
+        "softmax(logits / T) is kept too, and one temperature is fitted to each checkpoint, which gives the baselines "
+        "tempered_cross_entropy and tempered_bits_per_byte. Give [0.25, 0.315, 0.4, 0.5, 0.63, 0.8, 1, 1.26, 1.6, 2, "
+        "2.52, 3.2, 4]. Needs the engine transformers. Without: none, and no cost",
+    )
+
+    @field_validator("temperatures")
+    @classmethod
+    def _is_a_grid(cls, given: tuple[float, ...]) -> tuple[float, ...]:
+        if given and len(given) < FEWEST_TEMPERATURES:
+            raise ValueError(f"found {len(given)} temperatures; give {FEWEST_TEMPERATURES} at least, or none")
+        if given and given[0] <= 0:
+            raise ValueError(f"found the temperature {given[0]}; give positive numbers")
+        for low, high in pairwise(given):
+            if not low < high:
+                raise ValueError(f"found {low} before {high}; give each temperature once, in ascending order")
+        return given
+
+    @model_validator(mode="after")
+    def _can_be_tempered(self) -> Self:
+        if self.temperatures and self.engine != "transformers":
+            raise ValueError(f"{NO_TEMPERATURES}, found {self.engine}")
+        return self
 
     def reading(self) -> dict:
         """How `solutions.tokenize` reads a text, apart from its tail: the arguments of these names."""
         return self.model_dump(include={"chat_template", "leading_space", "windowing", "window_stride"})
 
     def that_change_results(self) -> dict:
-        """All options but those that only change rounding: a rerun with less memory keeps its finished parts."""
+        """All options but those that only change rounding: a rerun with less memory keeps its finished parts.
+
+        Nor `temperatures`, which only add columns to token statistics: see `that_change_token_stats`.
+        """
         rounding = {"batch_tokens", "device", "tensor_parallel_size", "pipeline_parallel_size", "gpu_memory_fraction"}
-        return self.model_dump(exclude=rounding)
+        return self.model_dump(exclude=rounding | {"temperatures"})
+
+    def that_change_token_stats(self) -> dict:
+        """`that_change_results`, and the temperatures where there are any."""
+        return self.that_change_results() | ({"temperatures": self.temperatures} if self.temperatures else {})
 
     def with_overrides(self, *models: ModelOptions) -> "ExtractionOptions":
         """These options, overridden by the keys that `models` set; later models win."""

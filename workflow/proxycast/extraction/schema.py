@@ -1,5 +1,6 @@
 """What is kept of a model's next-token distribution at each scored token. Importing this imports no torch."""
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
 import polars as pl
@@ -40,3 +41,18 @@ TOKEN_STATS_SCHEMA = {
     "n_equal": pl.Int32,
     "vocabulary": pl.Int32,
 }
+
+_TEMPERED = "logprob_at_"
+
+
+def tempered_schema(temperatures: Iterable[float]) -> dict[str, type[pl.DataType]]:
+    """What a table has beside TOKEN_STATS_SCHEMA: the `logprob` of softmax(logits / T) for each temperature T, nats.
+
+    A column for each, so that a table tells its temperatures by itself.
+    """
+    return {f"{_TEMPERED}{float(temperature)!r}": pl.Float32 for temperature in temperatures}
+
+
+def temperatures_of(columns: Iterable[str]) -> list[float]:
+    """The temperatures of a table with these columns, in their order."""
+    return [float(name.removeprefix(_TEMPERED)) for name in columns if name.startswith(_TEMPERED)]

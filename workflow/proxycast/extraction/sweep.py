@@ -40,6 +40,8 @@ def extract(
 ) -> dict[str, str]:
     """Write `parts_dir/<checkpoint>.parquet` for each (checkpoint, folder): EXTRACTED_SCHEMA, over each task.
 
+    With `options.temperatures` the columns `tempered_schema` of them are behind it.
+
     Returns checkpoint -> fingerprint. Rows of a task are kept if weights, tokenizer, solutions, options and `code` (a
     fingerprint) are the same; other tasks are read. Every folder is checked before the first model runs.
     """
@@ -47,9 +49,9 @@ def extract(
 
     def measure(checkpoint: str, folder: Path, to_read: Sequence[str]) -> Iterator[pl.DataFrame]:
         engine.load(folder)
-        yield from read_tasks(engine, tokenized, checkpoint, to_read)
+        yield from read_tasks(engine, tokenized, checkpoint, to_read, options.temperatures)
 
-    reading = options.that_change_results()
+    reading = options.that_change_token_stats()
     made_from = {task: fingerprint(texts, reading) for task, texts in tokenized.texts.items()}
     return walk(checkpoints, {name: made_from for name, _ in checkpoints}, measure, parts_dir, code=code)
 
@@ -161,11 +163,15 @@ def tokenized_solutions(tasks: Mapping[str, Sequence[Solution]], options: Extrac
 
 
 def read_tasks(
-    engine: Engine, tokenized: TokenizedTexts, checkpoint: str, tasks: Iterable[str]
+    engine: Engine,
+    tokenized: TokenizedTexts,
+    checkpoint: str,
+    tasks: Iterable[str],
+    temperatures: Sequence[float] = (),
 ) -> Iterator[pl.DataFrame]:
     """The rows of each of `tasks` (EXTRACTED_SCHEMA) of the loaded checkpoint, in order; `checkpoint` is its name."""
     for task, sequences in tokenized.for_engine(engine, tasks).items():
-        yield _with_keys(engine.token_stats(sequences), checkpoint, task)
+        yield _with_keys(engine.token_stats(sequences, temperatures), checkpoint, task)
 
 
 def _with_keys(stats: pl.DataFrame, checkpoint: str, task: str) -> pl.DataFrame:

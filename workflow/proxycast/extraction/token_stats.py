@@ -8,7 +8,7 @@ pass; without Triton, this module runs there too, with the same result.
 
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -85,14 +85,78 @@ def token_stats_from_hidden(
     kernels = _kernels(hidden.device)
     if kernels is not None and isinstance(head, Head) and hidden.dtype == head.weight.dtype and hidden.itemsize == 2:
         return kernels.fused(hidden, head.weight, targets, head.bias, head.scale, head.softcap)
+    parts = [token_stats(*chunk) for chunk in _head_chunks(hidden, head, targets, vocabulary, chunk_bytes)]
+    return TokenStats(*(torch.cat(column) for column in zip(*parts)))
+
+
+def token_stats_at_temperatures(
+    hidden: torch.Tensor,
+    head: Callable[[torch.Tensor], torch.Tensor],
+    targets: torch.Tensor,
+    vocabulary: int,
+    temperatures: Sequence[float],
+    chunk_bytes: int | None = None,
+) -> torch.Tensor:
+    """`token_stats_from_hidden`, and below it `tempered_logprobs` of the same logits: (6 + K, n), float32.
+
+    On a GPU logits do reach memory here, some rows at a time: the kernel that keeps none knows no temperatures. So its
+    six statistics may differ by their last bits from those of a run without temperatures; on a CPU they are the same.
+    """
+    parts = []
+    for logits, own in _head_chunks(hidden, head, targets, vocabulary, chunk_bytes):
+        stats = torch.stack([column.float() for column in token_stats(logits, own)])
+        parts.append(torch.cat([stats, tempered_logprobs(logits, own, temperatures)]))
+    return torch.cat(parts, dim=1)
+
+
+def tempered_logprobs(logits: torch.Tensor, targets: torch.Tensor, temperatures: Sequence[float]) -> torch.Tensor:
+    """ln softmax(logits / T) at the tokens `targets` (n,), for each T of `temperatures` (K,): (K, n), float32.
+
+    `logits` (n, V) as in `token_stats`. (Guo et al., On Calibration of Modern Neural Networks, 2017, section 4.2.)
+    """
+    rows, vocabulary = logits.shape
+    chunk = _chunk_rows(SCRATCH_BYTES_CPU if logits.device.type == "cpu" else SCRATCH_BYTES_GPU, vocabulary)
+    parts = [
+        _tempered(logits[start : start + chunk].float(), targets[start : start + chunk], temperatures)
+        for start in range(0, max(rows, 1), chunk)
+    ]
+    return torch.cat(parts, dim=1)
+
+
+def _tempered(logits: torch.Tensor, targets: torch.Tensor, temperatures: Sequence[float]) -> torch.Tensor:
+    """One chunk, float32 (n, V). With m the largest logit, z = logit - m: ln p = z / T - ln sum exp(z / T), sum >= 1.
+
+    exp(z / (T / 2)) is the square of exp(z / T): a temperature whose double is there, too, takes no exponentials.
+    """
+    largest = logits.amax(1, keepdim=True)
+    target = (logits.gather(1, targets.unsqueeze(1)) - largest).squeeze(1)
+    shifted, powers = logits - largest, torch.empty_like(logits)
+    found: dict[float, torch.Tensor] = {}
+    for highest in sorted(temperatures, reverse=True):
+        if highest in found:
+            continue
+        torch.div(shifted, highest, out=powers).exp_()
+        temperature = highest
+        found[temperature] = target / temperature - powers.sum(1).log()
+        while (temperature := temperature / 2) in temperatures:
+            powers.mul_(powers)
+            found[temperature] = target / temperature - powers.sum(1).log()
+    return torch.stack([found[temperature] for temperature in temperatures])
+
+
+def _head_chunks(
+    hidden: torch.Tensor,
+    head: Callable[[torch.Tensor], torch.Tensor],
+    targets: torch.Tensor,
+    vocabulary: int,
+    chunk_bytes: int | None,
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """(`head(hidden)`, targets), some rows at a time: `chunk_bytes` of float32 logits."""
     if chunk_bytes is None:
         chunk_bytes = HEAD_BYTES_CPU if hidden.device.type == "cpu" else HEAD_BYTES_GPU
     chunk = _chunk_rows(chunk_bytes, vocabulary)
-    parts = [
-        token_stats(head(hidden[start : start + chunk]), targets[start : start + chunk])
-        for start in range(0, max(len(hidden), 1), chunk)
-    ]
-    return TokenStats(*(torch.cat(column) for column in zip(*parts)))
+    for start in range(0, max(len(hidden), 1), chunk):
+        yield head(hidden[start : start + chunk]), targets[start : start + chunk]
 
 
 def _kernels(device: torch.device) -> ModuleType | None:

@@ -20,10 +20,12 @@ from proxycast.experiments.candidate_order import (
     place_table,
     resampled_scores,
 )
-from proxycast.library.proxy_values import RECOMMENDED, parsed_name, require_token_stats
+from proxycast.extraction.temperature_fit import with_tempered
+from proxycast.library.proxy_values import RECOMMENDED, parsed_name, require_temperatures, require_token_stats
 from proxycast.options import InputError, told_names
 from proxycast.proxy_formulas import (
     SIGNS,
+    TEMPERED,
     ProxyOptions,
     proxy_name,
     solution_proxies,
@@ -31,7 +33,7 @@ from proxycast.proxy_formulas import (
     tails,
 )
 
-BITS_PER_BYTE = "bits_per_byte"
+PER_BYTE = ("bits_per_byte", "tempered_bits_per_byte")
 OTHER_TOKENIZERS = "counts tokens, and the tokenizers differ; trust bits_per_byte"
 ALL_TASKS = "all"
 _PROXY = ["statistic", "weighting"]
@@ -89,11 +91,13 @@ def rank(
     else:
         tokens = _gathered(candidates)
         differ = not _share_tokens(tokens)
-        values = _values(tokens, differ, options or ProxyOptions())
+        statistics = [statistic for statistic, _ in named]
+        require_temperatures(statistics, tokens.columns, "rank")
+        values = _values(tokens, differ, options or ProxyOptions(), tempered=not TEMPERED.keys().isdisjoint(statistics))
     if ALL_TASKS in values["task"]:
         raise InputError(f"rank: a task is named {ALL_TASKS!r}, as the mean over tasks is; give it another name")
     if differ:
-        named.sort(key=lambda proxy: proxy != (BITS_PER_BYTE, "none"))
+        named.sort(key=lambda proxy: proxy[0] not in PER_BYTE)
     return _tables(values, named, differ, selection or SelectionOptions())
 
 
@@ -143,12 +147,15 @@ def _share_tokens(tokens: pl.DataFrame) -> bool:
     return all(one.equals(other) for other in others)
 
 
-def _values(tokens: pl.DataFrame, differ: bool, options: ProxyOptions) -> pl.DataFrame:
+def _values(tokens: pl.DataFrame, differ: bool, options: ProxyOptions, tempered: bool) -> pl.DataFrame:
     """Every proxy and baseline of every solution: candidate, seed, tail and the columns of `solution_proxies`.
 
     Of a baseline `value` and `denominator` are a solution's two sums (`solution_ratios`), of a proxy the latter is 1.
+    `tempered`: whether the tempered baselines are among them.
     """
     names = tokens.select("checkpoint", "candidate", "seed").unique()
+    if tempered:
+        tokens = with_tempered(tokens.lazy())[0].collect()
     if differ:
         covered = tokens.group_by("checkpoint", *_SOLUTION).agg(pl.col("bytes").sum())
         common = covered.group_by(_SOLUTION).agg(common=pl.col("bytes").min())
@@ -173,7 +180,7 @@ def _tables(values: pl.DataFrame, proxies: list[tuple[str, str]], differ: bool, 
             raise InputError(f"proxy {proxy_name(statistic, weighting)}: no candidate has a value of it")
         _require_text(rows, proxy_name(statistic, weighting))
         sign = SIGNS[statistic]
-        note = OTHER_TOKENIZERS if differ and statistic != BITS_PER_BYTE else ""
+        note = OTHER_TOKENIZERS if differ and statistic not in PER_BYTE else ""
         for task in [ALL_TASKS, *(tasks if len(tasks) > 1 else [])]:
             of_task = rows if task == ALL_TASKS else rows.filter(task=task)
             scores = of_task.with_columns(score=sign * pl.col("value"))

@@ -1,16 +1,18 @@
 """From token statistics to proxies and baselines, of tasks and of single solutions, and to what a training logs."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import polars as pl
 
 from proxycast.config.errors import closest, parse
-from proxycast.extraction.schema import TOKEN_STATS_SCHEMA
+from proxycast.extraction.schema import TOKEN_STATS_SCHEMA, temperatures_of
+from proxycast.extraction.temperature_fit import with_tempered
 from proxycast.options import InputError
 from proxycast.proxy_formulas import (
     BASELINES,
     STATISTICS,
+    TEMPERED,
     WEIGHTINGS,
     ProxyOptions,
     baseline_statistics,
@@ -43,7 +45,8 @@ def proxies(
     Columns: checkpoint, task, statistic, weighting ("none" for baselines), value, standard_error (over solutions; null
     for one solution), solutions, tokens, tail. By solution: checkpoint, task, solution, statistic, weighting, value,
     tokens, tail; the task's value of a proxy is the mean over its solutions, that of a baseline a ratio of sums. A
-    solution without a byte of its own has no bits per byte (null).
+    solution without a byte of its own has no bits per byte (null). The `tempered` baselines are there if the statistics
+    were scored with `temperatures`; the temperature is fitted to all tokens of a checkpoint in the table.
     Statistics that are better when lower have the sign -1 in `proxy_formulas.SIGNS`.
 
     Raises InputError for a table without these columns or with impossible values.
@@ -52,6 +55,7 @@ def proxies(
     require_token_stats(table.collect_schema().names(), "proxies")
     if by not in ("task", "solution"):
         raise InputError(f"proxies: by: found {by!r}; give 'task' or 'solution'")
+    table, _ = with_tempered(table)
     found = []
     for tail, scored in _tails(table, tail_tokens, tail_bytes).items():
         of_solutions = solution_proxies(scored, chosen).collect().lazy()
@@ -78,7 +82,7 @@ def require_token_stats(columns: Sequence[str], where: str) -> None:
 
 
 def _solution_baselines(token_stats: pl.LazyFrame) -> pl.LazyFrame:
-    """The ratios of `BASELINES` of every solution, in the columns of `solution_proxies`; null where x is 0."""
+    """The ratios of `ratios_of` of every solution, in the columns of `solution_proxies`; null where x is 0."""
     y, x = pl.col("value"), pl.col("denominator")
     return solution_ratios(token_stats).with_columns(value=pl.when(x > 0).then(y / x)).drop("denominator")
 
@@ -90,9 +94,10 @@ def log_values(
 
     `token_stats`: the table of `score`. `names`: `statistic/weighting` of a proxy, or the name of a baseline, which is
     logged with the weighting "none". `tail_tokens` as in `proxies`: give it where the table holds a tail in bytes, too.
-    Raises InputError for an unknown name.
+    Raises InputError for an unknown name, and for a tempered baseline of statistics without temperatures.
     """
     wanted = pl.DataFrame(list(map(parsed_name, names)), ["statistic", "weighting"], orient="row")
+    require_temperatures(wanted["statistic"], token_stats.columns, "proxies")
     rows = wanted.join(
         proxies(token_stats, tail_tokens=tail_tokens), on=["statistic", "weighting"], how="left", maintain_order="left"
     )
@@ -101,12 +106,20 @@ def log_values(
     }
 
 
+def require_temperatures(statistics: Iterable[str], columns: Iterable[str], where: str) -> None:
+    """`InputError`, which begins with `where`, for a tempered baseline of token statistics without temperatures."""
+    tempered = [name for name in statistics if name in TEMPERED]
+    if tempered and not temperatures_of(columns):
+        raise InputError(f"{where}: {tempered[0]}: the token statistics have no temperatures; give them to score")
+
+
 def parsed_name(name: str) -> tuple[str, str]:
     """(statistic, weighting) of a name; the weighting of a baseline is "none"."""
-    known = {**{f"{s}/{w}": (s, w) for s in STATISTICS for w in WEIGHTINGS}, **{b: (b, "none") for b in BASELINES}}
+    baselines = BASELINES | TEMPERED
+    known = {**{f"{s}/{w}": (s, w) for s in STATISTICS for w in WEIGHTINGS}, **{b: (b, "none") for b in baselines}}
     if name not in known:
         raise InputError(
             f"proxies: found {name!r}{closest(name, known)}; give <statistic>/<weighting>, of "
-            f"{', '.join(STATISTICS)} and {', '.join(WEIGHTINGS)}, or a baseline, {' or '.join(BASELINES)}"
+            f"{', '.join(STATISTICS)} and {', '.join(WEIGHTINGS)}, or a baseline, {' or '.join(baselines)}"
         )
     return known[name]

@@ -3,7 +3,7 @@
 import logging
 import os
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import singledispatch
 from pathlib import Path
@@ -33,7 +33,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 # A module in memory has its device and its type already, and nothing is loaded.
-OF_MODULES = "tail_bytes chat_template leading_space windowing window_stride batch_tokens max_model_len".split()
+OF_MODULES = (
+    "tail_bytes chat_template leading_space windowing window_stride batch_tokens max_model_len temperatures".split()
+)
 
 
 @singledispatch
@@ -97,7 +99,7 @@ def score_checkpoint(
     [(engine, _, _)] = engines_for([(name, folder)], [chosen])
     try:
         engine.load(folder)
-        return _read(engine, tokenized_solutions(solutions, chosen), name)
+        return _read(engine, tokenized_solutions(solutions, chosen), name, chosen.temperatures)
     finally:
         engine.close()
 
@@ -125,7 +127,7 @@ class ModelScoring:
         ranks = (torch.distributed.get_rank(), torch.distributed.get_world_size()) if distributed else (0, 1)
         self._engine.divide(*ranks)
         with self._loaded(model):
-            return _read(self._engine, self._texts, checkpoint)
+            return _read(self._engine, self._texts, checkpoint, self._engine.options.temperatures)
 
     def check(self, model: "torch.nn.Module") -> None:
         """Raise InputError where `model` or a solution cannot be read, before any work."""
@@ -154,8 +156,8 @@ def _options(known: Collection[str], tail_tokens: int, options: dict[str, object
     return parse(ExtractionOptions, {"tail_tokens": tail_tokens, **options}, "score")
 
 
-def _read(engine: Engine, texts: TokenizedTexts, checkpoint: str) -> pl.DataFrame:
-    return pl.concat(read_tasks(engine, texts, checkpoint, texts.texts))
+def _read(engine: Engine, texts: TokenizedTexts, checkpoint: str, temperatures: Sequence[float]) -> pl.DataFrame:
+    return pl.concat(read_tasks(engine, texts, checkpoint, texts.texts, temperatures))
 
 
 def _as_saved(tokenizer: "PreTrainedTokenizerFast") -> "PreTrainedTokenizerFast":

@@ -89,6 +89,8 @@ BASELINE_LOOKS = {
     "generic_bits_per_byte": Look("Generic-text bits per byte", "bits per byte", "#C2B24A"),
     "expert_cross_entropy": Look("Expert cross-entropy", "nats per token", "#8C510A", "v"),
     "bits_per_byte": Look("Expert bits per byte", "bits per byte", "#B08A5B"),
+    "tempered_cross_entropy": Look("Expert cross-entropy, tempered", "nats per token", "#BF812D", ">"),
+    "tempered_bits_per_byte": Look("Expert bits per byte, tempered", "bits per byte", "#DFC27D", "<"),
     "rbridge": Look("rBridge", "weighted nats per token", "#AA4499", "X"),
     "exact_match": Look("Exact match", "fraction of problems", "#444444"),
     "primary_metric": Look("Accuracy (primary metric)", "fraction of questions", "#000000", "s"),

@@ -9,12 +9,12 @@ from pathlib import Path
 import polars as pl
 
 from proxycast.config.errors import closest
-from proxycast.config.extraction import ExtractionOptions, ModelOptions
+from proxycast.config.extraction import NO_TEMPERATURES, ExtractionOptions, ModelOptions
 from proxycast.config.study import Budget
 from proxycast.config.training import STEP_FAMILY_NAMES
 from proxycast.experiments.laws.scaling_laws import LAWS
 from proxycast.options import InputError
-from proxycast.proxy_formulas import BASELINES, RBRIDGE
+from proxycast.proxy_formulas import BASELINES, RBRIDGE, TEMPERED
 from proxycast.solutions.rows import GENERIC_TEXT
 from proxycast.study.study_plan import Plan
 from proxycast.tables import input_states
@@ -121,6 +121,7 @@ def require_laws(plan: Plan, checkpoints: list[Checkpoint]) -> None:
     outside = [] if plan.outside is None else plan.outside["statistic"].unique(maintain_order=True).to_list()
     names = [*metrics_of(plan.study.target), *outside, *(BASELINES if plan.runs_models else [])]
     names += [RBRIDGE] if plan.study.writers else []
+    names += [*TEMPERED] if plan.runs_models and plan.study.extraction.temperatures else []
     names += ["generic_cross_entropy"] if GENERIC_TEXT in plan.solution_names else []
     for number, source in enumerate(options.sources):
         if not plan.runs_models if source.weighting != "none" else source.statistic not in names:
@@ -231,12 +232,18 @@ def runs(checkpoints: list[Checkpoint]) -> dict[str, list[Checkpoint]]:
 
 
 def extraction_options(plan: Plan, checkpoints: list[Checkpoint]) -> list[ExtractionOptions]:
-    """How each checkpoint is run: the study's options, overridden by those of its corpus and of its own entry."""
+    """How each checkpoint is run: the study's options, overridden by those of its corpus and of its own entry.
+
+    `InputError` for an engine that has no temperatures where the study asks for them.
+    """
     corpora = {corpus.name: corpus for corpus in plan.corpora}
     found: dict[tuple[str, int], ExtractionOptions] = {}  # by identity: models share one object, and hashing it is slow
     for c in checkpoints:
         if (c.corpus, id(c.model)) not in found:
-            found[c.corpus, id(c.model)] = plan.study.extraction.with_overrides(corpora[c.corpus].model, c.model)
+            options = plan.study.extraction.with_overrides(corpora[c.corpus].model, c.model)
+            if options.temperatures and options.engine != "transformers":
+                raise InputError(f"{plan.where}: {c.corpus}: {NO_TEMPERATURES}, found {options.engine}")
+            found[c.corpus, id(c.model)] = options
     return [found[c.corpus, id(c.model)] for c in checkpoints]
 
 

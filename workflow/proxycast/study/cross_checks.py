@@ -22,7 +22,7 @@ from proxycast.experiments.laws.curves import CURVES
 from proxycast.experiments.model_selection.known_models import FEWEST_MODELS, FEWEST_TASKS
 from proxycast.experiments.post_trained.claim_limits import require_known_claim
 from proxycast.options import InputError
-from proxycast.proxy_formulas import BASELINES, RBRIDGE
+from proxycast.proxy_formulas import BASELINES, RBRIDGE, TEMPERED
 from proxycast.solutions.rows import GENERIC_TEXT
 from proxycast.study.checkpoints import (
     Checkpoint,
@@ -52,6 +52,10 @@ def check_together(plan: Plan, where: str) -> None:
     _require_one_kind_of_experiment(plan, where)
     if study.replay and study.target and study.target.measured_here:
         raise InputError(f"{where}: replay: no model runs that could be measured; give target.table or .evaluations")
+    if study.replay and study.extraction.temperatures:
+        raise InputError(
+            f"{where}: replay: recorded statistics are of no other temperature; remove extraction.temperatures"
+        )
     if plan.selects_data:
         if not study.highlighted:
             raise InputError(f"{where}: highlighted: found none; corpora are ranked by the proxies named there")
@@ -107,7 +111,8 @@ def _check_judges(plan: Plan, where: str) -> None:
         if plan.results in path.parents:
             raise InputError(f"{where}: judges.{name}: {path} is what this study writes; give that of another study")
         require_kind(judge, "data_selection" if plan.selects_data else "model_selection", str(path))
-        require_known_proxies(judge, str(path), rbridge=bool(study.writers))
+        tempered = bool(study.extraction.temperatures)
+        require_known_proxies(judge, str(path), rbridge=bool(study.writers), tempered=tempered)
         require_same_values(judge, reading_of(study.proxies, study.extraction), str(path))
 
 
@@ -145,7 +150,8 @@ def _require_scored_baselines(plan: Plan, where: str) -> None:
         known += _names_outside(plan)  # a job that needs no such name reads no table
     for number, proxy in enumerate(plan.study.highlighted):
         if proxy.weighting == "none" and proxy.statistic not in known:
-            missing = "; it needs generic_text" if proxy.statistic == "generic_cross_entropy" else ""
+            needed = dict.fromkeys(TEMPERED, "extraction.temperatures") | {"generic_cross_entropy": "generic_text"}
+            missing = f"; it needs {needed[proxy.statistic]}" if proxy.statistic in needed else ""
             raise InputError(
                 f"{where}: highlighted[{number}]: without a truth there is no baseline {proxy.statistic!r}{missing}"
                 f"{closest(proxy.statistic, known)}; there are {', '.join(known)}"
@@ -156,7 +162,8 @@ def _scored_baselines(plan: Plan) -> list[str]:
     known = [*BASELINES, *(["generic_cross_entropy"] if GENERIC_TEXT in plan.solution_names else [])]
     if plan.selects_models:
         known += [*(["generic_bits_per_byte"] if GENERIC_TEXT in plan.solution_names else []), *KNOWN_OF_MODELS]
-    return known + ([RBRIDGE] if plan.study.writers else [])
+    known += [RBRIDGE] if plan.study.writers else []
+    return known + ([*TEMPERED] if plan.study.extraction.temperatures else [])
 
 
 def _names_outside(plan: Plan) -> list[str]:

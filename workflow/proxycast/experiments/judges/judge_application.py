@@ -27,6 +27,7 @@ from proxycast.experiments.judges.judge_limits import (
 from proxycast.experiments.judges.judge_links import predict, within
 from proxycast.experiments.judges.judged_models import judged_models
 from proxycast.experiments.model_selection import known_models
+from proxycast.extraction.temperature_fit import with_tempered
 from proxycast.options import InputError
 from proxycast.proxy_formulas import solution_proxies, solution_ratios, tails
 from proxycast.solutions.rows import GENERIC_TEXT
@@ -138,6 +139,7 @@ def _of_token_stats(judge: Judge, token_stats: pl.LazyFrame, where: str) -> pl.L
     """Proxies of single solutions, and baselines of tasks, with the judge's options; all of its tails."""
     if judge.reading is None:
         raise InputError(f"{where}: its study ran no model, so nothing says how token statistics become its proxies")
+    token_stats, _ = with_tempered(token_stats)
     token_stats, parts = token_stats.filter(pl.col("task") != GENERIC_TEXT), []
     # With a second tail `tails` cuts both: the statistics may hold more tokens than the judge's.
     found_tails = tails(token_stats, judge.reading.tail_tokens, judge.reading.tail_bytes or 1)

@@ -7,10 +7,10 @@ import polars as pl
 from proxycast.experiments.judges.judge_file import Judge, Kind, Reading, Share
 from proxycast.experiments.reliability import NOISE
 from proxycast.options import InputError
-from proxycast.proxy_formulas import BASELINE_SIGNS, BASELINES, RBRIDGE, STATISTICS, WEIGHTINGS
+from proxycast.proxy_formulas import BASELINES, RBRIDGE, STATISTICS, TEMPERED, WEIGHTINGS
 
 # Values of these are sums over tokens, or means over them, so another tokenizer gives others. Bits per byte is none.
-PER_TOKEN = {"expert_cross_entropy", "generic_cross_entropy", RBRIDGE}
+PER_TOKEN = {"expert_cross_entropy", "generic_cross_entropy", "tempered_cross_entropy", RBRIDGE}
 
 
 def judge_proxies(judge: Judge) -> list[tuple[str, str]]:
@@ -27,13 +27,17 @@ def require_kind(judge: Judge, kind: Kind, where: str) -> None:
         )
 
 
-def require_known_proxies(judge: Judge, where: str, rbridge: bool) -> None:
-    """`InputError` for a proxy that a study which runs models does not compute. `rbridge`: whether it has writers."""
-    known = set(BASELINES) | ({RBRIDGE} if rbridge else set())
+def require_known_proxies(judge: Judge, where: str, rbridge: bool, tempered: bool = False) -> None:
+    """`InputError` for a proxy that a study which runs models does not compute.
+
+    `rbridge`: whether it has writers; `tempered`: whether it scores at temperatures.
+    """
+    known = set(BASELINES) | ({RBRIDGE} if rbridge else set()) | (set(TEMPERED) if tempered else set())
     for statistic, weighting in judge_proxies(judge):
         if (statistic in STATISTICS and weighting in WEIGHTINGS) or (weighting == "none" and statistic in known):
             continue
-        needs = "; it needs `writers`" if statistic in BASELINE_SIGNS else ""
+        needed = dict.fromkeys(TEMPERED, "extraction.temperatures") | {RBRIDGE: "writers"}
+        needs = f"; it needs `{needed[statistic]}`" if statistic in needed else ""
         raise InputError(
             f"{where}: its proxy {statistic}/{weighting} is none that this study computes{needs}; known are the "
             f"proxies, and with the weighting none {', '.join(sorted(known))}"

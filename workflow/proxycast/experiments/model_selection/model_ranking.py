@@ -32,14 +32,15 @@ from proxycast.experiments.candidate_order import SOLUTIONS, ResampledScores, ag
 from proxycast.experiments.model_selection.folds import fit_scorer
 from proxycast.experiments.model_selection.known_models import KnownModels, Method, Tail, schema_of
 from proxycast.experiments.model_selection.scorers import SCORERS, Scorer
-from proxycast.proxy_formulas import SIGNS
+from proxycast.proxy_formulas import RBRIDGE, SIGNS, TEMPERED
 
 log = logging.getLogger(__name__)
 
 ALL_TASKS = "all"
 BITS_PER_BYTE = "bits_per_byte"
 # Baselines that read the expert solutions. Those that know no task (generic text, parameters, compute) rank if named.
-OF_SOLUTIONS = (BITS_PER_BYTE, "expert_cross_entropy", "rbridge")
+OF_SOLUTIONS = (BITS_PER_BYTE, "expert_cross_entropy", *TEMPERED, RBRIDGE)
+PER_BYTE = (BITS_PER_BYTE, "tempered_bits_per_byte")  # these compare models whose tokenizers differ
 SOLUTIONS_ALONE, SCORER_FIXED = "solutions", "solutions, with the fitted scorer"  # what intervals are over
 # What the place of a model in a task rests on.
 NOTHING_LEARNED, IN_SAMPLE, PARTLY = "nothing learned", "in sample", "partly in sample"
@@ -237,7 +238,7 @@ def leading_method(
             "the models' tokenizers differ: of the proxies only bits per byte compares such models; set "
             "extraction.tail_bytes to have all of them score the same text"
         )
-        order.sort(key=lambda name: name != BITS_PER_BYTE)
+        order.sort(key=lambda name: name not in PER_BYTE)
     order = list(dict.fromkeys([*order, *OF_SOLUTIONS, *(method.name for method in methods)]))
     tails = ("tokens", "bytes", "") if alike else ("bytes", "tokens", "")
     methods = [method for method in methods if method.name in order]

@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 
 from proxycast.config.extraction import SamplingOptions
-from proxycast.extraction.schema import TOKEN_STATS_SCHEMA, TokenStats
+from proxycast.extraction.schema import TOKEN_STATS_SCHEMA, TokenStats, tempered_schema
 from proxycast.options import InputError
 from proxycast.solutions.tokenisation import ScoredSequence
 from proxycast.weights.tokenizer import Written
@@ -52,8 +52,11 @@ class Engine(Protocol):
     def vocabulary(self) -> int:
         """Number of logits, padding of the vocabulary included."""
 
-    def token_stats(self, sequences: Sequence[ScoredSequence]) -> pl.DataFrame:
-        """One row per scored token, columns TOKEN_STATS_SCHEMA, in the order of `sequences`."""
+    def token_stats(self, sequences: Sequence[ScoredSequence], temperatures: Sequence[float] = ()) -> pl.DataFrame:
+        """One row per scored token, columns TOKEN_STATS_SCHEMA, in the order of `sequences`.
+
+        With `temperatures` also the columns `tempered_schema(temperatures)`; only the engine transformers has them.
+        """
 
     def generate(self, prompts: Sequence[str], max_new_tokens: int, stop: Sequence[str] = ()) -> list[str]:
         """Each prompt's greedy continuation, ended before the end-of-text token or the first of the `stop` strings."""
@@ -69,14 +72,21 @@ class Engine(Protocol):
 
 
 def token_stats_table(
-    sequences: Sequence[ScoredSequence], columns: np.ndarray, vocabulary: int, where: str
+    sequences: Sequence[ScoredSequence],
+    columns: np.ndarray,
+    vocabulary: int,
+    where: str,
+    temperatures: Sequence[float] = (),
 ) -> pl.DataFrame:
     """Statistics `columns` (6, n) of the scored tokens, one sequence after the other, as a table (TOKEN_STATS_SCHEMA).
 
+    Of K `temperatures` the rows of `columns` behind the six are theirs.
+
     Raises InputError with `where`, the sequence's key and the position of the first one that is not finite.
     """
+    tempered = tempered_schema(temperatures)
     if not sequences:
-        return pl.DataFrame(schema=TOKEN_STATS_SCHEMA)
+        return pl.DataFrame(schema=TOKEN_STATS_SCHEMA | tempered)
     lengths = [sequence.stop - sequence.start for sequence in sequences]
     table = pl.DataFrame(
         {
@@ -88,8 +98,9 @@ def token_stats_table(
             "bytes": np.concatenate([sequence.token_bytes for sequence in sequences]),
             **dict(zip(TokenStats._fields, columns)),
             "vocabulary": np.full(sum(lengths), vocabulary),
+            **dict(zip(tempered, columns[len(TokenStats._fields) :])),
         }
-    ).cast(TOKEN_STATS_SCHEMA)
+    ).cast(TOKEN_STATS_SCHEMA | tempered)
     for row in table.filter(~(pl.col("logprob").is_finite() & pl.col("entropy").is_finite())).iter_rows(named=True):
         raise InputError(
             f"{where}: the logits of {row['key']} at position {row['position']} are NaN or infinite; "

@@ -77,16 +77,18 @@ class InMemoryEngine(TransformersEngine):
         """Let `token_stats` run each `parts`-th batch alone, and gather the others from the other processes."""
         self._part, self._parts = part, parts
 
-    def _scored(self, sequences: Sequence[ScoredSequence]) -> tuple[np.ndarray, list[int]]:
+    def _scored(
+        self, sequences: Sequence[ScoredSequence], temperatures: Sequence[float]
+    ) -> tuple[np.ndarray, list[int]]:
         """As the parent's. Whole batches are divided among processes, so that the numbers stay the same."""
         if self._parts == 1:
-            return super()._scored(sequences)
+            return super()._scored(sequences, temperatures)
         plan = [self._batches(sequences)]
         torch.distributed.broadcast_object_list(plan)  # a process whose weights differ might make other batches
         own, error = [], None
         try:
             for batch in plan[0][self._part :: self._parts]:
-                columns, order = super()._scored([sequences[i] for i in batch])
+                columns, order = super()._scored([sequences[i] for i in batch], temperatures)
                 own.append((columns, [batch[i] for i in order]))
         except Exception as fault:  # told to all: the others wait in the gathering
             error = f"process {self._part}: {fault if isinstance(fault, InputError) else one_line(fault)}"

@@ -28,7 +28,7 @@ from proxycast.extraction.engines.base import BATCH_TOKENS, file_states, require
 from proxycast.extraction.engines.model_head import body_of, count_embeddings, count_logits, exact_head, head_by_config
 from proxycast.extraction.engines.model_loading import build_model, free_memory, load_in_place, require_tied
 from proxycast.extraction.engines.reading import Reader, Sharing, prove, rope_reset
-from proxycast.extraction.token_stats import token_stats, token_stats_from_hidden
+from proxycast.extraction.token_stats import token_stats, token_stats_at_temperatures, token_stats_from_hidden
 from proxycast.options import InputError, library_errors, one_line
 from proxycast.solutions.tokenisation import ScoredSequence, prompt_tokens
 from proxycast.weights.model_config import context_of, read_config
@@ -164,28 +164,34 @@ class TransformersEngine:
         return self._vocabulary
 
     @torch.inference_mode()
-    def token_stats(self, sequences: Sequence[ScoredSequence]) -> pl.DataFrame:
+    def token_stats(self, sequences: Sequence[ScoredSequence], temperatures: Sequence[float] = ()) -> pl.DataFrame:
         """One row per scored token, columns TOKEN_STATS_SCHEMA, in the order of `sequences`.
+
+        With `temperatures` also the columns `tempered_schema(temperatures)`.
 
         Raises InputError naming the folder, the sequence's key and the position where a logit is not finite. The cause
         may lie behind it: broken attention carries a NaN to earlier tokens (0 * NaN is NaN).
         """
         with library_errors(f"{self._folder}: transformers cannot run this model ({type(self._model).__name__})"):
-            columns, done = self._scored(sequences)
+            columns, done = self._scored(sequences, temperatures)
         ends = np.cumsum([sequences[i].stop - sequences[i].start for i in done])
         parts = dict(zip(done, np.split(columns, ends[:-1], axis=1)))
         columns = np.concatenate([columns[:, :0], *(parts[i] for i in range(len(sequences)))], axis=1)
-        return token_stats_table(sequences, columns, self.vocabulary, str(self._folder))
+        return token_stats_table(sequences, columns, self.vocabulary, str(self._folder), temperatures)
 
-    def _scored(self, sequences: Sequence[ScoredSequence]) -> tuple[np.ndarray, list[int]]:
-        """Statistics (6, n) of the scored tokens, and the order of the sequences in which they stand."""
+    def _scored(
+        self, sequences: Sequence[ScoredSequence], temperatures: Sequence[float]
+    ) -> tuple[np.ndarray, list[int]]:
+        """Statistics (6 + K, n) of the scored tokens, and the order of the sequences in which they stand."""
         waiting = sorted(range(len(sequences)), key=lambda i: -len(sequences[i].token_ids))  # texts of like length meet
-        done, results = [], [torch.empty(6, 0, device=self._device)]
+        done, results = [], [torch.empty(6 + len(temperatures), 0, device=self._device)]
         while waiting:
             size = self._batch_size(len(sequences[i].token_ids) for i in waiting)
             members = [sequences[i] for i in waiting[:size]]
             tokens = len(members) * len(members[0].token_ids)
-            columns = self._within_memory(lambda members=members: self._score(members), len(members), tokens)
+            columns = self._within_memory(
+                lambda members=members: self._score(members, temperatures), len(members), tokens
+            )
             if columns is not None:
                 done, waiting = done + waiting[:size], waiting[size:]
                 results.append(columns)
@@ -296,10 +302,11 @@ class TransformersEngine:
         )
         return None
 
-    def _score(self, batch: list[ScoredSequence]) -> torch.Tensor:
-        """Statistics (6, n) of the scored tokens, one sequence after the other; t - 1 predicts the token at position t.
+    def _score(self, batch: list[ScoredSequence], temperatures: Sequence[float]) -> torch.Tensor:
+        """Statistics (6 + K, n) of the scored tokens, one sequence after the other.
 
-        They are float32, in which counts below 2^24 are exact, and stay on the device.
+        Position t - 1 predicts the token at position t. The columns are float32, in which counts below 2^24 are exact,
+        and stay on the device.
         """
         width = max(len(sequence.token_ids) for sequence in batch)
         # Right padding needs no attention mask: no token of a causal model sees what follows it.
@@ -310,6 +317,9 @@ class TransformersEngine:
         targets = np.concatenate([sequence.token_ids[sequence.start : sequence.stop] for sequence in batch])
         token_ids, rows, targets = (self._to_device(array) for array in (token_ids, rows, targets))
         found = self._pass(token_ids).flatten(0, 1)[rows]
+        if temperatures:
+            head = self._head or (lambda logits: logits)
+            return token_stats_at_temperatures(found, head, targets, self.vocabulary, temperatures)
         if self._head is None:
             stats = token_stats(found, targets)
         else:

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 import polars as pl
 
-from proxycast.config.extraction import ExtractionOptions, SamplingOptions
+from proxycast.config.extraction import NO_TEMPERATURES, ExtractionOptions, SamplingOptions
 from proxycast.extraction.engines.base import BATCH_TOKENS, KV_CACHE_BYTES, file_states, require_room, token_stats_table
 from proxycast.extraction.engines.vllm_support import prepare_environment, require_divisible, unsupported
 from proxycast.extraction.engines.vllm_worker import EXTRA_ARGS_KEY, JOB_PROCESS, SENTINEL, this_process
@@ -169,11 +169,14 @@ class VllmEngine:
         """Number of logits, padding of the vocabulary included."""
         return self._llm.llm_engine.model_config.get_vocab_size()
 
-    def token_stats(self, sequences: Sequence[ScoredSequence]) -> pl.DataFrame:
+    def token_stats(self, sequences: Sequence[ScoredSequence], temperatures: Sequence[float] = ()) -> pl.DataFrame:
         """One row per scored token, columns TOKEN_STATS_SCHEMA, in the order of `sequences`.
 
-        Raises InputError naming the folder, the sequence's key and the position where a logit is not finite.
+        Raises InputError naming the folder, the sequence's key and the position where a logit is not finite, and for
+        `temperatures`.
         """
+        if temperatures:
+            raise InputError(f"{self._folder}: {NO_TEMPERATURES}")
         parts = [self._statistics(group) for group in _groups(sequences, CALL_TOKENS)]
         columns = np.concatenate([np.empty((6, 0), np.float32), *parts], axis=1)
         return token_stats_table(sequences, columns, self.vocabulary, str(self._folder))

@@ -11,7 +11,8 @@ from proxycast.report.page.formats import shown, with_interval
 from proxycast.report.page.study_results import StudyResults
 from proxycast.truth.outside_statistics import OWN_BASELINES
 
-PLAIN_FIRST = ("bits_per_byte", "expert_cross_entropy")  # over the expert solutions: the hardest to beat
+# Over the expert solutions: the hardest to beat.
+PLAIN_FIRST = ("bits_per_byte", "expert_cross_entropy", "tempered_bits_per_byte", "tempered_cross_entropy")
 PLAIN, TRIVIAL = "plain", "trivial"  # kinds of baselines; a trivial one has read neither solutions nor tasks
 GUESS = 0.5  # decision accuracy of a coin
 IDENTICAL, WORSE, BETTER, UNSURE = "identical", "worse", "better", "not told apart"

@@ -26,6 +26,7 @@ RULE_OF_TABLE = {
     for rule, folder, names in (
         ("checkpoints", "", "checkpoints"),
         ("join_proxies", "", "proxies"),
+        ("join_temperatures", "", "temperatures"),
         ("read_statistics", "", "statistics published_curve"),
         ("data_selection", "data_selection/", "ranking pairs agreement rate_check summary decision_accuracy pareto"),
         ("data_selection", "data_selection/", "compute_to_reach truth against_baselines predictions"),
@@ -48,6 +49,7 @@ RULE_OF_FOLDER = {
     "token_stats": "score",
     "proxies": "solution_proxies",
     "solution_proxies": "solution_proxies",
+    "temperatures": "solution_proxies",
     "subsets": "solution_proxies",
     "harness": "evaluate_harness",
 }
