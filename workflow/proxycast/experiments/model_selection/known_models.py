@@ -11,9 +11,11 @@ import polars as pl
 
 from proxycast.config.truth import Target
 from proxycast.experiments.arrays import DECIMALS, Array, dense
+from proxycast.metrics import SAMPLED_EXACT_MATCH
 from proxycast.options import InputError
 from proxycast.proxy_formulas import BASELINE_SIGNS, STATISTICS, WEIGHTINGS
 from proxycast.solutions.rows import GENERIC_TEXT
+from proxycast.truth.targets import HALVES
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +52,7 @@ class KnownModels:
     left_out: dict[Method, str]
     sign: int = 1
     names: list[str] = field(default_factory=list)  # of the models, as people know them
+    halves: Array | None = None  # (2, T, n), the truth over either half of the problems, where it was measured so
 
     def without_outside(self) -> "KnownModels":
         """The same without the statistics of others."""
@@ -85,8 +88,10 @@ def known_models(
         _require_enough(models, tasks)
     names = models.select("checkpoint")
     truth = problems = np.full((len(tasks), len(models)), np.nan)
+    halves = None
     if targets is not None:
         truth, problems = _true_scores(targets, names, tasks, metric)
+        halves = _halves(targets, names, tasks) if metric == SAMPLED_EXACT_MATCH else None
     known, features, of_models = [], {}, NO_PROXIES
     if proxies is not None:
         of_models = proxies.join(names, on="checkpoint", how="semi")
@@ -108,6 +113,7 @@ def known_models(
         left_out,
         sign,
         models["name"].to_list(),
+        None if halves is None else sign * halves,
     )
 
 
@@ -236,6 +242,16 @@ def _true_scores(targets: pl.DataFrame, names: pl.DataFrame, tasks: Sequence[str
     return truth, np.where(problems > 0, problems, np.nan)
 
 
+def _halves(targets: pl.DataFrame, names: pl.DataFrame, tasks: Sequence[str]) -> Array | None:
+    """(2, T, n) of the metrics HALVES; None where one is missing: in a table of others, and of a single problem."""
+    axes = [pl.DataFrame({"metric": HALVES}), pl.DataFrame({"task": tasks}), names]
+    rows = targets
+    for axis in axes:
+        rows = rows.join(axis, on=axis.columns, how="semi")
+    whole = len(rows) == len(HALVES) * len(tasks) * len(names)
+    return np.round(dense(rows, "value", "targets.parquet: value", axes), DECIMALS) if whole else None
+
+
 def proxy_features(
     rows: pl.DataFrame, names: pl.DataFrame, tasks: Sequence[str], proxies: list[tuple[str, str]], where: str
 ) -> Array:
@@ -282,7 +298,7 @@ _GENERIC = {"expert_cross_entropy": "generic_cross_entropy", "bits_per_byte": "g
 
 _TEXT = {"split", "held_out", "task", "method", "kind", "tail", "note", "scorer", "statistic", "weighting"}
 _TEXT |= {"model", "checkpoint", "family", "best_baseline", "writer", "verdict"}
-_COUNTS = {"fold", "folds", "models", "number", "draw"}
+_COUNTS = {"fold", "folds", "models", "number", "draw", "at_chance", "at_ceiling"}
 
 
 def schema_of(*columns: str) -> dict[str, pl.DataType]:

@@ -105,7 +105,8 @@ def judged_tables(
     folds = [*two_tasks, *families]
     bar = tqdm(folds, unit="fold", mininterval=PROGRESS_SECONDS, file=sys.stderr)
     scores, chosen = score_folds(known, bar, _scorers(known, options), processes)
-    truth = task_truth_table(known, chance_by_task(target.metric, problems), selection)
+    chance = dict.fromkeys(known.tasks, 0.0) if target.is_generated else chance_by_task(target.metric, problems)
+    truth = task_truth_table(known, chance, selection)
     # The ceiling is that of all models together; within a family they differ less.
     of_two_tasks, of_families = scores[: len(two_tasks)], scores[len(two_tasks) :]
     summaries = [method_summary(known, two_tasks, of_two_tasks, selection, ceiling=mean_ceiling(truth))]
