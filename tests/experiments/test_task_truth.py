@@ -11,6 +11,9 @@ from proxycast.experiments.model_selection.folds import leave_two_tasks_out, sco
 from proxycast.experiments.model_selection.known_models import Method, known_models
 from proxycast.experiments.model_selection.scorers import Univariate
 from proxycast.experiments.model_selection.task_truth import mean_ceiling, task_truth_table
+from proxycast.experiments.reliability import reliability
+from proxycast.truth.targets import HALVES
+from scipy import stats
 from selection_study import CHECKPOINTS, FAST, TASKS, gather, proxies_of, targets_of
 
 
@@ -141,3 +144,76 @@ def test_reliability_is_unknown_for_what_is_no_share_of_several_problems():
         assert table["reliability"].null_count() == table["ceiling"].null_count() == 5
         assert table["sd"].null_count() == 0
         assert table["note"].str.starts_with("reliability unknown: ").all() and set(table["verdict"]) == {"unknown"}
+
+
+@pytest.mark.parametrize("problems, chance", [(30, 0.0), (30, 0.25), (8, 0.5), (400, 0.0)])
+def test_models_at_chance_and_at_the_ceiling_are_counted(known, problems, chance, caplog):
+    """Against the interval of scipy around a score at chance, and around all right."""
+    caplog.set_level("WARNING")
+    right = np.linspace(0, problems, 12).round()
+    one = replace(known, truth=np.tile(right / problems, (4, 1)), problems=np.full((4, 12), float(problems)))
+    table = task_truth_table(one, dict.fromkeys(TASKS, chance), FAST)
+    at_chance = stats.binomtest(round(chance * problems), problems).proportion_ci(0.95, method="wilson").high
+    ceiling = stats.binomtest(problems, problems).proportion_ci(0.95, method="wilson").low
+    expected = [(right / problems <= at_chance).sum(), (right / problems >= ceiling).sum()]
+    assert table.row(0, named=True)["at_chance"] == expected[0] > 0
+    assert table.row(0, named=True)["at_ceiling"] == expected[1] > 0
+    assert table.row(4, named=True)["at_chance"] is table.row(4, named=True)["at_ceiling"] is None
+    marked = "within the noise of the problems" in table["note"][0]
+    assert marked == (sum(expected) >= 6) == any("tells them apart" in message for message in caplog.messages)
+    unknown = task_truth_table(replace(one, problems=np.full((4, 12), np.nan)), {}, FAST)
+    assert unknown["at_chance"].null_count() == unknown["at_ceiling"].null_count() == 5
+    # An error is the same upside down: nobody misses anything at its floor.
+    errors = task_truth_table(replace(one, truth=one.truth - 1, sign=-1), {}, FAST)
+    assert errors["at_ceiling"].to_list() == table["at_ceiling"].to_list() and errors["at_chance"].null_count() == 5
+
+
+def test_a_task_that_nobody_solves_is_marked(known, caplog):
+    shares = np.array([0, 0, 0, 0, 0, 1, 1, 2, 9, 30, 30, 30]) / 30
+    one = replace(known, truth=np.stack([shares, *known.truth[1:]]), problems=np.full((4, 12), 30.0))
+    table = task_truth_table(one, dict.fromkeys(TASKS, 0.0), FAST)
+    words = "of 12 models, 8 at chance (0) and 3 all right within the noise of the problems: little tells them apart"
+    assert table["note"][0] == words and f"the truth of algebra: {words}" in caplog.messages
+    assert not table["note"][4] and table["at_chance"][0] == 8 and table["at_ceiling"][0] == 3
+
+
+def drawn(rng: np.random.Generator, ability: np.ndarray, problems: int, samples: int) -> np.ndarray:
+    """Shares (n models, problems) of right texts: a model solves a problem more often the easier it is."""
+    odds = ability[:, None] - rng.normal(0, 1.5, problems)
+    return rng.binomial(samples, 1 / (1 + np.exp(-odds))) / samples
+
+
+def test_the_split_half_reliability_is_the_correlation_with_other_problems(known):
+    """Two truths of 40 problems each agree as the halves of one say, on average over many draws."""
+    rng, halves, found, others = np.random.default_rng(5), None, [], []
+    ability = rng.normal(0, 0.6, 200)
+    for _ in range(40):
+        shares = drawn(rng, ability, 40, 4)
+        halves = np.stack([shares[:, half::2].mean(1) for half in (0, 1)])
+        found.append(reliability(halves))
+        others.append(stats.spearmanr(shares.mean(1), drawn(rng, ability, 40, 4).mean(1))[0])
+    assert np.mean(found) == pytest.approx(np.mean(others), abs=0.02)
+    tiled = np.tile(shares.mean(1), (4, 1)), np.tile(halves[:, None], (1, 4, 1)), np.full((4, 200), 40.0)
+    row = task_truth_table(replace(known, **dict(zip(("truth", "halves", "problems"), tiled))), {}, FAST).row(
+        0, named=True
+    )
+    correlation = stats.spearmanr(*halves)[0]
+    assert row["split_half"] == pytest.approx(2 * correlation / (1 + correlation))
+    assert row["split_half_low"] < row["split_half"] < row["split_half_high"]
+    # The variance of a share of single texts is more than the truth's noise.
+    assert row["reliability"] < row["split_half"] - 0.03
+
+
+def test_halves_come_from_the_table_of_the_truth():
+    targets = targets_of().with_columns(metric=pl.lit("sampled_exact_match"))
+    arguments = CHECKPOINTS, proxies_of()
+    assert known_models(*arguments, targets, TASKS, "sampled_exact_match").halves is None
+    halves = [targets.with_columns(value=pl.col("value") / n, metric=pl.lit(m)) for n, m in enumerate(HALVES, start=1)]
+    known = known_models(*arguments, pl.concat([targets, *halves[::-1]]), TASKS, "sampled_exact_match")
+    assert known.halves[0] == pytest.approx(known.truth) and known.halves[1] == pytest.approx(known.truth / 2)
+    table = task_truth_table(known, {}, FAST)
+    assert table["split_half"].to_list() == pytest.approx([1] * 5)  # the halves have one order
+    lacking = pl.concat([targets, *halves]).head(-1)
+    assert known_models(*arguments, lacking, TASKS, "sampled_exact_match").halves is None
+    tied = replace(known, halves=np.stack([known.halves[0], np.zeros((4, 12))]))
+    assert task_truth_table(tied, {}, FAST)["split_half"].null_count() == 5

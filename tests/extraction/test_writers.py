@@ -13,6 +13,7 @@ from awkward_models import sentencepiece
 from conftest import tiny_model
 from proxycast.config.extraction import ExtractionOptions, SamplingOptions, Writer
 from proxycast.extraction import writers
+from proxycast.extraction.engines.base import draw_seed
 from proxycast.extraction.engines.factory import make_engine
 from proxycast.extraction.writers import is_right, load_writer, settings, write_task
 from proxycast.options import InputError
@@ -283,7 +284,7 @@ def test_a_trained_model_writes_and_is_judged(tmp_path):
     solutions, tokens, summary = write_task(loaded, "sums", PROBLEMS, PATTERN, tmp_path / "a")
     tries, expected, texts = [], {}, 0
     for attempt in range(3):
-        seeds = [writers._seed(3, "sums", problem.id, attempt) for problem in PROBLEMS]
+        seeds = [draw_seed(3, "sums", problem.id, attempt) for problem in PROBLEMS]
         tries.append(loaded.engine.sample([problem.prompt for problem in PROBLEMS], writer, seeds))
     for problem, *said in zip(PROBLEMS, *tries):
         for text, finished in said:

@@ -9,9 +9,12 @@ from collections.abc import Iterable
 
 import polars as pl
 
+EXACT_MATCH = "exact_match"  # share of problems with the right greedy text, 0 to 1
+SAMPLED_EXACT_MATCH = "sampled_exact_match"  # mean over problems of the share of right texts among drawn ones, 0 to 1
+
 SHARE_WORDS = {"acc", "accuracy", "accuracies", "em", "exactmatch", "pass", "rate", "share", "fraction", "solved"}
 SHARE_WORDS |= {"auc", "auroc", "f1", "precision", "recall"}
-SHARE_NAMES = {"primary_metric", "exact_match"}  # the first: DataDecide's accuracy
+SHARE_NAMES = {"primary_metric", EXACT_MATCH}  # the first: DataDecide's accuracy
 LOSS_WORDS = {"bpb", "bpc", "brier", "cer", "crossentropy", "ece", "logloss", "loss", "losses", "mae", "mse", "nll"}
 LOSS_WORDS |= {"perplexity", "ppl", "rmse", "ter", "wer", "xent"}
 LOSS_NAMES = {"bits_per_byte", "bits_per_character", "bits_per_token", "bits_per_word", "cross_entropy"}

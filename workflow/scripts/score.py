@@ -15,7 +15,6 @@ from proxycast.study.checks import require_vocabulary
 from proxycast.study.loader import load_plan
 from proxycast.tables import write_json
 from proxycast.truth.measurement import evaluate_checkpoints
-from proxycast.truth.targets import EXACT_MATCH
 
 
 def score(snakemake) -> None:
@@ -28,7 +27,7 @@ def score(snakemake) -> None:
     checkpoints = [(name, Path(folder)) for name, folder, _ in params.checkpoints]
     read = {name for name, _, role in params.checkpoints if role != "target"}
     # Generation is the most expensive measurement. Only the target is measured by it, unless it is the truth.
-    generate = {name for name, _ in checkpoints} - (set() if target.metric == EXACT_MATCH else read)
+    generate = {name for name, _ in checkpoints} - (set() if target.is_generated else read)
 
     require_vocabulary([folder for _, folder in checkpoints], params.vocabulary)
     plan = load_plan(snakemake.config, where="the study")
@@ -44,7 +43,7 @@ def score(snakemake) -> None:
         if tasks:
             there = generate & {name for name, _ in group}
             parts = Path(output.targets).parent
-            targets |= evaluate_checkpoints(engine, group, tasks, problems, options, there, parts, code=code)
+            targets |= evaluate_checkpoints(engine, group, tasks, problems, options, there, parts, target, code=code)
         engine.close()
 
     order = [name for name, _ in checkpoints]

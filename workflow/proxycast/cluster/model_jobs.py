@@ -47,7 +47,6 @@ from proxycast.study.checkpoints import (
     trained_manifest,
 )
 from proxycast.study.study_plan import Plan
-from proxycast.truth.targets import EXACT_MATCH
 from proxycast.weights.experts import inactive_parameters
 
 ASSUMED_TEXTS = 1000  # of a task whose solutions nobody has counted
@@ -211,14 +210,15 @@ class ModelJobs:
         target = self.plan.study.target
         measured = [self.texts[task.name] for task in self.plan.measured_tasks]
         judged = CHOICES * sum(texts.tokens for texts in measured)
-        generated = TOKENS_OF_GENERATION * sum(
+        tokens_of_one = sum(
             texts.number * task.max_new_tokens for texts, task in zip(measured, self.plan.measured_tasks)
         )
+        generated = TOKENS_OF_GENERATION * tokens_of_one * (target.texts_of_problem if target else 0)
 
         def tokens(checkpoint: Checkpoint) -> int:
             is_target = checkpoint.role == "target"
             read = 0 if is_target else self.tokens_read
-            return read + judged + (generated if is_target or (target and target.metric == EXACT_MATCH) else 0)
+            return read + judged + (generated if is_target or (target and target.is_generated) else 0)
 
         return self._of_checkpoints("score", job, tokens)
 

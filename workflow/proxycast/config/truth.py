@@ -5,8 +5,9 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from proxycast.config.extraction import SamplingOptions
 from proxycast.files import Files
-from proxycast.metrics import is_error
+from proxycast.metrics import EXACT_MATCH, SAMPLED_EXACT_MATCH, is_error
 from proxycast.options import InputPath, Options, SafeName, ShownName, told_value
 from proxycast.proxy_formulas import SIGNS
 
@@ -68,6 +69,20 @@ class Harness(Options):
         return self
 
 
+class Sampling(Options):
+    """How texts are drawn from the models for `sampled_exact_match`: from all tokens, without a top-p."""
+
+    samples: int = Field(4, ge=1, description="texts drawn for each problem; the score is the share of right ones")
+    temperature: float = Field(
+        1.0, gt=0, description="divides the logits before a token is drawn; greedy texts are those of `exact_match`"
+    )
+    seed: int = Field(0, ge=0, description="base seed; each problem and text has its own seed derived from it")
+
+    def options(self, max_new_tokens: int) -> SamplingOptions:
+        """What the engine is told."""
+        return SamplingOptions(temperature=self.temperature, top_p=1, max_new_tokens=max_new_tokens)
+
+
 class Target(Options):
     """The truth that is to be predicted."""
 
@@ -101,6 +116,11 @@ class Target(Options):
         None,
         description="downstream scores by lm-eval for tasks with `lm_eval`; proxycast measures the others",
     )
+    sampling: Sampling | None = Field(
+        None,
+        description="how texts are drawn for the metric sampled_exact_match; exact_match is then measured only if "
+        "`metric` or `other_metrics` names it",
+    )
     parameters: int | None = Field(
         None,
         gt=0,
@@ -114,11 +134,43 @@ class Target(Options):
         """Whether this study evaluates the target's checkpoints. If not, their weights are not needed."""
         return self.table is None and self.evaluations is None
 
+    @property
+    def metrics(self) -> list[str]:
+        """All metrics that the study names."""
+        return [self.metric, *self.other_metrics]
+
+    @property
+    def is_generated(self) -> bool:
+        """Whether models write texts for `metric`. If not, only the target's do, which is costly."""
+        return self.metric in (EXACT_MATCH, SAMPLED_EXACT_MATCH)
+
+    @property
+    def decodes_greedily(self) -> bool:
+        """Whether models that generate write a greedy text for each problem: not if only drawn ones are asked for."""
+        return self.sampling is None or EXACT_MATCH in self.metrics
+
+    @property
+    def texts_of_problem(self) -> int:
+        """How many texts a model that generates writes for each problem."""
+        return self.decodes_greedily + (self.sampling.samples if self.sampling else 0)
+
     @model_validator(mode="after")
     def _one_origin(self) -> "Target":
         given = [key for key in ("table", "evaluations", "lm_eval") if getattr(self, key)]
         if len(given) > 1:
             raise ValueError(f"{' and '.join(given)} are different sources of the truth; give only one of them")
+        return self
+
+    @model_validator(mode="after")
+    def _sampling_has_a_metric(self) -> "Target":
+        is_asked = SAMPLED_EXACT_MATCH in self.metrics
+        if is_asked and self.measured_here and not self.sampling:
+            raise ValueError(
+                f"sampling: missing; {SAMPLED_EXACT_MATCH} needs it, as in {{samples: 4, temperature: 1.0, seed: 0}}"
+            )
+        if self.sampling and not (is_asked and self.measured_here):
+            found = "is not among metric and other_metrics" if self.measured_here else "comes from a table"
+            raise ValueError(f"sampling: {SAMPLED_EXACT_MATCH} {found}, so nothing is drawn; leave sampling out")
         return self
 
     @model_validator(mode="after")

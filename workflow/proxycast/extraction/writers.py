@@ -19,7 +19,7 @@ import polars as pl
 from tqdm import tqdm
 
 from proxycast.config.extraction import ExtractionOptions, ModelOptions, Writer
-from proxycast.extraction.engines.base import Engine
+from proxycast.extraction.engines.base import Engine, draw_seed
 from proxycast.extraction.engines.factory import choose_engine, make_engine
 from proxycast.jobs import PROGRESS_SECONDS
 from proxycast.options import InputError
@@ -156,7 +156,7 @@ def _write_chunk(loaded: LoadedWriter, task: str, problems: Sequence[Problem], p
         waiting = [(problem, row) for problem, row in zip(problems, rows) if row["solution"] is None]
         if not waiting:
             break
-        seeds = [_seed(writer.seed, task, row["problem"], attempt) for _, row in waiting]
+        seeds = [draw_seed(writer.seed, task, row["problem"], attempt) for _, row in waiting]
         found = engine.sample([problem.prompt for problem, _ in waiting], writer, seeds)
         for (problem, row), (text, finished) in zip(waiting, found):
             row |= {"texts": row["texts"] + 1, "unfinished": row["unfinished"] + (not finished), "said": text[-SHOWN:]}
@@ -167,11 +167,6 @@ def _write_chunk(loaded: LoadedWriter, task: str, problems: Sequence[Problem], p
     stats = engine.token_stats(sequences).group_by("key").agg("position", "bytes", "logprob")
     table = pl.DataFrame(rows, schema=WRITTEN_SCHEMA).with_columns(key=pl.lit(f"{task}/") + pl.col("problem"))
     return table.join(stats, on="key", how="left", maintain_order="left").drop("key")
-
-
-def _seed(*parts: object) -> int:
-    """A number below 2^60 that changes with any part: a problem's texts do not depend on those beside it."""
-    return int(fingerprint(*parts)[:15], 16)
 
 
 def is_right(text: str, problem: Problem, pattern: re.Pattern) -> bool:

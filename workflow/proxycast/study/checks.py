@@ -25,6 +25,7 @@ from proxycast.experiments.data_selection.corpus_scores import comparable
 from proxycast.experiments.data_selection.published_curve import read_decision_accuracies
 from proxycast.experiments.forecasting.protocol import series_to_forecast
 from proxycast.files import Files
+from proxycast.metrics import EXACT_MATCH, SAMPLED_EXACT_MATCH
 from proxycast.options import InputError
 from proxycast.solutions.rows import Problem, Solution, read_problems, read_solutions
 from proxycast.solutions.tokenisation import prompt_tokens, tokenize
@@ -44,7 +45,6 @@ from proxycast.training.miniature.recipes import pool_fingerprint, require_docum
 from proxycast.truth.outside_statistics import compared_rows, require_at, require_complete, statistics_and_truth
 from proxycast.truth.targets import (
     CHOICE_LOG_LIKELIHOOD,
-    EXACT_MATCH,
     MULTIPLE_CHOICE_ACCURACY,
     read_target_table,
     require_targets,
@@ -110,7 +110,7 @@ def check_inputs(plan: Plan, checkpoints: list[Checkpoint], record: bool = True)
     if plan.selects_data:
         require_one_tokenizer([*([plan.tokenizer_folder] if here else []), *folders])
     found["folders"] = check_folders(folders, paths, read)
-    metrics = [study.target.metric, *study.target.other_metrics] if study.target else []
+    metrics = study.target.metrics if study.target else []
     problems = {name: read(path) for name, path in solutions.items()}
     if table and plan.selects_models and not study.forecasting:
         check_truth_of_models(table, checkpoints, plan.task_names, metrics)
@@ -386,7 +386,7 @@ def check_measurable(tasks: list[Task], solutions: dict[str, list[Problem]], met
         possible = {
             MULTIPLE_CHOICE_ACCURACY: choices,
             CHOICE_LOG_LIKELIHOOD: choices,
-            EXACT_MATCH: task.answer_pattern is not None and answers,
+            **dict.fromkeys((EXACT_MATCH, SAMPLED_EXACT_MATCH), task.answer_pattern is not None and answers),
         }
         for metric in metrics:
             if metric not in possible:
@@ -395,7 +395,7 @@ def check_measurable(tasks: list[Task], solutions: dict[str, list[Problem]], met
                     f"target: metric {metric!r} is not measured here; give target.table, or one of {known}"
                 )
             if not possible[metric]:
-                needs = "an answer_pattern and answers" if metric == EXACT_MATCH else "solutions with choices"
+                needs = "an answer_pattern and answers" if "exact_match" in metric else "solutions with choices"
                 raise InputError(f"task {task.name}: {metric} needs {needs}")
 
 

@@ -10,14 +10,16 @@ import polars as pl
 
 from proxycast.config.extraction import ExtractionOptions
 from proxycast.config.tasks import Task
-from proxycast.extraction.engines.base import Engine
+from proxycast.config.truth import Sampling, Target
+from proxycast.extraction.engines.base import Engine, draw_seed
 from proxycast.extraction.sweep import TokenizedTexts, walk
+from proxycast.metrics import EXACT_MATCH, SAMPLED_EXACT_MATCH
 from proxycast.options import InputError
 from proxycast.sandbox import first_groups
 from proxycast.solutions.rows import Problem, once_each
 from proxycast.solutions.tokenisation import ScoredSequence, tokenize
 from proxycast.tables import fingerprint
-from proxycast.truth.targets import CHOICE_LOG_LIKELIHOOD, EXACT_MATCH, MULTIPLE_CHOICE_ACCURACY, TARGETS_SCHEMA
+from proxycast.truth.targets import CHOICE_LOG_LIKELIHOOD, HALVES, MULTIPLE_CHOICE_ACCURACY, TARGETS_SCHEMA
 
 
 def evaluate(
@@ -29,16 +31,19 @@ def evaluate(
     answer_pattern: str | None = None,
     max_new_tokens: int = 64,
     choices: Sequence[ScoredSequence] | None = None,
+    drawn: Sequence[Sequence[str]] | None = None,
+    is_greedy: bool = True,
 ) -> pl.DataFrame:
     """One row (TARGETS_SCHEMA) for each metric that the problems allow.
 
     Multiple choice: over the problems with choices. Exact match: when `answer_pattern` is given, over the problems with
-    an answer. A problem with several solutions counts once. `choices`: the `choice_texts` of the problems (`once_each`)
-    in the engine's tokens, if they are there already.
+    an answer; of greedy texts if `is_greedy`, and of those that were `drawn` (`draw_texts`), also over either half of
+    the problems (HALVES). A problem with several solutions counts once. `choices`: the `choice_texts` of the problems
+    (`once_each`) in the engine's tokens, if they are there already.
     """
     problems = once_each(solutions)
     with_choices = [problem for problem in problems if problem.choices is not None]
-    with_answer = [problem for problem in problems if problem.answer is not None and answer_pattern is not None]
+    with_answer = [] if answer_pattern is None else having_answers(problems)
     if not with_choices and not with_answer:
         raise InputError(
             f"task {task}: nothing can be measured; give solutions with choices, or an answer_pattern and answers"
@@ -48,9 +53,13 @@ def evaluate(
     if with_choices:
         measured = multiple_choice(engine, task, with_choices, choices)
         values += [(metric, value, len(with_choices)) for metric, value in measured.items()]
-    if with_answer:
+    if with_answer and is_greedy:
         share = exact_match(engine, task, with_answer, answer_pattern, max_new_tokens)
         values.append((EXACT_MATCH, share, len(with_answer)))
+    if with_answer and drawn is not None:
+        shares = right_shares(drawn, with_answer, answer_pattern)
+        parts = {SAMPLED_EXACT_MATCH: shares} | {half: shares[first::2] for first, half in enumerate(HALVES)}
+        values += [(name, math.fsum(part) / len(part), len(part)) for name, part in parts.items() if part]
     rows = [(checkpoint, task, metric, value, n) for metric, value, n in values]
     return pl.DataFrame(rows, schema=TARGETS_SCHEMA, orient="row")
 
@@ -63,14 +72,16 @@ def evaluate_checkpoints(
     options: ExtractionOptions,
     generate: Collection[str],
     parts_dir: Path,
+    target: Target | None = None,
     *,
     code: str,
 ) -> dict[str, str]:
     """`evaluate` each (checkpoint, folder) over each task, into files of `parts_dir` that are kept as `extract`'s are.
 
-    Exact match, which needs generation, is measured only for the checkpoints in `generate`. `code`: a fingerprint of
-    the code that measures.
+    Exact match, which needs generation, is measured only for the checkpoints in `generate`; `target` says whether texts
+    are drawn, and whether greedy ones are written. `code`: a fingerprint of the code that measures.
     """
+    target = target or Target()
     problems = {task.name: once_each(solutions[task.name]) for task in tasks}
     texts = {name: choice_texts(name, found) for name, found in problems.items()}
     choices = TokenizedTexts(texts, **options.reading())
@@ -78,16 +89,22 @@ def evaluate_checkpoints(
 
     def measure(checkpoint: str, folder: Path, to_measure: Sequence[str]) -> Iterator[pl.DataFrame]:
         engine.load(folder)
+        patterns = {name: by_name[name].answer_pattern if checkpoint in generate else None for name in to_measure}
+        drawn = {}
+        if target.sampling:
+            asked = [by_name[name] for name in to_measure if patterns[name] is not None]
+            drawn = draw_texts(engine, asked, problems, target.sampling)
         for name, tokens in choices.for_engine(engine, to_measure).items():
-            task, pattern = by_name[name], by_name[name].answer_pattern if checkpoint in generate else None
-            yield evaluate(engine, checkpoint, folder, name, problems[name], pattern, task.max_new_tokens, tokens)
+            settings = patterns[name], by_name[name].max_new_tokens, tokens, drawn.get(name), target.decodes_greedily
+            yield evaluate(engine, checkpoint, folder, name, problems[name], *settings)
 
     # Choices have no tail, and the settings of generation count only for a checkpoint that generates.
     tail = {"tail_tokens", "tail_bytes"}
     reading = {key: value for key, value in options.that_change_results().items() if key not in tail}
     fingerprints = {name: fingerprint(found, reading) for name, found in problems.items()}
+    drawing = [target.sampling, target.decodes_greedily] if target.sampling else []
     generated = {
-        task.name: fingerprint(fingerprints[task.name], task.answer_pattern, task.max_new_tokens)
+        task.name: fingerprint(fingerprints[task.name], task.answer_pattern, task.max_new_tokens, *drawing)
         for task in tasks
         if task.answer_pattern is not None
     }
@@ -140,11 +157,45 @@ def exact_match(
 
     White space around either does not count.
     """
-    pattern = re.compile(answer_pattern)
     texts = engine.generate([solution.prompt for solution in solutions], max_new_tokens)
-    found = [first_groups(pattern, text)[:1] for text in texts]
-    hits = [
-        any((group or "").strip() == solution.answer.strip() for group in groups)
-        for groups, solution in zip(found, solutions)
-    ]
-    return sum(hits) / len(hits)
+    return sum(right_shares([[text] for text in texts], solutions, answer_pattern)) / len(texts)
+
+
+def having_answers(problems: Sequence[Problem]) -> list[Problem]:
+    """Those whose texts can be judged."""
+    return [problem for problem in problems if problem.answer is not None]
+
+
+def draw_texts(
+    engine: Engine, tasks: Sequence[Task], problems: Mapping[str, Sequence[Problem]], sampling: Sampling
+) -> dict[str, list[list[str]]]:
+    """Name of each task -> `sampling.samples` texts of the loaded model for each of its `problems` with an answer.
+
+    Each text has a seed of its own, made from `sampling.seed`, the task, the problem and the number of the text: what
+    is drawn does not depend on what else is. The prompts of all tasks of one `max_new_tokens` go to the engine in one
+    call, because prompts of one length share a batch.
+    """
+    asked = {task.name: having_answers(problems[task.name]) for task in tasks}
+    found: dict[str, list[list[str]]] = {name: [[] for _ in those] for name, those in asked.items()}
+    for limit in dict.fromkeys(task.max_new_tokens for task in tasks):
+        draws = [
+            (task.name, place, problem.prompt, draw_seed(sampling.seed, task.name, problem.problem_id, number))
+            for task in tasks
+            for place, problem in enumerate(asked[task.name])
+            for number in range(sampling.samples)
+            if task.max_new_tokens == limit
+        ]
+        prompts, seeds = [prompt for _, _, prompt, _ in draws], [seed for *_, seed in draws]
+        for (name, place, _, _), written in zip(draws, engine.sample(prompts, sampling.options(limit), seeds)):
+            found[name][place].append(written.text)
+    return found
+
+
+def right_shares(texts: Sequence[Sequence[str]], problems: Sequence[Problem], answer_pattern: str) -> list[float]:
+    """Of each problem: the share of its texts with group 1 of the pattern's first match equal to the answer."""
+    pattern, shares = re.compile(answer_pattern), []
+    for said, problem in zip(texts, problems, strict=True):
+        found = [first_groups(pattern, text)[:1] for text in said]
+        hits = [any((group or "").strip() == problem.answer.strip() for group in groups) for groups in found]
+        shares.append(sum(hits) / len(hits))
+    return shares

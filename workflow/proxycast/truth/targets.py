@@ -8,7 +8,7 @@ from pathlib import Path
 import polars as pl
 
 from proxycast.config.errors import closest
-from proxycast.metrics import about_share, is_share, is_unbounded, mixed_units, outside_share
+from proxycast.metrics import SAMPLED_EXACT_MATCH, about_share, is_share, is_unbounded, mixed_units, outside_share
 from proxycast.options import InputError, told_names
 from proxycast.solutions.rows import Problem, once_each
 from proxycast.truth.long_tables import Column, read_long_table, require_once
@@ -17,7 +17,8 @@ log = logging.getLogger(__name__)
 
 MULTIPLE_CHOICE_ACCURACY = "multiple_choice_accuracy"  # share of problems, 0 to 1
 CHOICE_LOG_LIKELIHOOD = "choice_log_likelihood"  # nats per problem
-EXACT_MATCH = "exact_match"  # share of problems, 0 to 1
+# The sampled exact match over the first, third, fifth... problem, and over the others: how reliable it is.
+HALVES = (f"{SAMPLED_EXACT_MATCH}_odd", f"{SAMPLED_EXACT_MATCH}_even")
 
 # `n`: problems behind the value; null where it is unknown.
 TARGETS_SCHEMA = {"checkpoint": pl.String, "task": pl.String, "metric": pl.String, "value": pl.Float64, "n": pl.Int64}

@@ -13,6 +13,7 @@ from proxycast.metrics import is_error
 from proxycast.options import InputError
 from proxycast.proxy_formulas import BASELINE_SIGNS, SIGNS, STATISTICS, WEIGHTINGS
 from proxycast.solutions.rows import GENERIC_TEXT
+from proxycast.truth.targets import HALVES
 
 log = logging.getLogger(__name__)
 
@@ -161,7 +162,8 @@ def _generic_cross_entropy(proxies: pl.DataFrame) -> pl.DataFrame:
 
 
 def _direct(targets: pl.DataFrame, small: pl.DataFrame, tasks: pl.DataFrame, signs: Signs) -> pl.DataFrame:
-    measured = targets.join(small, on="checkpoint").join(tasks, on="task", how="semi")
+    whole = targets.filter(~pl.col("metric").is_in(HALVES))
+    measured = whole.join(small, on="checkpoint").join(tasks, on="task", how="semi")
     at = ["size", "step"]
     wanted = small.group_by(at).agg((pl.len() * len(tasks)).alias("wanted"))
     complete = measured.group_by("metric", *at).len().join(wanted, on=at).filter(pl.col("len") == pl.col("wanted"))

@@ -12,9 +12,11 @@ from numpy.typing import NDArray
 
 from proxycast.config.truth import Target
 from proxycast.experiments.arrays import DECIMALS, Array, dense
+from proxycast.metrics import SAMPLED_EXACT_MATCH
 from proxycast.options import InputError
 from proxycast.proxy_formulas import BASELINE_SIGNS, STATISTICS, WEIGHTINGS
 from proxycast.solutions.rows import GENERIC_TEXT
+from proxycast.truth.targets import HALVES
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +57,7 @@ class KnownModels:
     names: list[str] = field(default_factory=list)  # of the models, as people know them
     recipes: list[str] = field(default_factory=list)
     bases: list[str] = field(default_factory=list)
+    halves: Array | None = None  # (2, T, n), the truth over either half of the problems, where it was measured so
 
     def without_outside(self) -> "KnownModels":
         """The same without the statistics of others."""
@@ -73,6 +76,7 @@ class KnownModels:
             **{name: chosen(getattr(self, name)) for name in ("models", "families", "names", "recipes", "bases")},
             truth=self.truth[:, models],
             problems=self.problems[:, models],
+            halves=None if self.halves is None else self.halves[:, :, models],
             features={tail: values[:, models] for tail, values in self.features.items()},
             baselines={method: values[:, models] for method, values in self.baselines.items()},
         )
@@ -105,8 +109,10 @@ def known_models(
         _require_enough(models, tasks)
     names = models.select("checkpoint")
     truth = problems = np.full((len(tasks), len(models)), np.nan)
+    halves = None
     if targets is not None:
         truth, problems = _true_scores(targets, names, tasks, metric)
+        halves = _halves(targets, names, tasks) if metric == SAMPLED_EXACT_MATCH else None
     known, features, of_models = [], {}, NO_PROXIES
     if proxies is not None:
         of_models = proxies.join(names, on="checkpoint", how="semi")
@@ -128,7 +134,8 @@ def known_models(
         left_out,
         sign,
         models["name"].to_list(),
-        *((models["recipe"].to_list(), base_labels(models)) if "recipe" in models.columns else ()),
+        *((models["recipe"].to_list(), base_labels(models)) if "recipe" in models.columns else ([], [])),
+        None if halves is None else sign * halves,
     )
 
 
@@ -273,6 +280,16 @@ def _true_scores(targets: pl.DataFrame, names: pl.DataFrame, tasks: Sequence[str
     return truth, np.where(problems > 0, problems, np.nan)
 
 
+def _halves(targets: pl.DataFrame, names: pl.DataFrame, tasks: Sequence[str]) -> Array | None:
+    """(2, T, n) of the metrics HALVES; None where one is missing: in a table of others, and of a single problem."""
+    axes = [pl.DataFrame({"metric": HALVES}), pl.DataFrame({"task": tasks}), names]
+    rows = targets
+    for axis in axes:
+        rows = rows.join(axis, on=axis.columns, how="semi")
+    whole = len(rows) == len(HALVES) * len(tasks) * len(names)
+    return np.round(dense(rows, "value", "targets.parquet: value", axes), DECIMALS) if whole else None
+
+
 def proxy_features(
     rows: pl.DataFrame, names: pl.DataFrame, tasks: Sequence[str], proxies: list[tuple[str, str]], where: str
 ) -> Array:
@@ -320,7 +337,7 @@ _GENERIC = {"expert_cross_entropy": "generic_cross_entropy", "bits_per_byte": "g
 _TEXT = {"split", "held_out", "task", "method", "kind", "tail", "note", "scorer", "statistic", "weighting"}
 _TEXT |= {"model", "checkpoint", "family", "best_baseline", "writer", "verdict"}
 _TEXT |= {"population", "baseline", "baseline_tail", "recipe", "base"}
-_COUNTS = {"fold", "folds", "models", "bases", "number", "draw"}
+_COUNTS = {"fold", "folds", "models", "bases", "number", "draw", "at_chance", "at_ceiling"}
 
 
 def schema_of(*columns: str) -> dict[str, pl.DataType]:

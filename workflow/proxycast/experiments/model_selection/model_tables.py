@@ -125,7 +125,8 @@ def judged_tables(
     bar = tqdm(folds, unit="fold", mininterval=PROGRESS_SECONDS, file=sys.stderr)
     scorers = _scorers(known, options)
     scores, chosen = score_folds(known, bar, scorers, processes)
-    truth = task_truth_table(known, chance_by_task(target.metric, problems), selection)
+    chance = dict.fromkeys(known.tasks, 0.0) if target.is_generated else chance_by_task(target.metric, problems)
+    truth = task_truth_table(known, chance, selection)
     # The ceiling is that of all models together; within a family or recipe they differ less.
     summaries = [method_summary(known, two_tasks, scores[: len(two_tasks)], selection, ceiling=mean_ceiling(truth))]
     for of_label, left_out in by_label:

@@ -12,6 +12,7 @@ from proxycast.config.extraction import SamplingOptions
 from proxycast.extraction.schema import TOKEN_STATS_SCHEMA, TokenStats, tempered_schema
 from proxycast.options import InputError
 from proxycast.solutions.tokenisation import ScoredSequence
+from proxycast.tables import fingerprint
 from proxycast.weights.tokenizer import Written
 
 if TYPE_CHECKING:
@@ -69,6 +70,11 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Free what the engine holds."""
+
+
+def draw_seed(*parts: object) -> int:
+    """A number below 2^60 that changes with any part: a text does not depend on those beside it."""
+    return int(fingerprint(*parts)[:15], 16)
 
 
 def token_stats_table(

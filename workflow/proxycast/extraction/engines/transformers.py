@@ -428,12 +428,16 @@ class Draw:
     def __init__(self, options: SamplingOptions, seeds: Sequence[int], device: torch.device):
         from transformers import TemperatureLogitsWarper, TopPLogitsWarper
 
-        self._warpers = [TemperatureLogitsWarper(options.temperature), TopPLogitsWarper(options.top_p)]
+        self._warpers = [TemperatureLogitsWarper(options.temperature)]
+        if options.top_p < 1:  # else it sorts the tokens to keep them all
+            self._warpers.append(TopPLogitsWarper(options.top_p))
         self._generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
 
     def __call__(self, token_ids: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         """`logits` (b, V) of the next token."""
         for warp in self._warpers:
             logits = warp(token_ids, logits)
-        noise = [torch.empty_like(row).exponential_(generator=g) for row, g in zip(logits, self._generators)]
-        return logits - torch.stack(noise).log()
+        noise = torch.empty_like(logits)
+        for row, generator in zip(noise, self._generators):
+            row.exponential_(generator=generator)
+        return logits - noise.log_()

@@ -296,10 +296,14 @@ def _truth(truth: pl.DataFrame) -> list[Block]:
         Column("lowest", "Lowest", ".3g"),
         Column("highest", "Highest", ".3g"),
         Column("chance", "Chance", ".3g"),
+        Column("at_chance", "Models at chance"),
+        Column("at_ceiling", "Models all right"),
         Column("reliability", "Reliability", ".2f", "reliability_low", "reliability_high"),
         Column("ceiling", "Noise ceiling of ρ", ".2f", "ceiling_low", "ceiling_high"),
         Column("verdict", "Verdict"),
         Column("note", "Note"),
     ]
+    if truth["split_half"].count():
+        columns.insert(-3, Column("split_half", "Split-half reliability", ".2f", "split_half_low", "split_half_high"))
     data = Dataset("models_truth", truth, "model_selection/truth")
     return [Table("models-truth", "How far the truth can be trusted", data, columns, is_open=False)]
