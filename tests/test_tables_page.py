@@ -13,7 +13,8 @@ from proxycast.config.truth import Target
 from proxycast.experiments.choosing.model_choices import model_choice_tables
 from proxycast.experiments.data_selection.law_predictions import GAINS_SCHEMA, LAWS_SCHEMA, POINTS_SCHEMA
 from proxycast.experiments.data_selection.ranking import DECISION_ACCURACY_COLUMNS
-from proxycast.experiments.data_selection.rate_check import SCHEMA as RATES_SCHEMA
+from proxycast.experiments.data_selection.rate_check import RATES_SCHEMA
+from proxycast.experiments.data_selection.rate_check import SCHEMA as CHECK_SCHEMA
 from proxycast.experiments.forecasting.protocol import forecast
 from proxycast.experiments.judges.judge_application import CORPORA_SCHEMA
 from proxycast.experiments.judges.judged_models import MODELS_SCHEMA
@@ -32,8 +33,9 @@ TABLES = {
     section["path"]: {row["name"]: row["type"] for row in ROW.finditer(section["text"])}
     for section in SECTION.finditer(PAGE.read_text())
 }
-# With `judges`, with `ladder.rate_check`, with `selection.scaling_laws`.
-OF_OTHER_STUDIES = {"data_selection/judged.parquet": CORPORA_SCHEMA, "data_selection/rate_check.parquet": RATES_SCHEMA}
+# With `judges`, with several learning rates, with `selection.scaling_laws`.
+OF_OTHER_STUDIES = {"data_selection/judged.parquet": CORPORA_SCHEMA, "data_selection/rate_check.parquet": CHECK_SCHEMA}
+OF_OTHER_STUDIES |= {"data_selection/rates.parquet": RATES_SCHEMA}
 OF_OTHER_STUDIES |= {
     "data_selection/scaling_laws.parquet": LAWS_SCHEMA,
     "data_selection/law_gains.parquet": GAINS_SCHEMA,

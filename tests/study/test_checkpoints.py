@@ -31,6 +31,7 @@ from proxycast.study.checkpoint_plan import (
 from proxycast.study.checkpoints import (
     Checkpoint,
     budgets_of,
+    budgets_of_rates,
     checkpoints_fingerprint,
     checkpoints_table,
     compared_rates,
@@ -669,7 +670,47 @@ def test_text_trained_at_two_rates():
     assert [(budget.size, budget.step) for budget in budgets_of(plan, found)] == [("4M", 10)]
     pair = [c for c in found if c.corpus == "a" and c.seed == 0 and c.role == "proxy"]
     assert len({(c.parameters, c.tokens, c.flops) for c in pair}) == 1 and len({c.folder for c in pair}) == 2
-    assert [(budget.size, budget.step) for budget in compared_rates(plan, found)] == [("4M", 10), ("4M-rate0.5", 10)]
+    [pair] = compared_rates(plan, found)
+    assert (pair.size, pair.slower_size, pair.step) == ("4M", "4M-rate0.5", 10)
+    assert (pair.factor, pair.slower_factor) == pytest.approx((0.1, 0.05))
+    assert [(b.size, b.step) for b in budgets_of_rates([pair])] == [("4M", 10), ("4M-rate0.5", 10)]
+
+
+def at_rates(default: Plan, **changes: object) -> Plan:
+    """The default study with 30k also at a third and at three times its rate; `changes`: of the size 30k_third."""
+    suite = default.study.miniature
+    usual = suite.sizes["30k"]
+    third = usual.model_copy(update={"learning_rate_factor": 1 / 3} | changes)
+    sizes = suite.sizes | {"30k_third": third, "30k_triple": usual.model_copy(update={"learning_rate_factor": 3.0})}
+    study = default.study.model_copy(update={"miniature": suite.model_copy(update={"sizes": sizes})})
+    return default.model_copy(update={"study": study})
+
+
+def test_sizes_of_the_suite_that_differ_in_the_rate_alone_are_compared(default):
+    """Every two, the higher rate first; neither the target nor a size that differs in more."""
+    assert compared_rates(default, plan_checkpoints(default)) == []
+    plan = at_rates(default)
+    pairs = compared_rates(plan, [])
+    assert [(pair.size, pair.slower_size) for pair in pairs] == [
+        *(("30k_triple", "30k"), ("30k_triple", "30k_third"), ("30k", "30k_third"))
+    ]
+    assert [(pair.factor, pair.slower_factor) for pair in pairs] == [(3, 1), (3, 1 / 3), (1, 1 / 3)]
+    assert {pair.step for pair in pairs} == {plan.study.miniature.sizes["30k"].steps}
+    assert {b.size for b in budgets_of_rates(pairs)} == {"30k", "30k_third", "30k_triple"}
+    for changes in ({"steps": 400}, {"seeds": (0,)}, {"layers": 2}, {"learning_rate_factor": 1.0}):
+        pairs = compared_rates(at_rates(default, **changes), [])
+        slower = [("30k_triple", "30k"), *([("30k_triple", "30k_third")] if "learning_rate_factor" in changes else [])]
+        assert sorted((pair.size, pair.slower_size) for pair in pairs) == sorted(slower), changes
+    of_target = at_rates(default, **plan.study.miniature.sizes["140k"].model_dump(exclude={"learning_rate_factor"}))
+    assert "30k_third" not in {pair.slower_size for pair in compared_rates(of_target, [])}
+
+
+def test_the_default_budget_is_of_the_usual_rate(default):
+    plan = at_rates(default)
+    study = plan.study.model_copy(update={"budgets": [], "target": Target(size="43k")})
+    plan = plan.model_copy(update={"study": study})
+    small = [c for c in plan_checkpoints(plan) if c.size.startswith("30k")]
+    assert [(budget.size, budget.step) for budget in budgets_of(plan, small)] == [("30k", 160)]
 
 
 def test_budgets_are_those_of_a_data_selection():
@@ -689,7 +730,7 @@ def test_a_job_keeps_what_the_study_keeps_where_two_rates_are_compared():
     )
     every = plan_checkpoints(plan)
     rates = compared_rates(plan, every)
-    assert [budget.step for budget in rates] == [10, 10]
+    assert [pair.step for pair in rates] == [10]
     for job in ("solution_proxies:corpus=a", "score:job=new-4M-seed0"):
         assert compared_rates(plan, checkpoints_of_command(plan, ["--target-jobs", job])) == rates
 

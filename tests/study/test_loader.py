@@ -651,6 +651,8 @@ def test_budget_without_checkpoint(files, size, step):
         ({"checkpoints": [0]}, "checkpoints [0] lie outside"),
         ({"seeds": [1, 1]}, "seeds (1, 1) name one seed twice"),
         ({"hidden_size": 33}, "hidden_size: Input should be a multiple of 32, found 33"),
+        ({"learning_rate_factor": 0}, "learning_rate_factor: Input should be greater than 0, found 0"),
+        ({"learning_rate_factor": float("inf")}, "learning_rate_factor: Input should be a finite number"),
     ],
 )
 def test_size_that_cannot_be_trained(files, change, words):

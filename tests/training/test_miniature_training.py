@@ -247,6 +247,47 @@ def test_matrices_follow_muon(architecture):
         assert 0.7 < length / max(1, rows / columns) ** 0.5 < 1.3, name
 
 
+@pytest.mark.parametrize("factor", [1.0, 0.1, 3.0])
+def test_both_rates_are_the_factor_times_the_schedule(factor, monkeypatch):
+    """To the last bit: a factor of 1 trains as a size without one."""
+    size, training = (
+        TINY.model_copy(update={"learning_rate_factor": factor}),
+        TRAINING.model_copy(update={"warmup": 0.5}),
+    )
+    given = {"adam": [], "muon": []}
+    step_of_adam, step_of_muon = torch.optim.AdamW.step, Muon.step
+
+    def adam_step(adam):
+        given["adam"].append(adam.param_groups[0]["lr"])
+        return step_of_adam(adam)
+
+    def muon_step(muon, rate):
+        given["muon"].append(rate)
+        return step_of_muon(muon, rate)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", adam_step)
+    monkeypatch.setattr(Muon, "step", muon_step)
+    list(train(cross_entropy(size), size, VOCABULARY, training, random_stream(size.steps), 3, checkpoints={4}))
+    scales = [schedule(step, size.steps, training) for step in range(size.steps)]
+    assert scales[0] < 1 and scales[-1] < 1
+    assert given["adam"] == [training.learning_rate * factor * scale for scale in scales]
+    assert given["muon"] == [training.muon_learning_rate * factor * scale for scale in scales]
+
+
+def test_half_the_rate_by_either_key_is_one_training():
+    half = {name: getattr(TRAINING, name) / 2 for name in ("learning_rate", "muon_learning_rate")}
+    runs = []
+    for size, training in (
+        (TINY.model_copy(update={"learning_rate_factor": 0.5}), TRAINING),
+        (TINY, TRAINING.model_copy(update=half)),
+        (TINY, TRAINING),
+    ):
+        [(_, found)] = train(cross_entropy(size), size, VOCABULARY, training, random_stream(4), 3, checkpoints={4})
+        runs.append({name: p.clone() for name, p in found.items()})
+    assert all(torch.equal(runs[0][name], runs[1][name]) for name in runs[0])
+    assert not any(torch.equal(runs[0][name], runs[2][name]) for name in runs[0])
+
+
 def test_every_token_is_predicted_once():
     met = []
 
@@ -460,9 +501,13 @@ LARGE = SUITE.sizes["large"]
         ({"suite": change(training=TRAINING.model_copy(update={"learning_rate": 0.1}))}, ALL),
         ({"suite": change(sizes=SUITE.sizes | {"large": LARGE.model_copy(update={"steps": 3})})}, [(128, 0)]),
         ({"suite": change(sizes=SUITE.sizes | {"large": LARGE.model_copy(update={"seeds": (0, 5)})})}, [(128, 5)]),
+        (
+            {"suite": change(sizes=SUITE.sizes | {"large": LARGE.model_copy(update={"learning_rate_factor": 0.1})})},
+            [(128, 0)],
+        ),
         ({"suite": change(problems=99)}, []),
     ],
-    ids=["same", "recipe", "pool", "training", "steps", "seed", "problems"],
+    ids=["same", "recipe", "pool", "training", "steps", "seed", "rate", "problems"],
 )
 def test_only_what_changed_is_trained_again(pretrain, trained, changes, again):
     pretrain()

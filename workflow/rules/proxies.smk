@@ -1,7 +1,7 @@
 # From token statistics to the 80 proxies: one job for each corpus, which reads its runs one by one.
 from proxycast.experiments.judges.judge_limits import judge_proxies
 from proxycast.proxy_formulas import BASELINES, STATISTICS, TEMPERED, WEIGHTINGS
-from proxycast.study.checkpoints import compared_rates, up_to
+from proxycast.study.checkpoints import budgets_of_rates, compared_rates, up_to
 
 SCORED_CORPORA = list(dict.fromkeys(checkpoint.corpus for checkpoint in SCORED))
 JOBS_OF = {corpus: [job for job, found in JOBS.items() if found[0].corpus == corpus] for corpus in SCORED_CORPORA}
@@ -28,7 +28,7 @@ def kept_checkpoints(wildcards):
     if not PLAN.selects_data:
         return None
     found = [c for job in JOBS_OF[wildcards.corpus] for c in JOBS[job]]
-    return [c.checkpoint for c in up_to(found, [*BUDGETS, *RATES], STUDY.selection.last_checkpoints)]
+    return [c.checkpoint for c in up_to(found, [*BUDGETS, *budgets_of_rates(RATES)], STUDY.selection.last_checkpoints)]
 
 
 rule solution_proxies:

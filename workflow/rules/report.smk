@@ -36,6 +36,7 @@ if PLAN.selects_data:
     if STUDY.target:
         DRAWN = ["pareto_frontier", "decision_accuracy_over_training"]
         DRAWN += ["snr_against_decision_accuracy", "repeats_over_compute", "regret_over_compute"]
+        DRAWN += ["orders_over_learning_rate"] if RATES else []
         DRAWN += ["law_decision_accuracy", "law_differences", "law_curves"] if OF_LAWS else []
         OF_BUDGETS = ["ranking_with_intervals", "proxy_against_truth", "regret_by_method", "gap_calibration"]
         OF_BUDGETS += ["decision_accuracy_heatmap"] if JOBS else []

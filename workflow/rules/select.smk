@@ -37,7 +37,7 @@ if PLAN.selects_data:
     if STUDY.target:
         DATA_SELECTION += ["summary", "decision_accuracy", "against_baselines", "pareto", "compute_to_reach"]
         DATA_SELECTION += ["predictions", "truth"]
-    OF_RATES = ["rate_check"] if RATES else []
+    OF_RATES = ["rate_check", *(["rates"] if STUDY.target else [])] if RATES else []
     OF_LAWS = ["scaling_laws", "law_points", "law_gains"] if STUDY.selection.scaling_laws else []
 
     rule data_selection:
@@ -67,7 +67,7 @@ if PLAN.selects_data:
             reading=READING,
             tokenizers=TOKENIZER_FOLDERS,
             left_out=PLAN.left_out,
-            rates=[budget.size for budget in RATES],
+            rates=[pair.model_dump() for pair in RATES],
         script:
             "../scripts/data_selection.py"
 

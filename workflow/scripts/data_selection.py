@@ -5,11 +5,12 @@ from pathlib import Path
 
 import polars as pl
 from proxycast.config.experiments.selection_options import SelectionOptions
+from proxycast.config.ladder import RatePair
 from proxycast.config.study import Budget, Proxy
 from proxycast.config.truth import Target
 from proxycast.experiments.checkpoint_means import checkpoint_means
 from proxycast.experiments.data_selection.data_tables import data_selection_tables, order_tables
-from proxycast.experiments.data_selection.rate_check import rate_check_table, rate_scores
+from proxycast.experiments.data_selection.rate_check import rate_check_tables, rates_table
 from proxycast.experiments.judges.judge_file import Reading, write_judge
 from proxycast.experiments.judges.judge_learning import corpus_judge
 from proxycast.jobs import job
@@ -54,9 +55,12 @@ with job(snakemake.log[0]):
         )
     else:
         tables = order_tables(checkpoints, proxies, of_solutions, tasks, options, budgets, highlighted, outside)
-    if rates := snakemake.params.rates:
-        scores = rate_scores(checkpoints, of_solutions, highlighted, rates)
-        tables["rate_check"] = rate_check_table(scores, *rates, options)
+    if rates := [RatePair(**pair) for pair in snakemake.params.rates]:
+        tables["rate_check"] = rate_check_tables(checkpoints, of_solutions, highlighted, rates, options)
+        if targets is not None:
+            truth = Target(**study["target"])
+            of_rates = checkpoints, targets, tasks, truth, options, highlighted, rates
+            tables["rates"] = rates_table(*of_rates, proxies=proxies, outside=outside)
     sources = [Path(path) for path in (inputs.get("proxies"), inputs.get("targets"), inputs.get("outside")) if path]
     made_from = fingerprint(*map(table_fingerprint, sources), study)
     for name, table in tables.items():

@@ -11,6 +11,7 @@ import pytest
 import vl_convert
 from proxycast.config.study import Study
 from proxycast.experiments.data_selection.data_tables import data_selection_tables, order_tables
+from proxycast.experiments.data_selection.rate_check import RATES_SCHEMA
 from proxycast.report.page.blocks import Chart, Html, Note, Table
 from proxycast.report.page.charts import MOST_MARKS
 from proxycast.report.page.html_page import page_html
@@ -19,6 +20,7 @@ from proxycast.report.page.of_corpora.corpus_frontier import COMPARED, frontier_
 from proxycast.report.page.of_corpora.corpus_mixtures import mixture_blocks
 from proxycast.report.page.of_corpora.corpus_orders import colours_of
 from proxycast.report.page.of_corpora.corpus_ranking import MOST_DRAWN, ranking_section
+from proxycast.report.page.of_corpora.corpus_rates import rate_blocks
 from proxycast.report.page.of_corpora.proxy_heat_map import heat_map_section
 from proxycast.report.page.of_corpora.scatter_names import placed_names
 from proxycast.report.page.study_results import StudyResults
@@ -421,3 +423,16 @@ def test_every_line_has_a_colour_of_its_own():
     """Also where a statistic without a colour takes the one that the next has."""
     lines = [("others_measured_it", "none"), *((name, "none") for name in COMPARED)]
     assert len({colour.lower() for colour in colours_of(lines).values()}) == len(lines)
+
+
+def test_learning_rates_are_there_if_the_study_has_several(five, tmp_path):
+    study, checkpoints, tables = five
+    assert rate_blocks(written(tmp_path / "one", study, checkpoints, tables)) == []
+    row = dict.fromkeys(RATES_SCHEMA, 0.5) | {"statistic": "margin", "weighting": "uniform", "note": ""}
+    row |= {"size": "30k", "factor": 1.0, "slower_size": "30k_third", "slower_factor": 1 / 3, "step": 9}
+    row |= {"corpora": 5, "seeds": 2, "seed_difference": -0.11, "difference": 0.25, "difference_low": None}
+    rates = pl.DataFrame([row], schema=RATES_SCHEMA)
+    results = written(tmp_path / "two", study, checkpoints, tables | {"rates": rates})
+    _, *cells = Cells(page_html("t", sections_of(results), "")).tables["rates-rows"]
+    assert cells[0][2:8] == ["30k", "1", "0.33", "0.50 [0.50, 0.50]", "-0.11 [+0.50, +0.50]", "0.50 [0.50, 0.50]"]
+    assert rate_blocks(written(tmp_path / "none", study, checkpoints, tables | {"rates": rates.clear()})) == []

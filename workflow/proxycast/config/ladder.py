@@ -93,6 +93,16 @@ class RateCheck(Options):
         return f"{self.size}-rate{self.factor:g}"
 
 
+class RatePair(Options):
+    """Two sizes of a study that differ in the learning rate alone, at their last step. No option: a plan finds them."""
+
+    size: SafeName = Field(description="the size of the higher rate")
+    factor: float = Field(description="its learning rate, as a multiple of the usual one")
+    slower_size: SafeName = Field(description="the size of the lower rate")
+    slower_factor: float = Field(description="its learning rate, as a multiple of the usual one")
+    step: int = Field(description="the last training step of both")
+
+
 class Ladder(Options):
     """Model sizes that every corpus of a study is trained on, and the checkpoints that are kept."""
 

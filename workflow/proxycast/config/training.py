@@ -1,6 +1,7 @@
 """Options of the miniature suite: recipes, model sizes, training. Light to import: the workflow plans with it."""
 
 import math
+from itertools import combinations
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -81,6 +82,13 @@ class Size(Options):
         "llama", description="model family; Llama and GPT-2 have tied embeddings, GPT-NeoX untied ones"
     )
     tokenizer: SafeName | None = Field(None, description="name of one of `tokenizers`; without it the suite's own")
+    learning_rate_factor: float = Field(
+        1.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="factor of both peak learning rates of `training`. Sizes that differ in it alone are compared: how "
+        "far the order of corpora moves with the rate",
+    )
 
     @model_validator(mode="after")
     def _checkpoints_within_training(self) -> "Size":
@@ -148,6 +156,13 @@ class Suite(Options):
     def parameters(self, size: str) -> int:
         """N of models of this size."""
         return self.sizes[size].parameters(self.vocabulary_of(size))
+
+    def pairs_of_rates(self) -> list[tuple[str, str]]:
+        """Names of every two sizes that differ in the learning rate alone, that of the higher rate first."""
+        shapes = {name: size.model_dump(exclude={"learning_rate_factor"}) for name, size in self.sizes.items()}
+        falling = sorted(self.sizes, key=lambda name: -self.sizes[name].learning_rate_factor)
+        rates = {name: self.sizes[name].learning_rate_factor for name in falling}
+        return [(a, b) for a, b in combinations(falling, 2) if shapes[a] == shapes[b] and rates[a] > rates[b]]
 
     def settings_of_pool(self) -> dict[str, object]:
         """What the documents, the tokenizers and the problems depend on; the models depend on the rest."""

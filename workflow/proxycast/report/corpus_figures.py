@@ -19,6 +19,7 @@ from proxycast.report import data_selection_figures as judged
 from proxycast.report.comparisons import choice_figures as chosen
 from proxycast.report.comparisons import law_figures as laws
 from proxycast.report.comparisons import signal_figures as signals
+from proxycast.report.comparisons.rate_figures import orders_over_learning_rate
 from proxycast.report.comparisons.solution_count_figures import figure_over_number
 from proxycast.tables import read_table
 
@@ -31,6 +32,8 @@ def corpus_figures(tables: Mapping[str, str], study: dict) -> Iterator[tuple[str
     drawn = _Corpora(tables, study)
     yield from drawn.of_the_truth() if study["target"] else drawn.of_the_order()
     yield from drawn.of_signals()
+    if "rates" in tables:
+        yield from drawn.of_rates()
     if "law_gains" in tables:
         yield from drawn.of_laws()
     if "choices" in tables:
@@ -114,6 +117,11 @@ class _Corpora:
         )
         shown = [*highlighted, *signals.COMPARED, (self._metric, "none")]
         yield "repeats_over_compute", signals.repeats_over_compute(self._read("repeats"), shown, confidence)
+
+    def of_rates(self) -> Iterator[tuple[str, Figure]]:
+        """How far the order of corpora moves with the learning rate of the small models."""
+        rates, confidence = self._read("rates"), self._options.confidence
+        yield "orders_over_learning_rate", orders_over_learning_rate(rates, confidence, self._warning)
 
     def of_laws(self) -> Iterator[tuple[str, Figure]]:
         gains, warning = self._read("law_gains"), self._warning

@@ -10,6 +10,7 @@ import polars as pl
 
 from proxycast.config.errors import closest
 from proxycast.config.extraction import NO_TEMPERATURES, ExtractionOptions, ModelOptions
+from proxycast.config.ladder import RatePair
 from proxycast.config.study import Budget
 from proxycast.config.training import STEP_FAMILY_NAMES
 from proxycast.experiments.laws.scaling_laws import LAWS
@@ -101,16 +102,19 @@ def short_names(checkpoints: list[Checkpoint]) -> dict[str, list[str]]:
 def budgets_of(plan: Plan, checkpoints: list[Checkpoint]) -> list[Budget]:
     """The budgets of a data selection. Without any: the largest proxies at the last step that all corpora have.
 
-    `checkpoints`: all of the study. Empty if there is no such step, and for another experiment, whatever it names.
+    Of several learning rates it is the usual one. `checkpoints`: all of the study. Empty if there is no such step, and
+    for another experiment, whatever it names.
     """
     if plan.study.budgets or not plan.selects_data:
         return plan.study.budgets if plan.selects_data else []
-    corpora: dict[tuple[int, int, str], set[str]] = {}
+    suite = plan.study.miniature
+    usual = {name for name, size in suite.sizes.items() if size.learning_rate_factor == 1} if suite else set()
+    corpora: dict[tuple[int, int, bool, str], set[str]] = {}
     for c in checkpoints:
         if c.role == "proxy" and plan.size_in_choices(c.size) == c.size:
-            corpora.setdefault((c.parameters, c.step, c.size), set()).add(c.corpus)
+            corpora.setdefault((c.parameters, c.step, c.size in usual, c.size), set()).add(c.corpus)
     common = [key for key, found in corpora.items() if len(found) == len(plan.corpus_names)]
-    return [Budget(name=size, size=size, step=step) for _, step, size in sorted(common)[-1:]]
+    return [Budget(name=size, size=size, step=step) for _, step, _, size in sorted(common)[-1:]]
 
 
 def require_laws(plan: Plan, checkpoints: list[Checkpoint]) -> None:
@@ -186,11 +190,39 @@ def require_post_training(plan: Plan, checkpoints: list[Checkpoint]) -> None:
         raise InputError(f"{key}: found no task with a family of the suite, whose training questions it could ask")
 
 
-def compared_rates(plan: Plan, checkpoints: list[Checkpoint]) -> list[Budget]:
-    """The size that is trained at two rates and its second training, at their last step; empty without a check."""
+def compared_rates(plan: Plan, checkpoints: list[Checkpoint]) -> list[RatePair]:
+    """Small models that a data selection trains at several rates, every two; empty where all have one rate.
+
+    Sizes of the suite that differ in the rate alone, or the size of a ladder's check with its second training.
+    """
+    if not plan.selects_data:
+        return []
+    if plan.study.miniature:
+        sizes = plan.study.miniature.sizes
+        return [
+            RatePair(
+                size=one,
+                factor=sizes[one].learning_rate_factor,
+                slower_size=other,
+                slower_factor=sizes[other].learning_rate_factor,
+                step=sizes[one].steps,
+            )
+            for one, other in plan.study.miniature.pairs_of_rates()
+            if plan.target_size not in (one, other)
+        ]
     check = plan.study.ladder.rate_check if plan.study.ladder else None
     steps = [c.step for c in checkpoints if check and c.size == check.name]
-    return [Budget(name=size, size=size, step=max(steps)) for size in (check.size, check.name)] if steps else []
+    if not steps:
+        return []
+    factor = plan.study.ladder.learning_rate_factor
+    slower = {"slower_size": check.name, "slower_factor": factor * check.factor}
+    return [RatePair(size=check.size, factor=factor, **slower, step=max(steps))]
+
+
+def budgets_of_rates(pairs: Sequence[RatePair]) -> list[Budget]:
+    """The sizes of the `pairs` at their step, each once."""
+    at = {name: pair.step for pair in pairs for name in (pair.size, pair.slower_size)}
+    return [Budget(name=size, size=size, step=step) for size, step in at.items()]
 
 
 def up_to(checkpoints: list[Checkpoint], budgets: list[Budget], number: int) -> list[Checkpoint]:

@@ -171,7 +171,9 @@ def train(
     parameters = {name: p.requires_grad_() for name, p in initial.items()}
     matrices = [p for name, p in parameters.items() if _is_matrix(name, p)]
     others = [p for name, p in parameters.items() if not _is_matrix(name, p)]
-    adam = torch.optim.AdamW(others, lr=training.learning_rate, betas=ADAM_BETAS, weight_decay=0.0, fused=True)
+    factor = size.learning_rate_factor
+    rate, muon_rate = training.learning_rate * factor, training.muon_learning_rate * factor
+    adam = torch.optim.AdamW(others, lr=rate, betas=ADAM_BETAS, weight_decay=0.0, fused=True)
     muon = Muon(matrices)
     batches = torch.from_numpy(stream.astype(np.int64)).unfold(
         0, training.sequence_length + 1, training.sequence_length
@@ -179,11 +181,11 @@ def train(
     for step in range(size.steps):
         scale = schedule(step, size.steps, training)
         for group in adam.param_groups:
-            group["lr"] = training.learning_rate * scale
+            group["lr"] = rate * scale
         batch = batches[step * training.batch_sequences : (step + 1) * training.batch_sequences]
         loss(parameters, batch.contiguous()).backward()
         adam.step()
-        muon.step(training.muon_learning_rate * scale)
+        muon.step(muon_rate * scale)
         for parameter in parameters.values():
             parameter.grad = None
         if step + 1 in checkpoints:

@@ -23,6 +23,7 @@ from proxycast.report.page.of_corpora.corpus_orders import (
     proxies_in,
     sorted_as,
 )
+from proxycast.report.page.of_corpora.corpus_rates import rate_blocks
 from proxycast.report.page.study_results import StudyResults
 from proxycast.report.style import readable
 
@@ -39,7 +40,8 @@ AT = [Column("size", "Size"), Column("step", "Step", ",")]
 def evidence_section(results: StudyResults, pareto: Dataset | None) -> Section:
     """`pareto`: `corpus_frontier.pareto_dataset`."""
     blocks = _over_training(results, pareto) if pareto is not None else []
-    blocks += [*_signal_to_noise(results), *_solution_counts(results), *_law_gains(results), *mixture_blocks(results)]
+    blocks += [*_signal_to_noise(results), *_solution_counts(results), *_law_gains(results)]
+    blocks += [*rate_blocks(results), *mixture_blocks(results)]
     return Section("evidence", "How far this holds", blocks)
 
 

@@ -30,7 +30,7 @@ RULE_OF_TABLE = {
         ("read_statistics", "", "statistics published_curve"),
         ("data_selection", "data_selection/", "ranking pairs agreement rate_check summary decision_accuracy pareto"),
         ("data_selection", "data_selection/", "compute_to_reach truth against_baselines predictions"),
-        ("data_selection", "data_selection/", "scaling_laws law_points law_gains"),
+        ("data_selection", "data_selection/", "scaling_laws law_points law_gains rates"),
         ("signal_to_noise", "data_selection/", "signal_to_noise snr_and_accuracy task_choice repeats"),
         ("choices", "data_selection/", "choices decisions margins"),
         ("solution_counts", "data_selection/", "solution_counts picked_solutions"),
