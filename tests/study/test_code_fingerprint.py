@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from proxycast.study.code_fingerprint import LIBRARY, _plans, code_fingerprint, codes_now, used_modules
+from proxycast.study import code_fingerprint as module_of_fingerprints
+from proxycast.study.code_fingerprint import LIBRARY, _plans, code_fingerprint, codes_now, keep_digests, used_modules
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted((ROOT / "workflow/scripts").glob("*.py"))
@@ -148,3 +149,55 @@ def test_edits_of_scripts_and_modules_are_seen_later(tmp_path, monkeypatch):
     assert codes_now([score, train_run]) == first
     train_run.write_text("with")
     assert codes_now([score, train_run]) == {score: first[score], train_run: None}
+
+
+@pytest.fixture
+def new_process(tmp_path, monkeypatch):
+    """Forgets what was read and parsed, as a process that starts; digests are kept in a folder of the test."""
+    monkeypatch.setattr(module_of_fingerprints, "KEPT", tmp_path / "__pycache__/digests.json")
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+
+    def forget() -> Path:
+        for function in (module_of_fingerprints._digest_and_imports, module_of_fingerprints._digests):
+            function.cache_clear()
+        module_of_fingerprints._kept.cache_clear()
+        return module_of_fingerprints.KEPT
+
+    forget()
+    yield forget
+    forget()
+
+
+def test_what_was_parsed_is_kept_for_the_next_process(new_process, monkeypatch):
+    first, parse = codes_now(SCRIPTS), module_of_fingerprints.ast.parse
+    keep_digests()
+    kept = new_process()
+    written = kept.stat().st_mtime_ns
+    monkeypatch.setattr(module_of_fingerprints.ast, "parse", lambda source: pytest.fail("parses again"))
+    assert codes_now(SCRIPTS) == first
+    keep_digests()
+    assert kept.stat().st_mtime_ns == written  # nothing new
+    monkeypatch.setattr(module_of_fingerprints.ast, "parse", parse)
+    script = kept.with_name("edited.py")
+    script.write_text(SCRIPTS[0].read_text() + "\nOTHER = 1\n")
+    assert codes_now([script])[script] not in {*first.values(), None}
+
+
+@pytest.mark.parametrize("damage", [lambda text: text[:-200], lambda text: text.replace('"of": "', '"of": "0')])
+def test_digests_that_are_cut_or_another_parsers_are_not_read(new_process, damage):
+    first = codes_now(SCRIPTS[:3])
+    keep_digests()
+    kept = new_process()
+    kept.write_text(damage(re.sub('": \\[\n *"[0-9a-f]{64}', '": ["wrong', kept.read_text())))
+    assert codes_now(SCRIPTS[:3]) == first
+
+
+def test_digests_are_kept_where_python_keeps_compiled_code(new_process, monkeypatch):
+    codes_now(SCRIPTS[:1])
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    keep_digests()
+    assert not new_process().exists()
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    monkeypatch.setattr(module_of_fingerprints, "KEPT", Path("/proc/nowhere/digests.json"))
+    codes_now(SCRIPTS[:1])
+    keep_digests()  # a library that belongs to somebody else

@@ -31,7 +31,7 @@ from proxycast.study.checks import (
     require_plain_results,
     require_same_disk,
 )
-from proxycast.study.code_fingerprint import code_fingerprint, codes_now
+from proxycast.study.code_fingerprint import code_fingerprint, codes_now, keep_digests
 from proxycast.study.loader import FROZEN, frozen, load_plan
 from proxycast.study.repair import broken_results, remove
 from proxycast.study.study_plan import Plan
@@ -149,6 +149,7 @@ def _open(workflow: "Workflow", config: dict, arguments: Sequence[str], where: s
         logger.info(line)
     edits = edits_of(record, write=writes)
     scripts = {path: code_fingerprint(path) for path in Path(workflow.basedir, "workflow/scripts").glob("*.py")}
+    keep_digests()
     code = {path.stem: edited(found, edits.get(str(path))) for path, found in scripts.items()}
     # Jobs read the study as it is now, from one file that is named by its content. Edits are for the next start.
     study_of_jobs = plan.results / "study" / f"{fingerprint(frozen(given, plan, code))}.json"

@@ -7,17 +7,25 @@ imports, directly or through others. Comments, docstrings and layout do not coun
 A package's `__init__` counts only if something of its own is imported. `PLANNING` does not count: these modules decide
 what a job does, which is in its parameters and inputs, or how it runs and writes, which changes no number. Without this
 cut every job would depend on every module, because a study's configuration knows all options.
+
+To parse the library takes half of the time that Snakemake needs to plan a small study. So what was parsed is kept for
+the next process, by the content of its files, beside the compiled code that Python keeps (`keep_digests`).
 """
 
 import ast
 import gc
 import hashlib
+import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
+from importlib.util import cache_from_source
 from pathlib import Path
 
+from proxycast.tables import read_json, write_json
+
 LIBRARY = Path(__file__).parents[1]
+KEPT = Path(cache_from_source(__file__)).with_suffix(".json")  # in __pycache__
 PLANNING = frozenset("cluster study jobs options tables __init__".split())  # the last names what Python may call
 PLANNING |= {f"config/{name}" for name in "corpora errors models reference study tasks truth".split()}
 
@@ -57,6 +65,13 @@ def codes_now(scripts: Iterable[Path]) -> dict[Path, str | None]:
     return found
 
 
+def keep_digests() -> None:
+    """Keep what this process parsed for the next one, where Python may keep compiled code."""
+    if not sys.dont_write_bytecode and not _digests().keys() <= _kept().keys():
+        with suppress(OSError):
+            write_json({"of": _parser(), "digests": _digests()}, KEPT)
+
+
 def used_modules(script: Path) -> set[Path]:
     """Files of the library that `script` imports, directly or through others, without `PLANNING`."""
     found: set[Path] = set()
@@ -79,9 +94,33 @@ def _digest_and_imports(path: Path) -> tuple[str, frozenset[Path]]:
     return digest, frozenset(file for file in files if not _plans(file))
 
 
-@cache
-def _digest_and_names(source: bytes) -> tuple[str, frozenset[str]]:
+def _digest_and_names(source: bytes) -> tuple[str, list[str]]:
     """The digest, and the dotted names below `proxycast` that are imported."""
+    key = hashlib.sha256(source).hexdigest()
+    if key not in _digests():
+        _digests()[key] = _kept().get(key) or _parsed(source)
+    return _digests()[key]
+
+
+@cache
+def _digests() -> dict[str, tuple[str, list[str]]]:
+    """sha256 of a source -> `_digest_and_names`, of all that this process has asked for."""
+    return {}
+
+
+@cache
+def _kept() -> dict[str, tuple[str, list[str]]]:
+    """What another process kept; nothing where it parsed in another way."""
+    kept = read_json(KEPT)
+    return kept["digests"] if kept.get("of") == _parser() else {}
+
+
+def _parser() -> str:
+    """What a digest depends on beside the source: this module, and Python's parser and layout."""
+    return hashlib.sha256(Path(__file__).read_bytes() + sys.version.encode()).hexdigest()
+
+
+def _parsed(source: bytes) -> tuple[str, list[str]]:
     tree = ast.parse(source)
     names: set[str] = set()
     for node in ast.walk(tree):
@@ -91,7 +130,7 @@ def _digest_and_names(source: bytes) -> tuple[str, frozenset[str]]:
                     node.body[0] = ast.Expr(ast.Constant(...))
             case ast.Import() | ast.ImportFrom():
                 names.update(_imported_names(node))
-    return hashlib.sha256(ast.unparse(tree).encode()).hexdigest(), frozenset(names)
+    return hashlib.sha256(ast.unparse(tree).encode()).hexdigest(), sorted(names)
 
 
 def _plans(file: Path) -> bool:
