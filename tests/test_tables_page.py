@@ -20,6 +20,7 @@ from proxycast.experiments.judges.judged_models import MODELS_SCHEMA
 from proxycast.experiments.model_selection.model_counts import MODEL_COUNT_COLUMNS
 from proxycast.experiments.model_selection.model_tables import model_selection_tables
 from proxycast.experiments.model_selection.writer_comparison import WRITERS_SCHEMA
+from proxycast.extraction.temperature_fit import TEMPERATURES_SCHEMA
 from proxycast.extraction.writers import EXPERTS_SCHEMA
 from proxycast.truth.outside_statistics import STATISTICS_SCHEMA
 
@@ -134,3 +135,5 @@ def test_tables_that_few_studies_have():
     assert told(STATISTICS_SCHEMA) == TABLES["statistics.parquet"]
     subset = TABLES["proxies.parquet"] | {"writer": "String", "number": "Int64", "draw": "Int64"}
     assert TABLES["subsets/<corpus>.parquet"] == subset
+    for section in ("temperatures.parquet", "temperatures/<corpus>.parquet"):
+        columns_of(section, pl.DataFrame(schema=TEMPERATURES_SCHEMA))

@@ -273,5 +273,5 @@ def test_the_library_scores_ranks_and_logs_them(model_folder):
     ranking = rank({"a": table, "b": other}, ["tempered_bits_per_byte", "bits_per_byte"]).ranking
     assert set(ranking["statistic"]) == {"tempered_bits_per_byte", "bits_per_byte"} and set(ranking["note"]) == {""}
     for use in (lambda: log_values(plain, ["tempered_cross_entropy"]), lambda: rank({"a": plain}, [*TEMPERED])):
-        with pytest.raises(InputError, match="tempered_cross_entropy: the token statistics have no temperatures"):
+        with pytest.raises(InputError, match="tempered_cross_entropy: needs token statistics at temperatures"):
             use()
