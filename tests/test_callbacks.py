@@ -224,6 +224,7 @@ def test_two_processes_log_what_the_saved_checkpoint_says(tmp_path):
     "arguments, said",
     [
         ({"every": 0}, "every: found 0"),
+        ({"proxies": ["tempered_bits_per_byte"]}, "tempered_bits_per_byte: needs token statistics at temperatures"),
         ({"proxies": ["top6_accuracy/uniform"]}, "did you mean 'top5_accuracy/uniform'"),
         ({"tail": 5}, "tail: no option here"),
         ({"solutions": {}}, "found no solution"),

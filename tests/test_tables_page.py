@@ -23,6 +23,7 @@ from proxycast.experiments.model_selection.model_tables import model_selection_t
 from proxycast.experiments.model_selection.writer_comparison import WRITERS_SCHEMA
 from proxycast.experiments.post_trained.claim_verdicts import CLAIMS_SCHEMA
 from proxycast.experiments.post_trained.post_training_tables import OF_POST_TRAINING
+from proxycast.extraction.temperature_fit import TEMPERATURES_SCHEMA
 from proxycast.extraction.writers import EXPERTS_SCHEMA
 from proxycast.truth.outside_statistics import STATISTICS_SCHEMA
 
@@ -140,3 +141,5 @@ def test_tables_that_few_studies_have():
     assert told(STATISTICS_SCHEMA) == TABLES["statistics.parquet"]
     subset = TABLES["proxies.parquet"] | {"writer": "String", "number": "Int64", "draw": "Int64"}
     assert TABLES["subsets/<corpus>.parquet"] == subset
+    for section in ("temperatures.parquet", "temperatures/<corpus>.parquet"):
+        columns_of(section, pl.DataFrame(schema=TEMPERATURES_SCHEMA))

@@ -95,6 +95,7 @@ def test_errors_come_before_the_first_model_runs(models, solutions, tmp_path, mo
         "score", *models, "--solutions", tmp_path / "bad.jsonl"
     )
     assert "did you mean 'margin/uniform'" in refused(*good, "--proxies", "margn/uniform")
+    assert "give `temperatures` to proxycast.score" in refused(*good, "--proxies", "tempered_cross_entropy")
     assert "--tasks: 'sum' is in no file; did you mean 'sums'" in refused(*good, "--tasks", "sum")
     assert "out.parquet: is there already" in refused(*good, "--out", tmp_path / "out.parquet")
     assert "written as .parquet" in refused(*good, "--out", tmp_path / "out.csv")

@@ -201,6 +201,18 @@ def test_a_named_baseline_that_is_not_known_ranks_nothing_and_one_of_generic_tex
     assert parameters["score_low"].null_count() == len(parameters)
 
 
+def test_losses_at_a_fitted_temperature_have_the_intervals_of_the_plain_ones(of_solutions):
+    """Rows of the same values under the other names: the same places and intervals, named in advance or not."""
+    names = {"bits_per_byte": "tempered_bits_per_byte", "expert_cross_entropy": "tempered_cross_entropy"}
+    copies = of_solutions.filter(pl.col("statistic").is_in(list(names)), weighting="none")
+    every = pl.concat([of_solutions, copies.with_columns(pl.col("statistic").replace(names))])
+    found = known_models(CHECKPOINTS, proxies_from(every), None, TASKS)
+    ranking = ranking_tables(found, every.lazy(), NAMED, FAST)["ranking"]
+    for plain, tempered in names.items():
+        one, other = (ranking.filter(method=name).drop("method") for name in (plain, tempered))
+        assert one.equals(other) and other["place_high"].is_not_null().all() and len(other) > 0
+
+
 def test_which_method_is_told_first(tables, known, of_solutions, caplog):
     assert tables["ranking"].row(0)[1:4] == ("top5_accuracy/entropy", "proxy", "tokens")
     other = of_solutions.with_columns(

@@ -67,6 +67,17 @@ def test_a_pass_with_temperatures_has_the_statistics_of_one_without():
     np.testing.assert_allclose(both[6:].double(), exact(head(hidden), targets), rtol=2e-6, atol=2e-6)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_on_a_gpu(dtype):
+    hidden, weight = (torch.randn(rows, 64, dtype=dtype, device="cuda") for rows in (300, 50_304))
+    targets, head = torch.randint(0, 50_304, (300,), device="cuda"), Head(weight)
+    both = token_stats_at_temperatures(hidden, head, targets, 50_304, GRID).cpu()
+    np.testing.assert_allclose(both[6:].double(), exact(head(hidden), targets).cpu(), rtol=1e-5, atol=1e-5)
+    without = token_stats_from_hidden(hidden, head, targets, 50_304)
+    np.testing.assert_allclose(both[0], without.logprob.cpu(), rtol=1e-4, atol=1e-4)
+
+
 def drawn(vocabulary: int, spread: float, factor: float, rows: int = 400) -> tuple[np.ndarray, np.ndarray]:
     """Logits (rows, V), and a token drawn from softmax(logits / factor) for each row."""
     rng = np.random.default_rng([vocabulary, int(10 * spread), int(100 * factor)])
@@ -273,5 +284,5 @@ def test_the_library_scores_ranks_and_logs_them(model_folder):
     ranking = rank({"a": table, "b": other}, ["tempered_bits_per_byte", "bits_per_byte"]).ranking
     assert set(ranking["statistic"]) == {"tempered_bits_per_byte", "bits_per_byte"} and set(ranking["note"]) == {""}
     for use in (lambda: log_values(plain, ["tempered_cross_entropy"]), lambda: rank({"a": plain}, [*TEMPERED])):
-        with pytest.raises(InputError, match="tempered_cross_entropy: the token statistics have no temperatures"):
+        with pytest.raises(InputError, match="tempered_cross_entropy: needs token statistics at temperatures"):
             use()

@@ -7,7 +7,7 @@ from types import FrameType
 
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from proxycast.library.proxy_values import RECOMMENDED, TAIL_TOKENS, log_values, parsed_name
+from proxycast.library.proxy_values import RECOMMENDED, TAIL_TOKENS, log_values, parsed_name, require_temperatures
 from proxycast.library.scoring import ModelScoring
 from proxycast.library.solution_files import Tasks, require_tasks
 from proxycast.options import InputError
@@ -39,8 +39,8 @@ class ProxyCallback(TrainerCallback):
         if not isinstance(every, int) or every < 1:
             raise InputError(f"ProxyCallback: every: found {every!r}; give a number of steps, 1 or more")
         self.solutions, self.every, self.proxies = require_tasks(solutions), every, list(proxies)
-        for name in self.proxies:
-            parsed_name(name)
+        statistics = [parsed_name(name)[0] for name in self.proxies]
+        require_temperatures(statistics, bool(options.get("temperatures")), "ProxyCallback")
         self._tokenizer, self._options = tokenizer, options
         self._scoring: ModelScoring | None = None
         self._logged_at: int | None = None

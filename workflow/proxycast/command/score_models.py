@@ -13,7 +13,7 @@ from proxycast.config.errors import closest
 from proxycast.config.extraction import ExtractionOptions
 from proxycast.files import HUB_ID
 from proxycast.library.candidate_ranking import rank
-from proxycast.library.proxy_values import RECOMMENDED, parsed_name
+from proxycast.library.proxy_values import RECOMMENDED, parsed_name, require_temperatures
 from proxycast.library.scoring import score
 from proxycast.library.solution_files import Tasks, load_solutions
 from proxycast.options import InputError
@@ -35,8 +35,7 @@ def score_models(
     reads them. `tasks`: of these, those that count; empty: all. Raises InputError before the first model runs for what
     can be known then.
     """
-    for proxy in proxies:
-        parsed_name(proxy)
+    require_temperatures([parsed_name(proxy)[0] for proxy in proxies], False, "--proxies")
     if out is not None:
         require_new_table(out)
     chosen = chosen_tasks(load_solutions(solutions), tasks)

@@ -20,6 +20,7 @@ from proxycast.experiments.candidate_order import (
     place_table,
     resampled_scores,
 )
+from proxycast.extraction.schema import temperatures_of
 from proxycast.extraction.temperature_fit import with_tempered
 from proxycast.library.proxy_values import RECOMMENDED, parsed_name, require_temperatures, require_token_stats
 from proxycast.options import InputError, told_names
@@ -92,7 +93,7 @@ def rank(
         tokens = _gathered(candidates)
         differ = not _share_tokens(tokens)
         statistics = [statistic for statistic, _ in named]
-        require_temperatures(statistics, tokens.columns, "rank")
+        require_temperatures(statistics, bool(temperatures_of(tokens.columns)), "rank")
         values = _values(tokens, differ, options or ProxyOptions(), tempered=not TEMPERED.keys().isdisjoint(statistics))
     if ALL_TASKS in values["task"]:
         raise InputError(f"rank: a task is named {ALL_TASKS!r}, as the mean over tasks is; give it another name")

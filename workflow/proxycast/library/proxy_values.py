@@ -97,7 +97,7 @@ def log_values(
     Raises InputError for an unknown name, and for a tempered baseline of statistics without temperatures.
     """
     wanted = pl.DataFrame(list(map(parsed_name, names)), ["statistic", "weighting"], orient="row")
-    require_temperatures(wanted["statistic"], token_stats.columns, "proxies")
+    require_temperatures(wanted["statistic"], bool(temperatures_of(token_stats.columns)), "proxies")
     rows = wanted.join(
         proxies(token_stats, tail_tokens=tail_tokens), on=["statistic", "weighting"], how="left", maintain_order="left"
     )
@@ -106,11 +106,13 @@ def log_values(
     }
 
 
-def require_temperatures(statistics: Iterable[str], columns: Iterable[str], where: str) -> None:
+def require_temperatures(statistics: Iterable[str], are_there: bool, where: str) -> None:
     """`InputError`, which begins with `where`, for a tempered baseline of token statistics without temperatures."""
     tempered = [name for name in statistics if name in TEMPERED]
-    if tempered and not temperatures_of(columns):
-        raise InputError(f"{where}: {tempered[0]}: the token statistics have no temperatures; give them to score")
+    if tempered and not are_there:
+        raise InputError(
+            f"{where}: {tempered[0]}: needs token statistics at temperatures; give `temperatures` to proxycast.score"
+        )
 
 
 def parsed_name(name: str) -> tuple[str, str]:

@@ -57,7 +57,7 @@ def score(
     gradients, the random state and all other states stay as they are. `tokenizer`: a fast one. `solutions`: as
     `load_solutions` returns them. `tail_tokens`: how many tokens at the end of each solution are scored. `checkpoint`:
     the name of the model in the table. `options`: tail_bytes, chat_template, leading_space, windowing, window_stride,
-    batch_tokens and max_model_len, as in a study's `extraction`.
+    batch_tokens, max_model_len and temperatures, as in a study's `extraction`.
 
     In distributed training call it on one process, or with `sharded` on all of them: then they divide the solutions,
     and each returns the whole table. Models whose parameters are sharded are refused.

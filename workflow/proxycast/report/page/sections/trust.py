@@ -81,6 +81,10 @@ def _words(results: StudyResults) -> dict[str, str]:
     if target is not None and (has_corpora or has_models):
         words["Regret"] = "what a pick costs: how much worse its truth is than that of the best candidate"
         words["Noise ceiling"] = "what a perfect prediction would be expected to reach, as the truth itself is noisy"
+    if results.study.extraction.temperatures:
+        words["Tempered"] = (
+            "a loss after each model's logits were divided by one temperature, fitted to the expert solutions"
+        )
     if has_forecasts:
         words["Cut"] = "the checkpoint at which a forecast stops looking; the later ones judge it"
     return words
