@@ -13,6 +13,10 @@ MOST_PANELS = 4  # methods, in the order of the study
 METHOD = ["statistic", "weighting"]
 FACTORS = ["factor", "slower_factor"]
 Factors = list[tuple[float, float]]  # of every two rates that are compared
+ABOUT_SEEDS = (
+    "\nBelow, two runs of different seeds are compared. Where a filled mark lies below the hollow one beside it,"
+    "\nthe rate moves the order more than another seed does."
+)
 APART = 5  # points between the marks of two sizes
 
 
@@ -44,10 +48,7 @@ def orders_over_learning_rate(rates: pl.DataFrame, confidence: float, warning: s
     style.add_title(figure, title, warning)
     handles, labels = grid[1, 0].get_legend_handles_labels()
     note = f"One run, mean over tasks. Bars: {confidence:.0%} bootstrap intervals over corpora. Line at 0.5: chance."
-    note += (
-        "\nBelow, two runs of different seeds are compared. Where a filled mark lies below the hollow one beside it,"
-    )
-    note += "\nthe rate moves the order more than another seed does."
+    note += ABOUT_SEEDS if rates["seed_agreement"].count() else "\nBelow, two runs of one seed are compared."
     place = {"loc": "outside lower left", "ncols": 2, "frameon": False, "alignment": "left", "borderpad": 0}
     legend = figure.legend(handles, labels, title=note, fontsize=style.SMALL, title_fontsize=style.SMALL, **place)
     legend.get_title().set_color("0.35")
