@@ -91,7 +91,7 @@ BASELINE_LOOKS = {
     "bits_per_byte": Look("Expert bits per byte", "bits per byte", "#B08A5B"),
     "rbridge": Look("rBridge", "weighted nats per token", "#AA4499", "X"),
     "exact_match": Look("Exact match", "fraction of problems", "#444444"),
-    "sampled_exact_match": Look("Exact match of drawn texts", "fraction of texts", "#444444"),
+    "sampled_exact_match": Look("Exact match of drawn texts", "fraction of texts", "#666633"),
     "primary_metric": Look("Accuracy (primary metric)", "fraction of questions", "#000000", "s"),
     "accuracy": Look("Accuracy, as published", "fraction of questions", "#000000", "s"),
     "accuracy_of_25_corpora": Look("Accuracy, as published of 25 corpora", "fraction of questions", "#000000", "s"),
