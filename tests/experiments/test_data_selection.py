@@ -147,6 +147,15 @@ def test_metrics_are_baselines_where_they_are_complete(predicted, targets):
     assert set(likelihood["step"]) == {4} and len(likelihood) == len(SMALL) // 2 * len(TASKS)
 
 
+def test_halves_of_a_metric_are_no_baselines(proxies, targets):
+    drawn = [
+        targets.filter(metric="accuracy").with_columns(metric=pl.lit(f"sampled_exact_match{n}"))
+        for n in ("", "_odd", "_even")
+    ]
+    found = set(predictions(CHECKPOINTS, proxies, pl.concat([targets, *drawn]), TASKS)["statistic"])
+    assert {name for name in found if name.startswith("sampled")} == {"sampled_exact_match"}
+
+
 def test_a_scored_checkpoint_must_be_in_the_table(proxies):
     require_known(CHECKPOINTS, proxies.lazy())
     older = CHECKPOINTS.filter(pl.col("corpus") != "d")

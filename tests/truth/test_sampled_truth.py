@@ -154,8 +154,6 @@ def test_without_drawing_the_fingerprints_are_as_they_were(measured):
         (SAMPLED | {"sampling": {"temperature": -1}}, "sampling.temperature.*found -1"),
         (SAMPLED | {"sampling": {"seed": -1}}, "sampling.seed.*found -1"),
         (SAMPLED | {"sampling": {"top_p": 0.9}}, "top_p"),
-        ({"metric": "sampled_exact_match"}, "sampling: missing; sampled_exact_match needs it"),
-        ({"other_metrics": ["sampled_exact_match"]}, "sampling: missing; sampled_exact_match needs it"),
         (SAMPLED | {"metric": "exact_match"}, "sampled_exact_match is not among metric and other_metrics"),
         (SAMPLED | {"table": "truth.csv"}, "sampled_exact_match comes from a table, so nothing is drawn"),
     ],
@@ -171,10 +169,12 @@ def test_a_table_may_hold_sampled_scores():
 
 def test_a_task_must_have_an_answer_pattern_and_answers():
     rows = {"sums": PROBLEMS["sums"]}
-    check_measurable(TASKS[:1], rows, TARGET.metrics)
+    check_measurable(TASKS[:1], rows, TARGET.metrics, draws=True)
+    with pytest.raises(InputError, match="target: sampled_exact_match needs sampling: {samples: 4"):
+        check_measurable(TASKS[:1], rows, TARGET.metrics)
     words = "task sums: sampled_exact_match needs an answer_pattern and answers"
     with pytest.raises(InputError, match=words):
-        check_measurable([TASKS[0].model_copy(update={"answer_pattern": None})], rows, TARGET.metrics)
+        check_measurable([TASKS[0].model_copy(update={"answer_pattern": None})], rows, TARGET.metrics, draws=True)
     unanswered = [Problem(id="p", prompt="Q", choices=None)]
     with pytest.raises(InputError, match=words):
-        check_measurable(TASKS[:1], {"sums": unanswered}, TARGET.metrics)
+        check_measurable(TASKS[:1], {"sums": unanswered}, TARGET.metrics, draws=True)

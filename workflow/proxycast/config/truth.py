@@ -163,12 +163,7 @@ class Target(Options):
 
     @model_validator(mode="after")
     def _sampling_has_a_metric(self) -> "Target":
-        is_asked = SAMPLED_EXACT_MATCH in self.metrics
-        if is_asked and self.measured_here and not self.sampling:
-            raise ValueError(
-                f"sampling: missing; {SAMPLED_EXACT_MATCH} needs it, as in {{samples: 4, temperature: 1.0, seed: 0}}"
-            )
-        if self.sampling and not (is_asked and self.measured_here):
+        if self.sampling and not (SAMPLED_EXACT_MATCH in self.metrics and self.measured_here):
             found = "is not among metric and other_metrics" if self.measured_here else "comes from a table"
             raise ValueError(f"sampling: {SAMPLED_EXACT_MATCH} {found}, so nothing is drawn; leave sampling out")
         return self

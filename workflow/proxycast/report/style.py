@@ -93,7 +93,7 @@ BASELINE_LOOKS = {
     "tempered_bits_per_byte": Look("Expert bits per byte, tempered", "bits per byte", "#8AA65A", "<"),
     "rbridge": Look("rBridge", "weighted nats per token", "#AA4499", "X"),
     "exact_match": Look("Exact match", "fraction of problems", "#444444"),
-    "sampled_exact_match": Look("Exact match of drawn texts", "fraction of texts", "#444444"),
+    "sampled_exact_match": Look("Exact match of drawn texts", "fraction of texts", "#666633"),
     "primary_metric": Look("Accuracy (primary metric)", "fraction of questions", "#000000", "s"),
     "accuracy": Look("Accuracy, as published", "fraction of questions", "#000000", "s"),
     "accuracy_of_25_corpora": Look("Accuracy, as published of 25 corpora", "fraction of questions", "#000000", "s"),

@@ -117,7 +117,7 @@ def check_inputs(plan: Plan, checkpoints: list[Checkpoint], record: bool = True)
     elif table:
         check_target_table(table, checkpoints, plan.task_names, metrics, every_step=study.forecasting is not None)
     elif plan.measured_tasks:
-        check_measurable(plan.measured_tasks, problems, metrics)
+        check_measurable(plan.measured_tasks, problems, metrics, study.target.sampling is not None)
     if record:
         write_json(found, done)
 
@@ -376,8 +376,12 @@ def count_scored_tokens(
     return count
 
 
-def check_measurable(tasks: list[Task], solutions: dict[str, list[Problem]], metrics: Iterable[str]) -> None:
+def check_measurable(
+    tasks: list[Task], solutions: dict[str, list[Problem]], metrics: Sequence[str], draws: bool = False
+) -> None:
     """`InputError` names the first task and metric that its solutions and settings do not allow to be measured here."""
+    if SAMPLED_EXACT_MATCH in metrics and not draws:
+        raise InputError(f"target: {SAMPLED_EXACT_MATCH} needs sampling: {{samples: 4, temperature: 1.0, seed: 0}}")
     for task in tasks:
         found = solutions.get(task.name)  # None: what is not made yet; a family's problems will have everything
         rendered = task.rows is None or task.rows.choices is not None
