@@ -39,6 +39,23 @@ from pathlib import Path
 for path in snakemake.output:
     Path(path).touch()
 """
+# In the place of what nothing here asks for: every run would make it again.
+EMPTY_TABLES = """
+from pathlib import Path
+import polars as pl
+from proxycast.tables import write_table
+for path in map(Path, snakemake.output):
+    if path.suffix == ".parquet":
+        write_table(pl.DataFrame({"empty": [0]}), path, "", csv=True)
+"""
+EMPTY_PAGE = """
+from pathlib import Path
+from proxycast.tables import write_json
+Path(snakemake.output.page).touch()
+write_json(snakemake.params.made_with, Path(snakemake.output.made_with))
+"""
+REPLACED = dict.fromkeys(["signal_to_noise", "solution_counts", "token_view"], EMPTY_TABLES)
+REPLACED |= {"data_selection_figures": EMPTY_FILES, "study_page": EMPTY_PAGE}
 
 
 def write_model(folder: Path, seed: int) -> None:
@@ -57,7 +74,8 @@ def write_truth(project: Path, left: float, right: float) -> None:
 
 def write_study(project: Path) -> None:
     copy_project(project)
-    (project / "workflow/scripts/data_selection_figures.py").write_text(EMPTY_FILES)
+    for name, script in REPLACED.items():
+        (project / f"workflow/scripts/{name}.py").write_text(script)
     for number, corpus in enumerate(("left", "right")):
         checkpoints = []
         for step in (10, 20):
@@ -186,6 +204,8 @@ def test_changed_code_reruns_what_depends_on_it(project, module, old, new, expec
     planned = rules(snakemake(project, "-n", library=project / "workflow"))
     assert planned >= expected and ("score" in planned) == ("score" in expected)
     assert bool(planned) == bool(expected)
+    kept = (project / "workflow/proxycast/study/__pycache__").glob("code_fingerprint.*.json")
+    assert sys.dont_write_bytecode or len(list(kept)) == 1  # for the next start
 
 
 def test_changed_scoring_scores_every_checkpoint_again(project):
@@ -195,6 +215,18 @@ def test_changed_scoring_scores_every_checkpoint_again(project):
     snakemake(project, *SCORING, library=project / "workflow")
     assert {name for corpus in ("left", "right") for name in written(project, corpus)[-1]} == CHECKPOINTS
     assert rules(snakemake(project, "-n", *SCORING, library=project / "workflow")) == set()
+
+
+def test_scripts_that_were_replaced_run_again(project):
+    """Those of the library, in the place of the short ones: what they make of two corpora has all its rows."""
+    for name in REPLACED.keys() - {"data_selection_figures"}:
+        shutil.copy2(ROOT / f"workflow/scripts/{name}.py", project / "workflow/scripts")
+    assert rules(snakemake(project)) == REPLACED.keys() | {"all"}
+    for name in ("signal_to_noise", "solution_counts"):
+        table = pl.read_parquet(project / RESULTS / f"data_selection/{name}.parquet")
+        assert len(table) and "empty" not in table.columns
+    assert set(pl.read_parquet(project / RESULTS / "token_view.parquet")["candidate"]) == {"left", "right"}
+    assert (project / RESULTS / "report.html").stat().st_size > 1_000_000
 
 
 # Inputs
@@ -469,11 +501,11 @@ def test_a_dry_run_changes_nothing(project):
     path = project / "own/sums.jsonl"
     path.write_text(path.read_text().replace("mat", "hat"))
     before = state_of(project / "results")
-    for mode in ("-n", "--summary", "--list-changes=code"):
+    for mode in ("--summary", "--list-changes=code", "-n"):
         said = snakemake(project, mode)
         assert "left-small-seed0-step10.parquet was truncated, damaged or lacked a part" in said
         assert state_of(project / "results") == before
-    assert {"copy_solutions", "score"} <= rules(snakemake(project, "-n"))
+    assert {"copy_solutions", "score"} <= rules(said)
 
 
 @pytest.mark.parametrize("place", ["token_stats/left", "proxies", "logs/score", "consent.json"])
