@@ -95,33 +95,33 @@ def _moves(states: list[str], rules: dict[str, Callable[[int], int]]) -> dict[st
 
 
 def _rooms() -> StepFamily:
-    """A ring of ten rooms: the next room, the one before, the one across."""
+    """A ring of ten rooms: one or two to the right, one or two to the left, across."""
     rules = {">": lambda n: n + 1, "<": lambda n: n - 1, "=": lambda n: n + 5}
+    rules |= {")": lambda n: n + 2, "(": lambda n: n - 2}
     return StepFamily("rooms", _moves(list("abcdefghij"), rules))
 
 
 def _dial() -> StepFamily:
-    """Sums modulo 10."""
+    """A dial of ten digits: three on, one back, the double, the triple, nine less the digit."""
     rules = {"+": lambda n: n + 3, "-": lambda n: n - 1, "*": lambda n: 2 * n}
+    rules |= {"^": lambda n: 3 * n, "_": lambda n: 9 - n}
     return StepFamily("dial", _moves(list("0123456789"), rules))
 
 
 def _days() -> StepFamily:
-    """Days of the week, on and back."""
-    rules = {"!": lambda n: n + 1, "?": lambda n: n - 1}
-    rules["%"] = lambda n: n + 3
+    """Days of the week: one on, one back, three on, two back."""
+    rules = {"!": lambda n: n + 1, "?": lambda n: n - 1, "%": lambda n: n + 3, "@": lambda n: n - 2}
     return StepFamily("days", _moves([day[:3] for day in DAYS], rules))
 
 
 def _notes() -> StepFamily:
-    """Notes of a scale, whatever the octave."""
-    rules = {"#": lambda n: n + 1, "$": lambda n: n + 2}
-    rules["&"] = lambda n: n - 3
+    """Notes of a scale, whatever the octave: a step, a third and a fifth up, a fourth down."""
+    rules = {"#": lambda n: n + 1, "$": lambda n: n + 2, "&": lambda n: n - 3, "[": lambda n: n + 4}
     return StepFamily("notes", _moves("do re mi fa so la ti".split(), rules))
 
 
 def _lift() -> StepFamily:
-    """A lift that stops at the lowest and at the highest of nine floors."""
+    """A lift of nine floors that stops at either end: two up, one down, three down, one up."""
     rules = {"/": lambda n: min(n + 2, 8), "|": lambda n: max(n - 1, 0)}
     rules |= {"~": lambda n: max(n - 3, 0), "]": lambda n: min(n + 1, 8)}
     return StepFamily("lift", _moves(list("123456789"), rules))
@@ -139,7 +139,7 @@ def _board() -> StepFamily:
 
 
 def _swaps() -> StepFamily:
-    """Eight goods, and four markets that each take any good for one other: a rule without a pattern."""
+    """Eight goods and four markets that each take any good for one other: a rule without a pattern."""
     goods, rules = list("klmnopqr"), {}
     for market in "HJXY":
         given = list(range(len(goods)))
