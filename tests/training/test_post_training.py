@@ -10,7 +10,7 @@ from random import Random
 import polars as pl
 import pytest
 import torch
-from proxycast.config.post_training import RECIPES, PostTraining
+from proxycast.config.post_training_options import RECIPES, PostTraining
 from proxycast.config.training import CONTEXT, Size
 from proxycast.options import InputError
 from proxycast.tables import read_json, write_json
