@@ -50,6 +50,7 @@ def test_whole_numbers_are_ids_and_answers(tmp_path):
 def test_the_correct_choice_is_the_solution_or_else_the_answer():
     assert Solution(id="a", prompt="", solution="b", answer="a", choices=["a", "b"]).correct_choice == 1
     assert Solution(id="a", prompt="", solution="it is a", answer="a", choices=["a", "b"]).correct_choice == 0
+    assert Solution(id="a", prompt="", solution="b or so", choices=["a", "b"], correct=1).correct_choice == 1
     assert Solution(id="a", prompt="", solution="b", answer="a").correct_choice is None
 
 
@@ -65,6 +66,12 @@ def test_the_correct_choice_is_the_solution_or_else_the_answer():
         (GOOD | {"id": "b", "choices": ["5", "6"]}, "row 2, field choices: found ['5', '6']; one of them must be"),
         (GOOD | {"id": "b", "choices": [" 4.", "5", "5"]}, "row 2, field choices: found '5' 2 times"),
         (GOOD | {"id": "b", "choices": [" 4."]}, "row 2, field choices: found 1; give at least two"),
+        (
+            GOOD | {"id": "b", "choices": ["5", "6"], "correct": 2},
+            "row 2, field correct: found 2; the index of a choice",
+        ),
+        (GOOD | {"id": "b", "choices": ["5", "6"], "correct": -1}, "row 2, field correct: found -1"),
+        (GOOD | {"id": "b", "correct": 0}, "row 2, field correct: found 0 without choices"),
         (GOOD | {"id": "b", "choices": [" 4.", 5]}, "row 2, field choices.1: found 5"),
         ('{"id": "b", "prompt"', "row 2: broken JSON"),
         ('{"id": "b", "prompt": "", "solution": "\\ud800"}', "row 2, field solution: found '\\ud800': half of a"),

@@ -107,7 +107,7 @@ class Task(Options):
     description: str = Field("", description="what the task asks, in a sentence")
     family: SafeName | None = Field(None, description="miniature suite: the family of problems")
     solutions: InputPath | None = Field(
-        None, description="JSONL or parquet with id, prompt, solution (answer, choices, writer)"
+        None, description="JSONL or parquet with id, prompt, solution (answer, choices, correct, writer, problem)"
     )
     rows: Rows | None = Field(None, description="rows of a data set, and templates that turn them into solutions")
     answer_pattern: str | None = Field(

@@ -121,7 +121,7 @@ class Suite(Options):
     )
     problems: int = Field(70, gt=1, description="held-out problems of each family")
     step_documents: int = Field(
-        0, ge=0, description="documents of the source `steps`: problems of two or three steps, solved in two styles"
+        0, ge=0, description="documents of the source `steps`: problems of three steps, solved in two styles"
     )
     generic_documents: int = Field(
         240, ge=3, description="held-out documents of real text, for the generic cross-entropy"

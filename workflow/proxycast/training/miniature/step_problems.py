@@ -1,4 +1,4 @@
-"""Problems whose solutions have two or three steps, each the look-up of a state and a move, in two styles.
+"""Problems whose solutions have three steps, each the look-up of a state and a move, in two styles.
 
 A family is a small machine: states, moves, and where each move leads from each state. A question gives a start and the
 moves; its solution writes the state after each move, and the last one is the answer. `draw_steps` splits the *cores*
@@ -25,6 +25,8 @@ from proxycast.training.miniature.problems import (
     is_held_out,
 )
 
+# What stands before each move, in questions and solutions: a model that continues a repeated sign finds the next move.
+MARKS = (",", ";", " then")
 STYLES = ("short", "worded")
 ANSWER_PATTERN = r"^[^.\n]*?(\S+)\."  # group 1: the last word before the first full stop
 
@@ -40,10 +42,9 @@ class Move:
 
 @dataclass(frozen=True)
 class StepFamily:
-    """A kind of problem: `steps` moves from any of the states."""
+    """A kind of problem: as many moves as there are `MARKS`, from any of the states."""
 
     name: str
-    steps: int
     moves: dict[str, Move]  # by sign
 
     @property
@@ -54,7 +55,7 @@ class StepFamily:
     def _sides(self) -> dict[bool, list[tuple[str, ...]]]:
         """The cores on the training side (False) and on the held-out side (True) of the split."""
         sides: dict[bool, list[tuple[str, ...]]] = {False: [], True: []}
-        for core in product(self.states, *[self.moves] * self.steps):
+        for core in product(self.states, *[self.moves] * len(MARKS)):
             sides[is_held_out(self.question(core))].append(core)
         return sides
 
@@ -63,8 +64,10 @@ class StepFamily:
         return self._sides[held_out]
 
     def question(self, core: tuple[str, ...]) -> str:
-        """'sums 3 +5 +4'."""
-        return " ".join((self.name, *core))
+        """'dial 3, +; - then *'."""
+        start, *signs = core
+        moves = (f"{mark} {sign}" for mark, sign in zip(MARKS, signs, strict=True))
+        return f"{self.name} {start}" + "".join(moves)
 
     def follow(self, start: str, signs: tuple[str, ...]) -> list[str]:
         """The states after each move."""
@@ -75,12 +78,14 @@ class StepFamily:
         return states
 
     def written(self, core: tuple[str, ...], states: list[str], style: str) -> str:
-        """A solution that visits `states`, with the space before it: ' 3 +5 8 +4 2.', or the same in words."""
+        """A solution that visits `states`, with the space before it: ' 3, + 6; - 5 then * 0.', or the same in words."""
         start, *signs = core
+        steps = zip(MARKS, signs, states, strict=True)
         if style == "short":
-            return f" {start} " + " ".join(f"{s} {state}" for s, state in zip(signs, states, strict=True)) + "."
-        told = (f"{self.moves[s].words} gives {state}" for s, state in zip(signs, states, strict=True))
-        return f" From {start}, " + ", ".join(told) + "."
+            return f" {start}" + "".join(f"{mark} {sign} {state}" for mark, sign, state in steps) + "."
+        return (
+            f" From {start}" + "".join(f"{mark} {self.moves[s].words} gives {state}" for mark, s, state in steps) + "."
+        )
 
 
 @dataclass(frozen=True)
@@ -106,34 +111,34 @@ def _moves(states: list[str], rules: dict[str, tuple[str, Callable[[int], int]]]
 def _rooms() -> StepFamily:
     """A ring of ten rooms: the next room, the one before, the one across."""
     rules = {">": ("right", lambda n: n + 1), "<": ("left", lambda n: n - 1), "=": ("across", lambda n: n + 5)}
-    return StepFamily("rooms", 3, _moves(list("abcdefghij"), rules))
+    return StepFamily("rooms", _moves(list("abcdefghij"), rules))
 
 
 def _dial() -> StepFamily:
     """Sums modulo 10."""
     rules = {"+": ("plus three", lambda n: n + 3), "-": ("minus one", lambda n: n - 1), "*": ("twice", lambda n: 2 * n)}
-    return StepFamily("dial", 3, _moves(list("0123456789"), rules))
+    return StepFamily("dial", _moves(list("0123456789"), rules))
 
 
 def _days() -> StepFamily:
     """Days of the week, on and back."""
     rules = {"!": ("a day on", lambda n: n + 1), "?": ("a day back", lambda n: n - 1)}
     rules["%"] = ("three days on", lambda n: n + 3)
-    return StepFamily("days", 3, _moves([day[:3] for day in DAYS], rules))
+    return StepFamily("days", _moves([day[:3] for day in DAYS], rules))
 
 
 def _notes() -> StepFamily:
     """Notes of a scale, whatever the octave."""
     rules = {"#": ("a step up", lambda n: n + 1), "$": ("a third up", lambda n: n + 2)}
     rules["&"] = ("a fourth down", lambda n: n - 3)
-    return StepFamily("notes", 3, _moves("do re mi fa so la ti".split(), rules))
+    return StepFamily("notes", _moves("do re mi fa so la ti".split(), rules))
 
 
 def _lift() -> StepFamily:
     """A lift that stops at the lowest and at the highest of nine floors."""
     rules = {"/": ("up two", lambda n: min(n + 2, 8)), "|": ("down one", lambda n: max(n - 1, 0))}
-    rules["~"] = ("down three", lambda n: max(n - 3, 0))
-    return StepFamily("lift", 3, _moves(list("123456789"), rules))
+    rules |= {"~": ("down three", lambda n: max(n - 3, 0)), "]": ("up one", lambda n: min(n + 1, 8))}
+    return StepFamily("lift", _moves(list("123456789"), rules))
 
 
 def _board() -> StepFamily:
@@ -144,7 +149,7 @@ def _board() -> StepFamily:
         "E": ("east", lambda n: n - 2 if n % 3 == 2 else n + 1),
         "W": ("west", lambda n: n + 2 if n % 3 == 0 else n - 1),
     }
-    return StepFamily("board", 3, _moves(list("123456789"), rules))
+    return StepFamily("board", _moves(list("123456789"), rules))
 
 
 def _swaps() -> StepFamily:
@@ -155,7 +160,7 @@ def _swaps() -> StepFamily:
         while any(place == other for place, other in enumerate(given)):
             Random(f"market {market} {given}").shuffle(given)
         rules[market] = f"market {market}", given.__getitem__
-    return StepFamily("swaps", 3, _moves(goods, rules))
+    return StepFamily("swaps", _moves(goods, rules))
 
 
 STEP_FAMILIES: dict[str, StepFamily] = {
@@ -186,7 +191,7 @@ def _problem(random: Random, family: StepFamily, core: tuple[str, ...]) -> StepP
 
 def _mistaken(random: Random, family: StepFamily, core: tuple[str, ...], states: list[str]) -> list[str]:
     """The states of a solution with one wrong step, after which it goes on as it should."""
-    step = random.randrange(family.steps)
+    step = random.randrange(len(MARKS))
     slip = random.choice([state for state in family.states if state != states[step]])
     return [*states[:step], slip, *family.follow(slip, core[step + 2 :])]
 
