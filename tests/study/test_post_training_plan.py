@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from proxycast.cluster.model_jobs import ModelJobs
 from proxycast.cluster.status.watch import Watch
-from proxycast.config.post_training import RECIPES
+from proxycast.config.post_training_options import RECIPES
 from proxycast.options import InputError
 from proxycast.study.checkpoint_plan import checkpoints_of_command, plan_checkpoints
 from proxycast.study.checkpoints import (

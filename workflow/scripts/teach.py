@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import torch
-from proxycast.config.post_training import PostTraining
+from proxycast.config.post_training_options import PostTraining
 from proxycast.jobs import job
 from proxycast.tables import fingerprint, write_table
 from proxycast.training.miniature.post_training.course import read_course

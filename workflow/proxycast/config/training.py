@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from proxycast.config.post_training import PostTraining
+from proxycast.config.post_training_options import PostTraining
 from proxycast.files import Files
 from proxycast.options import Options, SafeName
 

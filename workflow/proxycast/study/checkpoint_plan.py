@@ -20,7 +20,7 @@ from proxycast.config.corpora import CheckpointEntry, CheckpointSpec, Corpus
 from proxycast.config.errors import closest
 from proxycast.config.extraction import ExtractionOptions, ModelOptions
 from proxycast.config.ladder import MOST_CHECKPOINTS, require_countable
-from proxycast.config.post_training import BASE
+from proxycast.config.post_training_options import BASE
 from proxycast.options import InputError
 from proxycast.study.checkpoints import Checkpoint, count_parameters, extraction_options
 from proxycast.study.cross_checks import check_checkpoints

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import polars as pl
 
-from proxycast.config.post_training import PostTraining
+from proxycast.config.post_training_options import PostTraining
 from proxycast.tables import fingerprint, read_table
 from proxycast.training.miniature.post_training.worked_solutions import Document, benchmark_questions
 from proxycast.weights.model_folder import model_fingerprint

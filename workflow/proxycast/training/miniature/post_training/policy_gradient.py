@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import torch
 
-from proxycast.config.post_training import PolicyGradient
+from proxycast.config.post_training_options import PolicyGradient
 from proxycast.training.miniature.leaks import holding_questions
 from proxycast.training.miniature.post_training.fine_tuning import LOOK, Descent
 from proxycast.training.miniature.post_training.objectives import group_advantages, policy_loss, written_log_probs

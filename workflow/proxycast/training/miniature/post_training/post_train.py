@@ -15,7 +15,7 @@ import polars as pl
 import torch
 from tqdm import tqdm
 
-from proxycast.config.post_training import STARTS
+from proxycast.config.post_training_options import STARTS
 from proxycast.jobs import PROGRESS_SECONDS
 from proxycast.options import InputError
 from proxycast.tables import read_json

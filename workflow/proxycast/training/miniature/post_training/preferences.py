@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from proxycast.config.post_training import Preferences
+from proxycast.config.post_training_options import Preferences
 from proxycast.training.miniature.leaks import holding_questions
 from proxycast.training.miniature.post_training.fine_tuning import Descent, shuffled_batches
 from proxycast.training.miniature.post_training.objectives import preference_loss, written_log_probs

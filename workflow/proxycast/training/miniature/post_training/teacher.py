@@ -4,7 +4,7 @@ from pathlib import Path
 
 import polars as pl
 
-from proxycast.config.post_training import Distillation
+from proxycast.config.post_training_options import Distillation
 from proxycast.training.miniature.leaks import holding_questions
 from proxycast.training.miniature.post_training.course import Course
 from proxycast.training.miniature.post_training.post_train import load_model
