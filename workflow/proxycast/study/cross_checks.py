@@ -24,7 +24,7 @@ from proxycast.experiments.post_trained.claim_limits import require_known_claim
 from proxycast.options import InputError
 from proxycast.proxy_formulas import BASELINES, RBRIDGE
 from proxycast.solutions.rows import GENERIC_TEXT
-from proxycast.study.checkpoints import Checkpoint, budgets_of, require_laws, runs, short_names
+from proxycast.study.checkpoints import Checkpoint, budgets_of, require_laws, require_token_view, runs, short_names
 from proxycast.study.study_plan import Plan
 from proxycast.truth.outside_statistics import metrics_of
 from proxycast.truth.targets import read_target_table, require_targets, with_full_names
@@ -258,6 +258,7 @@ def check_checkpoints(plan: Plan, checkpoints: list[Checkpoint]) -> None:
     if plan.selects_data:
         _require_sizes(plan, checkpoints)
         _require_comparable(plan, checkpoints)
+    require_token_view(plan, checkpoints)
     if plan.study.selection.scaling_laws:
         require_laws(plan, checkpoints)
     fewest = FEWEST_MODELS if plan.study.target else 2
@@ -268,15 +269,12 @@ def check_checkpoints(plan: Plan, checkpoints: list[Checkpoint]) -> None:
             f"{fewest} {what}"
         )
     if plan.study.model_selection and (claim := plan.study.model_selection.claim):
-        if plan.study.target is None:
-            raise InputError(f"{plan.where}: model_selection.claim: without target nothing judges it; remove the key")
         baselines = [
             *(_scored_baselines(plan) if plan.runs_models else KNOWN_OF_MODELS),
             *_names_outside(plan),
             "chance",
         ]
-        recipes = [entry.recipe for entry in checkpoints]
-        require_known_claim(claim, plan.study.model_selection.scorers, baselines, recipes, plan.where)
+        require_known_claim(plan.study, claim, baselines, [entry.recipe for entry in checkpoints], plan.where)
     if plan.study.forecasting and not plan.curve:
         _require_curves(plan, checkpoints)
 
