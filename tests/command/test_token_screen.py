@@ -35,6 +35,13 @@ def test_the_first_and_the_last_of_the_order_are_shown(tiny):
     assert sorted(path.stat().st_mtime_ns for path in tiny.rglob("*")) == before
 
 
+def test_the_two_that_the_study_names_are_shown_and_the_command_may_name_others(tiny, project):  # noqa: F811
+    study_file(project, token_view=["bad", "fair"])
+    text = said("tokens", TINY)
+    assert "bad less fair is" in text and "good" not in text
+    assert "good less bad is" in said("tokens", TINY, "--candidates", "good", "bad")
+
+
 def test_what_is_named_is_shown(tiny):
     words = "--task", "words", "--solution", "words-1", "--candidates", "bad", "fair", "--step", "10"
     text = said("tokens", TINY, *words, "--by", "difference")

@@ -8,6 +8,7 @@ import polars as pl
 import pytest
 from post_trained_study import TASKS, checkpoints_of, gather, measured_of
 from proxycast.config.experiments.selection_options import Claim, ModelSelectionOptions, SelectionOptions
+from proxycast.config.study import Study
 from proxycast.config.truth import Target
 from proxycast.experiments.bootstrap import bootstrap_weights
 from proxycast.experiments.model_selection.folds import leave_two_tasks_out, score_folds
@@ -239,12 +240,14 @@ def test_too_few_bases_decide_nothing():
 )
 def test_a_claim_that_names_what_is_not_there_is_refused(changed, message):
     given = {"methods": ["rank_svm_linear"], "against": ["bits_per_byte"]} | changed
-    known = ["rank_svm_linear"], ["bits_per_byte", "chance"], ["none", ""]
+    options = ModelSelectionOptions(scorers=["rank_svm_linear"])
+    study = Study(study="mine", target=Target(metric="accuracy", table="truth.csv"), model_selection=options)
+    known = ["bits_per_byte", "chance"], ["none", ""], "study.yaml"
     with pytest.raises(
         InputError, match=f"study.yaml: model_selection.{message if message[0] == 'c' else '.*' + message}"
     ):
-        require_known_claim(Claim(**given), *known, "study.yaml")
-    require_known_claim(Claim(methods=["margin/uniform"], against=["chance"]), *known, "study.yaml")
+        require_known_claim(study, Claim(**given), *known)
+    require_known_claim(study, Claim(methods=["margin/uniform"], against=["chance"]), *known)
 
 
 def tables_of(checkpoints, claim=None, targets=None):

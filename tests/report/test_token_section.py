@@ -46,6 +46,13 @@ def results(tmp_path_factory):
     return made(tmp_path_factory.mktemp("results"))
 
 
+def test_the_page_says_who_chose_the_two(results):
+    named = StudyResults(Study(study="tiny", token_view=("good", "bad")), results.results, tasks=results.tasks)
+    write_ranking(results.results)
+    for found, words in ((named, "are the two that the study names"), (results, "are the first and the last corpus")):
+        assert any(words in block.text for block in token_section(found).blocks if isinstance(block, Note))
+
+
 def test_every_number_is_that_of_the_table(results):
     data, view = data_of(token_section(results)), results.table("token_view")
     assert data["names"] == view["candidate"].unique(maintain_order=True).to_list()

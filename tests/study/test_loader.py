@@ -136,6 +136,37 @@ def test_a_claim_is_checked_before_the_first_job(changes, word):
     assert word in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "names, word",
+    [
+        (["base-llama-39k-seed0", "core-gpt2-141k-seed0"], ""),
+        (["base-llama-39k-seed0", "base-llama-39k-sed0"], "token_view[1]: 'base-llama-39k-sed0' is unknown; did you"),
+        (["base", "core"], "token_view[0]: 'base' is unknown"),
+        (["base-llama-39k-seed0"] * 2, "token_view: found base-llama-39k-seed0 twice"),
+        (["base-llama-39k-seed0"], "token_view"),
+    ],
+)
+def test_the_two_whose_tokens_are_compared_are_models_of_the_study(names, word):
+    values = read_yaml(CONFIG / "miniature_model_selection.yaml") | {"token_view": names}
+    if not word:
+        assert plan_checkpoints(load_plan(values, "study.yaml", CONFIG))
+        return
+    with pytest.raises(InputError) as caught:
+        plan_checkpoints(load_plan(values, "study.yaml", CONFIG))
+    assert word in str(caught.value)
+
+
+def test_the_two_whose_tokens_are_compared_are_corpora_or_checkpoints():
+    values = read_yaml(CONFIG / "smoke.yaml")
+    corpora = load_plan(values, "smoke.yaml", CONFIG).corpus_names
+    assert plan_checkpoints(load_plan(values | {"token_view": corpora[:2]}, "smoke.yaml", CONFIG))
+    forecast = read_yaml(CONFIG / "miniature_forecasting.yaml")
+    known = [c.checkpoint for c in plan_checkpoints(load_plan(forecast, "forecast.yaml", CONFIG))]
+    assert plan_checkpoints(load_plan(forecast | {"token_view": known[:2]}, "forecast.yaml", CONFIG))
+    with pytest.raises(InputError, match=r"forecast.yaml: token_view\[0\]: 'web' is unknown"):
+        plan_checkpoints(load_plan(forecast | {"token_view": ["web", known[0]]}, "forecast.yaml", CONFIG))
+
+
 # What we ship
 
 

@@ -24,6 +24,7 @@ with job(snakemake.log[0]):
         budgets=[Budget(**budget) for budget in study["budgets"]],
         corpora=read_table(inputs.corpora[0]) if inputs.corpora else None,
         models=read_table(inputs.models[0]) if inputs.models else None,
+        names=study["token_view"] or (),
     )
     reading = Reading(files, ProxyOptions(**study["proxies"]), *snakemake.params.tails)
     tables = token_tables(

@@ -94,7 +94,7 @@ def _opened(plan: Plan, names: Sequence[str]) -> tuple[Reading, Comparison]:
         budgets=budgets,
         corpora=corpora,
         models=models,
-        names=names,
+        names=names or study.token_view or (),
     )
     return Reading(files, study.proxies, study.extraction.tail_tokens, study.extraction.tail_bytes), comparison
 

@@ -134,6 +134,11 @@ class Study(Options):
         description="data selection: budgets fixed in advance; figures of a single budget are drawn for each. Without "
         "them: the largest size below the target's at the last step that all corpora have",
     )
+    token_view: tuple[ShownName, ShownName] | None = Field(
+        None,
+        description="the two candidates that are compared token by token: corpora, models or, of a forecast, "
+        "checkpoints. Without it the first and the last of the ranking, or of a run",
+    )
     mixtures: MixtureOptions | None = Field(
         None,
         description="data selection: the sources of corpora whose recipe or text the study does not know",

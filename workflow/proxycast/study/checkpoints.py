@@ -145,6 +145,24 @@ def require_laws(plan: Plan, checkpoints: list[Checkpoint]) -> None:
         _require_sizes_of_laws(options.laws, sizes, sorted(below, key=below.get), where)
 
 
+def require_token_view(plan: Plan, checkpoints: list[Checkpoint]) -> None:
+    """`token_view` names two candidates as their ranking does, or two checkpoints of a forecast."""
+    names, key = plan.study.token_view or (), f"{plan.where}: token_view"
+    if names and not plan.runs_models:
+        raise InputError(f"{key}: no model is run, so there are no tokens to compare; remove the key")
+    corpus_of = {c.run: c.corpus for c in checkpoints}
+    is_one = len(set(corpus_of.values())) == len(corpus_of)  # model of each corpus: known by its name, else by its run
+    known = list((corpus_of.values() if is_one else corpus_of) if plan.selects_models else ())
+    known = known or (plan.corpus_names if plan.selects_data else [c.checkpoint for c in checkpoints])
+    for number, name in enumerate(names):
+        if name not in known:
+            raise InputError(
+                f"{key}[{number}]: {name!r} is unknown{closest(name, known)}; there are {', '.join(known)}"
+            )
+    if len(set(names)) < len(names):
+        raise InputError(f"{key}: found {names[0]} twice; two candidates are compared")
+
+
 def _require_sizes_of_laws(laws: Sequence[str], sizes: Sequence[str], known: Sequence[str], where: str) -> None:
     for size in sizes:
         if size not in known:

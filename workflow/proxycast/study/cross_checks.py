@@ -29,6 +29,7 @@ from proxycast.study.checkpoints import (
     budgets_of,
     require_laws,
     require_post_training,
+    require_token_view,
     runs,
     short_names,
 )
@@ -277,6 +278,7 @@ def check_checkpoints(plan: Plan, checkpoints: list[Checkpoint]) -> None:
     if plan.selects_data:
         _require_sizes(plan, checkpoints)
         _require_comparable(plan, checkpoints)
+    require_token_view(plan, checkpoints)
     if plan.study.selection.scaling_laws:
         require_laws(plan, checkpoints)
     fewest = FEWEST_MODELS if plan.study.target else 2
@@ -287,15 +289,12 @@ def check_checkpoints(plan: Plan, checkpoints: list[Checkpoint]) -> None:
             f"{fewest} {what}"
         )
     if plan.study.model_selection and (claim := plan.study.model_selection.claim):
-        if plan.study.target is None:
-            raise InputError(f"{plan.where}: model_selection.claim: without target nothing judges it; remove the key")
         baselines = [
             *(_scored_baselines(plan) if plan.runs_models else KNOWN_OF_MODELS),
             *_names_outside(plan),
             "chance",
         ]
-        recipes = [entry.recipe for entry in checkpoints]
-        require_known_claim(claim, plan.study.model_selection.scorers, baselines, recipes, plan.where)
+        require_known_claim(plan.study, claim, baselines, [entry.recipe for entry in checkpoints], plan.where)
     if plan.study.forecasting and not plan.curve:
         _require_curves(plan, checkpoints)
 

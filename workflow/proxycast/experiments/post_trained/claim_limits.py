@@ -4,18 +4,22 @@ from collections.abc import Collection
 
 from proxycast.config.errors import closest
 from proxycast.config.experiments.selection_options import Claim
+from proxycast.config.study import Study
 from proxycast.experiments.model_selection.known_models import tells_post_training
 from proxycast.options import InputError
 from proxycast.proxy_formulas import STATISTICS, WEIGHTINGS
 
 
 def require_known_claim(
-    claim: Claim, scorers: Collection[str], baselines: Collection[str], recipes: Collection[str], where: str
+    study: Study, claim: Claim, baselines: Collection[str], recipes: Collection[str], where: str
 ) -> None:
     """`InputError` for a method that the study does not judge, and for a population that its models do not tell.
 
-    `scorers`, `baselines`: those of the study; `recipes`: of its models; `where`: the study's file.
+    `baselines`: those of the study; `recipes`: of its models; `where`: the study's file.
     """
+    if study.target is None:
+        raise InputError(f"{where}: model_selection.claim: without target nothing judges it; remove the key")
+    scorers = study.model_selection.scorers
     proxies = {f"{statistic}/{weighting}" for statistic in STATISTICS for weighting in WEIGHTINGS}
     for key in ("methods", "against"):
         for number, name in enumerate(getattr(claim, key)):

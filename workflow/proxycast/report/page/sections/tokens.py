@@ -62,6 +62,8 @@ def _about(results: StudyResults, contrast: pl.DataFrame, by_token: bool) -> str
 
 def _chosen_as(results: StudyResults) -> str:
     """Which two candidates a study compares, as `token_contrast.compared.comparison_of` chooses them."""
+    if results.study.token_view:
+        return "the two that the study names"
     if results.table("data_selection/ranking") is not None:
         return "the first and the last corpus of the ranking"
     if results.table("model_selection/ranking") is not None:
