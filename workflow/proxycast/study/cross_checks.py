@@ -22,22 +22,18 @@ from proxycast.experiments.laws.curves import CURVES
 from proxycast.experiments.model_selection.known_models import FEWEST_MODELS, FEWEST_TASKS
 from proxycast.experiments.post_trained.claim_limits import require_known_claim
 from proxycast.options import InputError
-from proxycast.proxy_formulas import BASELINES, RBRIDGE, TEMPERED
 from proxycast.solutions.rows import GENERIC_TEXT
-from proxycast.study.checkpoints import (
-    Checkpoint,
-    budgets_of,
-    require_laws,
-    require_post_training,
-    require_token_view,
-    runs,
-    short_names,
+from proxycast.study.checkpoints import Checkpoint, budgets_of, runs, short_names
+from proxycast.study.option_checks.method_names import (
+    KNOWN_OF_MODELS,
+    names_outside,
+    require_measured_outside,
+    require_scored_baselines,
+    scored_baselines,
 )
+from proxycast.study.option_checks.needed_checkpoints import require_laws, require_post_training, require_token_view
 from proxycast.study.study_plan import Plan
-from proxycast.truth.outside_statistics import metrics_of
 from proxycast.truth.targets import read_target_table, require_targets, with_full_names
-
-KNOWN_OF_MODELS = ("parameters", "training_compute")
 
 
 def require_distinct(items: dict[Path, Corpus | Task | ReleasedModel]) -> None:
@@ -81,7 +77,7 @@ def check_together(plan: Plan, where: str) -> None:
             f"{where}: statistics.decision_accuracies: needs a ladder, which knows the compute, and target.size"
         )
     if study.target is None and plan.runs_models and (plan.selects_data or plan.selects_models):
-        _require_scored_baselines(plan, where)
+        require_scored_baselines(plan, where)
     _check_judges(plan, where)
     if study.mixtures and not plan.mixtures:  # which reads the table
         raise InputError(
@@ -142,53 +138,6 @@ def _require_one_kind_of_experiment(plan: Plan, where: str) -> None:
             f"{where}: tasks: found {len(plan.task_names)}; model_selection holds two out and learns from the others, "
             f"so it needs at least {FEWEST_TASKS}; without target it ranks the models and judges nothing"
         )
-
-
-def _require_scored_baselines(plan: Plan, where: str) -> None:
-    """Without a truth there are only what models are scored for, what others measured, and what is known of models."""
-    known = _scored_baselines(plan)
-    if any(proxy.weighting == "none" and proxy.statistic not in known for proxy in plan.study.highlighted):
-        known += _names_outside(plan)  # a job that needs no such name reads no table
-    for number, proxy in enumerate(plan.study.highlighted):
-        if proxy.weighting == "none" and proxy.statistic not in known:
-            needed = dict.fromkeys(TEMPERED, "extraction.temperatures") | {"generic_cross_entropy": "generic_text"}
-            missing = f"; it needs {needed[proxy.statistic]}" if proxy.statistic in needed else ""
-            raise InputError(
-                f"{where}: highlighted[{number}]: without a truth there is no baseline {proxy.statistic!r}{missing}"
-                f"{closest(proxy.statistic, known)}; there are {', '.join(known)}"
-            )
-
-
-def _scored_baselines(plan: Plan) -> list[str]:
-    known = [*BASELINES, *(["generic_cross_entropy"] if GENERIC_TEXT in plan.solution_names else [])]
-    if plan.selects_models:
-        known += [*(["generic_bits_per_byte"] if GENERIC_TEXT in plan.solution_names else []), *KNOWN_OF_MODELS]
-    known += [RBRIDGE] if plan.study.writers else []
-    return known + ([*TEMPERED] if plan.study.extraction.temperatures else [])
-
-
-def _names_outside(plan: Plan) -> list[str]:
-    """The statistics that others measured."""
-    return [] if plan.outside is None else plan.outside["statistic"].unique(maintain_order=True).to_list()
-
-
-def _require_measured_outside(plan: Plan) -> None:
-    """Where no model is run, corpora are ranked by statistics that others measured and the study names in advance.
-
-    Models are ranked by all that there are.
-    """
-    study, is_given = plan.study, "highlighted" in plan.study.model_fields_set
-    if not plan.selects_data and not is_given:
-        return
-    known = [*_names_outside(plan), *(KNOWN_OF_MODELS if plan.selects_models else ()), *metrics_of(study.target)]
-    for number, proxy in enumerate(study.highlighted):
-        if proxy.weighting != "none" or proxy.statistic not in known:
-            raise InputError(
-                f"{plan.where}: highlighted{f'[{number}]' if is_given else ''}: "
-                f"{f'found {proxy.statistic}, weighting {proxy.weighting}' if is_given else 'missing'}; no model is "
-                f"run, so there are only the statistics of {study.statistics.table}, with the weighting none: "
-                f"{', '.join(dict.fromkeys(known))}"
-            )
 
 
 def _require_distinct_display_names(plan: Plan) -> None:
@@ -274,7 +223,7 @@ def check_checkpoints(plan: Plan, checkpoints: list[Checkpoint]) -> None:
         require_post_training(plan, checkpoints)
     _require_writers(plan, checkpoints)
     if plan.study.statistics and not plan.runs_models:
-        _require_measured_outside(plan)
+        require_measured_outside(plan)
     if plan.selects_data:
         _require_sizes(plan, checkpoints)
         _require_comparable(plan, checkpoints)
@@ -290,8 +239,8 @@ def check_checkpoints(plan: Plan, checkpoints: list[Checkpoint]) -> None:
         )
     if plan.study.model_selection and (claim := plan.study.model_selection.claim):
         baselines = [
-            *(_scored_baselines(plan) if plan.runs_models else KNOWN_OF_MODELS),
-            *_names_outside(plan),
+            *(scored_baselines(plan) if plan.runs_models else KNOWN_OF_MODELS),
+            *names_outside(plan),
             "chance",
         ]
         require_known_claim(plan.study, claim, baselines, [entry.recipe for entry in checkpoints], plan.where)

@@ -1,0 +1,1 @@
+"""Checks of single options against the whole study, before the first job."""
