@@ -69,7 +69,7 @@ class Distillation(Options):
 class PolicyGradient(Options):
     """Policy gradient with group-relative advantage; the reward is the exact match of the answer."""
 
-    steps: int = _steps(30)
+    steps: int = _steps(40)
     questions: int = Field(16, gt=0, description="training questions of each step")
     samples: int = Field(8, gt=1, description="solutions that the model writes for each question")
     temperature: float = _temperature(1.0)
