@@ -143,6 +143,21 @@ def test_intervals_are_over_bases_with_draws_that_all_methods_share(known, judge
     ends = np.quantile(samples[LOSS] - samples[BITS], [0.025, 0.975])
     assert [row["difference_low"], row["difference_high"]] == pytest.approx(list(ends))
     assert row["difference"] == pytest.approx(rho[LOSS].mean() - rho[BITS].mean())
+    # Over all models a base is drawn with everything that was made from it.
+    drawn = [np.concatenate([np.tile(g, int(n)) for g, n in zip(groups, w)]) for w in draws]
+    values = known.baselines[BITS]
+    means = [np.mean([spearmanr(values[t, d], known.truth[t, d]).statistic for t in range(len(TASKS))]) for d in drawn]
+    row = table.filter(population="all", method="bits_per_byte", tail="tokens").row(0, named=True)
+    assert [row["low"], row["high"]] == pytest.approx(list(np.quantile(means, [0.025, 0.975])))
+
+
+def test_the_truth_of_the_base_is_a_baseline(known):
+    values = known.baselines[Method("base_truth", "baseline", "")]
+    for n, base in enumerate(known.bases):
+        own = next(m for m, (b, r) in enumerate(zip(known.bases, known.recipes)) if b == base and r == "none")
+        assert (values[:, n] == known.truth[:, own]).all()
+    without = checkpoints_of(recipes=[recipe for recipe in RECIPES if recipe != "none"])
+    assert Method("base_truth", "baseline", "") not in gather(without).baselines
 
 
 def test_bases_that_tie_and_bases_of_two_models_do_not_count(known):

@@ -22,7 +22,7 @@ from proxycast.config.training import FAMILY_NAMES, STEP_FAMILY_NAMES, Source
 from proxycast.config.truth import Target
 from proxycast.files import Files
 from proxycast.options import InputError, Options, SafeName
-from proxycast.proxy_formulas import STATISTICS, WEIGHTINGS
+from proxycast.proxy_formulas import BASELINES, STATISTICS, WEIGHTINGS
 from proxycast.solutions.rows import read_solutions
 from proxycast.solutions.templates import render_solutions
 from proxycast.study.checkpoint_plan import plan_checkpoints
@@ -203,7 +203,8 @@ def test_statistics_in_shipped_studies_exist(path):
         if values.get("statistics"):
             assert proxy["statistic"] in values["statistics"]["higher_is_better"] and proxy["weighting"] == "none"
         else:
-            assert proxy["statistic"] in STATISTICS and proxy["weighting"] in WEIGHTINGS
+            known = BASELINES if proxy["weighting"] == "none" else STATISTICS
+            assert proxy["statistic"] in known and proxy["weighting"] in {**WEIGHTINGS, "none": None}
 
 
 def test_families_of_the_configuration_are_those_that_exist():

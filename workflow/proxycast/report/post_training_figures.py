@@ -88,7 +88,7 @@ def _about_populations(rows: pl.DataFrame, shown: list[str]) -> str:
     counts = {name: rows.filter(population=name).row(0, named=True) for name in shown}
     units = {name: f"{row['models']} models of {row['bases']} bases" for name, row in counts.items()}
     lines = [f"{POPULATION_LOOKS[name][0]}: {units[name]}." for name in shown]
-    lines.append("Bars: bootstrap intervals over the models, within bases over the bases. Line at 0: chance.")
+    lines.append("Bars: bootstrap intervals over bases, each with all its models. Line at 0: chance.")
     lines += filter(None, style.about_missing_intervals(rows["low"], "models or bases").split("\n"))
     lines.append("Oracle: picked with the truth of the held-out models in hand; nobody can choose so in advance.")
     return "\n".join(lines)

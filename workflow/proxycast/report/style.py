@@ -101,6 +101,7 @@ BASELINE_LOOKS = {
     "log_correct_prob_per_char": Look("Correct probability, log per character", "nats", "#0072B2", "D"),
     "parameters": Look("Parameter count", "parameters", "#999999"),
     "training_compute": Look("Training compute", "FLOPs", "#999999"),
+    "base_truth": Look("The base's own score", "", "#999999"),
     "chance": Look("Chance", "", "#999999"),
 }
 # For what has no look of its own (families, writers, tasks): eight colours after Okabe and Ito and after Tol.

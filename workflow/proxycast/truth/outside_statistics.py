@@ -37,7 +37,7 @@ STATISTICS_SCHEMA = {
     **dict.fromkeys(("checkpoint", "task", "statistic"), pl.String),
     **{"higher_is_better": pl.Boolean, "value": pl.Float64, "n": pl.Int64},
 }
-OWN_BASELINES = ("parameters", "training_compute", "chance")  # of every study
+OWN_BASELINES = ("parameters", "training_compute", "base_truth", "chance")  # of every study
 
 
 def read_statistics(path: Path) -> pl.DataFrame:

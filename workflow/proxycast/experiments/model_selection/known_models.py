@@ -24,6 +24,7 @@ Tail = Literal["tokens", "bytes", ""]
 FEWEST_TASKS, FEWEST_MODELS, FEWEST_OF_A_LABEL = 3, 4, 3  # of a study that judges; of a family or recipe
 FEWEST_RANKED = 2  # models
 BASE = "none"  # recipe of a model that was not post-trained
+BASE_TRUTH = "base_truth"  # baseline: a model is as good as the base that it was made from
 
 
 class Method(NamedTuple):
@@ -120,6 +121,8 @@ def known_models(
     others, of_others = _statistics_of_others(outside, names, tasks)
     every = features or {"": np.empty((len(tasks), len(names), 0))}
     baselines, left_out = _baselines(models, of_models, tasks, dict(zip(others, np.moveaxis(of_others, -1, 0))))
+    labels = (models["recipe"].to_list(), base_labels(models)) if "recipe" in models.columns else ([], [])
+    baselines |= {} if targets is None else _truth_of_bases(sign * truth, *labels)
     for method, why in left_out.items() if targets is not None else ():
         log.warning("%s is not among the baselines: %s", method.name, why)
     return KnownModels(
@@ -134,7 +137,7 @@ def known_models(
         left_out,
         sign,
         models["name"].to_list(),
-        *((models["recipe"].to_list(), base_labels(models)) if "recipe" in models.columns else ([], [])),
+        *labels,
         None if halves is None else sign * halves,
     )
 
@@ -215,6 +218,14 @@ def tells_post_training(recipes: Iterable[str]) -> bool:
     """Whether some models of these recipes are bases, and others are post-trained."""
     found = set(recipes)
     return BASE in found and bool(found - {BASE, ""})
+
+
+def _truth_of_bases(truth: Array, recipes: Sequence[str], bases: Sequence[str]) -> dict[Method, Array]:
+    """The truth (T, n) of the base of every model, as a baseline; none where a model's base is not among the models."""
+    base_of = {base: n for n, (recipe, base) in enumerate(zip(recipes, bases)) if recipe == BASE}
+    if not tells_post_training(recipes) or not set(bases) <= base_of.keys():
+        return {}
+    return {Method(BASE_TRUTH, "baseline", ""): truth[:, [base_of[base] for base in bases]]}
 
 
 def measured(

@@ -5,7 +5,7 @@ from collections.abc import Collection
 from proxycast.config.errors import closest
 from proxycast.config.experiments.selection_options import Claim
 from proxycast.config.study import Study
-from proxycast.experiments.model_selection.known_models import tells_post_training
+from proxycast.experiments.model_selection.known_models import BASE_TRUTH, tells_post_training
 from proxycast.options import InputError
 from proxycast.proxy_formulas import STATISTICS, WEIGHTINGS
 
@@ -20,6 +20,7 @@ def require_known_claim(
     if study.target is None:
         raise InputError(f"{where}: model_selection.claim: without target nothing judges it; remove the key")
     scorers = study.model_selection.scorers
+    baselines = [*baselines, *((BASE_TRUTH,) if tells_post_training(recipes) else ())]
     proxies = {f"{statistic}/{weighting}" for statistic in STATISTICS for weighting in WEIGHTINGS}
     for key in ("methods", "against"):
         for number, name in enumerate(getattr(claim, key)):

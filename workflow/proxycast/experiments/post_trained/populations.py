@@ -125,7 +125,8 @@ def models_by_base(known: KnownModels, fewest: int = FEWEST_OF_A_LABEL) -> list[
 def populations_table(judged: Iterable[Judged], options: SelectionOptions) -> pl.DataFrame:
     """A row for every population and method, best first within a population: POPULATIONS_SCHEMA.
 
-    Intervals are percentile bootstraps over the models, `within_base` over bases; draws are the same for all methods.
+    Intervals are percentile bootstraps over bases, each with all models that were made from it; draws are the same for
+    all methods.
     `difference`: to bits per byte of the same tail, paired. `verdict`: what its interval says of the method.
     """
     rows = []
@@ -166,10 +167,12 @@ def _with_proxies(known: KnownModels, fold: Fold, scores: Scores, named: Sequenc
 def _judged(
     name: str, known: KnownModels, folds: Sequence[Fold], scores: Sequence[Scores], options: SelectionOptions
 ) -> Judged:
-    n = len(known.models)
-    weights = _once_and_resampled(n, options)
+    bases = known.bases or known.models
+    names, base_of = np.unique(bases, return_inverse=True)
+    # A base is drawn with all that was made from it: its models are alike, and drawn alone would tell too much.
+    weights = _once_and_resampled(len(names), options)[:, base_of]
     _, samples = mean_over_folds(known, folds, scores, weights)
-    return Judged(name, list(scores[0]), n, len(set(known.bases)), samples, "models")
+    return Judged(name, list(scores[0]), len(bases), len(names), samples, "bases" if known.bases else "models")
 
 
 def _once_and_resampled(n: int, options: SelectionOptions) -> Array:

@@ -105,7 +105,7 @@ def _populations_chart(rows: pl.DataFrame, tail: str) -> Chart:
         "Methods among bases, post-trained models and models of one base",
         specification(chart.properties(width="container")),
         [Dataset("models_populations", rows, "model_selection/populations", f"tail in {tail}, without chance")],
-        caption=f"Models: {sizes}. Two tasks held out. Bars: intervals over the models, within bases over the bases. "
+        caption=f"Models: {sizes}. Two tasks held out. Bars: intervals over bases, each with all its models. "
         "Within bases only models of one base are compared, so what pretraining made is held fixed.",
         alt="Mean Spearman correlation of every method among bases, post-trained models and models of one base",
     )
