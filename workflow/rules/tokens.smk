@@ -21,7 +21,8 @@ if JOBS:
             mem_mb=grown(4000),
         params:
             code=CODE["token_view"],
-            study=STUDY.model_dump(mode="json", include={"highlighted", "selection", "proxies", "token_view"}) | AT_BUDGETS,
+            study=STUDY.model_dump(mode="json", include={"highlighted", "selection", "proxies", "token_view"})
+            | AT_BUDGETS,
             tails=(STUDY.extraction.tail_tokens, STUDY.extraction.tail_bytes),
         script:
             "../scripts/token_view.py"
