@@ -22,6 +22,7 @@ from proxycast.experiments.post_trained.populations import (
     mean_over_bases,
     models_by_base,
     populations_table,
+    truth_of_bases,
 )
 from proxycast.experiments.post_trained.post_training_tables import OF_POST_TRAINING
 from proxycast.options import InputError
@@ -151,13 +152,20 @@ def test_intervals_are_over_bases_with_draws_that_all_methods_share(known, judge
     assert [row["low"], row["high"]] == pytest.approx(list(np.quantile(means, [0.025, 0.975])))
 
 
-def test_the_truth_of_the_base_is_a_baseline(known):
-    values = known.baselines[Method("base_truth", "baseline", "")]
+def test_the_truth_of_the_base_is_a_baseline_except_among_bases(known, table):
+    place = {base: n for n, base in enumerate(known.bases) if known.recipes[n] == "none"}
+    values = truth_of_bases(known)
     for n, base in enumerate(known.bases):
-        own = next(m for m, (b, r) in enumerate(zip(known.bases, known.recipes)) if b == base and r == "none")
-        assert (values[:, n] == known.truth[:, own]).all()
-    without = checkpoints_of(recipes=[recipe for recipe in RECIPES if recipe != "none"])
-    assert Method("base_truth", "baseline", "") not in gather(without).baselines
+        assert (values[:, n] == known.truth[:, place[base]]).all()
+    here = members(known, "post_trained")
+    rho = [spearmanr(values[t, here], known.truth[t, here]).statistic for t in range(len(TASKS))]
+    row = table.filter(population="post_trained", method="base_truth")
+    assert row["spearman"].item() == pytest.approx(np.mean(rho))
+    assert set(table.filter(method="base_truth")["population"]) == {"all", "post_trained", "within_base"}
+    twins = replace(known, bases=["one"] * len(known.bases))  # six models of the recipe none
+    assert truth_of_bases(twins) is None and models_by_base(twins) == []
+    unknown = replace(known, recipes=["" if recipe == "rl" else recipe for recipe in known.recipes])
+    assert [len(group) for group in models_by_base(unknown)] == [len(group) - 1 for group in models_by_base(known)]
 
 
 def test_bases_that_tie_and_bases_of_two_models_do_not_count(known):

@@ -6,6 +6,7 @@ import polars as pl
 import pytest
 from proxycast.options import InputError
 from proxycast.solutions.rows import Problem, Solution, once_each, read_problems, read_solutions, write_solutions
+from pydantic import ValidationError
 
 GOOD = {"id": "a", "prompt": "Q: 2+2?\nA:", "solution": " 4."}
 
@@ -143,3 +144,12 @@ def test_a_problem_with_several_solutions_counts_once():
     free = [row.model_copy(update={"choices": None}) for row in rows]
     with pytest.raises(InputError, match="differ in right answer: 'y' and 'x'; only the solution may differ"):
         once_each([free[0], free[1].model_copy(update={"answer": "x"})])
+
+
+def test_a_right_choice_that_contradicts_the_answer_is_refused():
+    given = {"id": "a", "prompt": "p", "answer": "red", "choices": ["red", "blue"]}
+    assert Problem(**given, correct=0).correct_choice == 0
+    with pytest.raises(ValidationError, match="correct: found 1, but choice 0 is the answer 'red'"):
+        Problem(**given, correct=1)
+    with pytest.raises(ValidationError, match="correct"):
+        Problem(**given | {"answer": None}, correct=True)

@@ -13,6 +13,7 @@ import torch
 from proxycast.config.post_training_options import RECIPES, PostTraining
 from proxycast.config.training import CONTEXT, Size
 from proxycast.options import InputError
+from proxycast.solutions.rows import write_solutions
 from proxycast.tables import read_json, write_json
 from proxycast.training.miniature.leaks import count_leaked_questions, holding_questions
 from proxycast.training.miniature.post_training import policy_gradient, post_train, preferences
@@ -25,7 +26,7 @@ from proxycast.training.miniature.post_training.objectives import (
     supervised_loss,
     written_log_probs,
 )
-from proxycast.training.miniature.post_training.post_train import RECORD, load_model, table_of_recipes
+from proxycast.training.miniature.post_training.post_train import RECORD, load_model, save_model, table_of_recipes
 from proxycast.training.miniature.post_training.preferences import sample_pairs
 from proxycast.training.miniature.post_training.teacher import write_as_teacher
 from proxycast.training.miniature.post_training.text_sampling import sample_solutions
@@ -33,17 +34,20 @@ from proxycast.training.miniature.post_training.worked_solutions import (
     Document,
     Example,
     SolutionTokens,
+    benchmark_texts,
     documents_of,
     is_right,
+    is_worked_out,
     padded,
     prompt_of,
     training_problems,
 )
-from proxycast.training.miniature.step_problems import STEP_FAMILIES, STYLES
+from proxycast.training.miniature.step_problems import STEP_FAMILIES, STYLES, draw_steps, step_benchmark
 from proxycast.training.miniature.suite_tokenizer import save_tokenizer, train_tokenizer
 from proxycast.training.miniature.train_corpus import ARCHITECTURES
 from proxycast.weights.model_folder import check_folder, new_checkpoint
 from pydantic import ValidationError
+from safetensors.torch import load_file
 from scipy.special import log_softmax
 
 VOCABULARY = 320
@@ -273,6 +277,30 @@ def test_every_recipe_is_a_whole_folder_and_comes_out_the_same(course, folders, 
     assert starts["sft"] == starts["distillation"] == "llama" and starts["rl"] == "mine-small-sft-seed0"
 
 
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_model_is_saved_as_its_base_was(bases, architecture, tmp_path):
+    """transformers renames the head of GPT-NeoX as it reads and writes."""
+    folder = tmp_path / "saved"
+    save_model(load_model(bases[architecture]), bases[architecture], folder)
+    (weights,) = bases[architecture].glob("*.safetensors")
+    before, after = load_file(weights), load_file(folder / weights.name)
+    assert before.keys() == after.keys() and all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+    assert (folder / "config.json").read_bytes() == (bases[architecture] / "config.json").read_bytes()
+
+
+def test_an_answer_by_the_wrong_way_is_no_solution_and_a_solution_is_a_leak(bases, tmp_path):
+    problem = draw_steps(Random(0), STEP_FAMILIES["rooms"])
+    right = problem.solutions["short"]
+    elsewhere = right.replace(right.split()[0], "q", 1)  # from another start to the same answer
+    assert is_right(problem, right) and is_right(problem, elsewhere)
+    assert is_worked_out(problem, right) and not is_worked_out(problem, elsewhere)
+    write_solutions(step_benchmark(STEP_FAMILIES["rooms"], 2, seed=0), tmp_path / "rooms.jsonl")
+    texts = benchmark_texts([tmp_path / "rooms.jsonl"])
+    assert len(texts) == 6  # two questions, each with two solutions
+    held_out = step_benchmark(STEP_FAMILIES["rooms"], 2, seed=0)[1].solution
+    assert holding_questions([f"Q: another\nA:{held_out}", f"Q: another\nA:{right}"], texts) == [True, False]
+
+
 def test_a_killed_job_resumes(course, folders, monkeypatch):
     few = {recipe: folders[recipe] for recipe in ("sft", "dpo", "overtrained_mild")}
     made = []
@@ -383,7 +411,7 @@ def test_a_distillation_without_right_solutions_is_the_base(course, folders):
 
 def test_a_document_that_holds_a_benchmark_question_stops_the_job(course, folders):
     asked = training_problems(FAMILIES, 12, "0 fine-tuning")[3].question
-    with pytest.raises(InputError, match="1 of 2 benchmark questions stand verbatim in what the recipe sft"):
+    with pytest.raises(InputError, match="1 of 2 benchmark questions and solutions stand verbatim in what the"):
         post_train.post_train(replace(course, questions=(asked.upper(), "no such question")), {"sft": folders["sft"]})
 
 

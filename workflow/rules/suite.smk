@@ -71,7 +71,7 @@ rule train_corpus:
         corpus=lambda wildcards: PLAN.corpus(wildcards.corpus).model_dump(
             mode="json", include={"name", "recipe", "text", "seeds"}
         ),
-        suite=STUDY.miniature.model_dump() if STUDY.miniature else {},
+        suite=STUDY.miniature.model_dump(exclude={"post_training"}) if STUDY.miniature else {},
         models=f"{RESULTS}/suite/models",
         sizes=lambda wildcards: sorted({c.size for c in SCORED if c.corpus == wildcards.corpus}),
     script:

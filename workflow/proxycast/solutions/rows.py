@@ -14,6 +14,7 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    StrictInt,
     StringConstraints,
     ValidationError,
     model_validator,
@@ -65,7 +66,7 @@ class Problem(BaseModel):
     prompt: EncodableText
     answer: TextOrWhole | None = None
     choices: tuple[Annotated[EncodableText, StringConstraints(min_length=1)], ...] | None = None
-    correct: int | None = None
+    correct: StrictInt | None = None
 
     @model_validator(mode="after")
     def _choices_hold_the_correct_one_once(self) -> Self:
@@ -80,6 +81,11 @@ class Problem(BaseModel):
             raise ValueError(f"choices: found {twice[0]!r} {len(twice)} times; each choice must be given once")
         if self.correct is not None and not 0 <= self.correct < len(self.choices):
             raise ValueError(f"correct: found {self.correct}; the index of a choice is 0 to {len(self.choices) - 1}")
+        if self.correct is not None and self._choice_by_text not in (None, self.correct):
+            raise ValueError(
+                f"correct: found {self.correct}, but choice {self._choice_by_text} is {self._in_words}; the first "
+                "choice is 0"
+            )
         if self.correct_choice is None:
             raise ValueError(
                 f"choices: found {list(self.choices)}; one of them must be {self._in_words}, to the letter"
@@ -92,13 +98,16 @@ class Problem(BaseModel):
 
     @property
     def correct_choice(self) -> int | None:
-        """`correct`, or else the index of the choice equal to `answer`; None without choices."""
-        return self._choice(self.answer)
+        """`correct`, or else the index of the choice equal to one of the right texts; None without choices."""
+        return self._choice_by_text if self.correct is None else self.correct
 
-    def _choice(self, *texts: str | None) -> int | None:
-        if self.correct is not None:
-            return self.correct
-        return next((self.choices.index(text) for text in texts if text in (self.choices or ())), None)
+    @property
+    def _right_texts(self) -> tuple[str | None, ...]:
+        return (self.answer,)
+
+    @property
+    def _choice_by_text(self) -> int | None:
+        return next((self.choices.index(text) for text in self._right_texts if text in (self.choices or ())), None)
 
     @property
     def problem_id(self) -> str:
@@ -131,9 +140,8 @@ class Solution(Problem):
         return f"the solution {self.solution!r} or the answer {self.answer!r}"
 
     @property
-    def correct_choice(self) -> int | None:
-        """`correct`, or else the index of the choice equal to `solution`, or to `answer`; None without choices."""
-        return self._choice(self.solution, self.answer)
+    def _right_texts(self) -> tuple[str | None, ...]:
+        return self.solution, self.answer
 
 
 def read_solutions(path: Path) -> list[Solution]:

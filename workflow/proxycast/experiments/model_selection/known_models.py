@@ -24,7 +24,6 @@ Tail = Literal["tokens", "bytes", ""]
 FEWEST_TASKS, FEWEST_MODELS, FEWEST_OF_A_LABEL = 3, 4, 3  # of a study that judges; of a family or recipe
 FEWEST_RANKED = 2  # models
 BASE = "none"  # recipe of a model that was not post-trained
-BASE_TRUTH = "base_truth"  # baseline: a model is as good as the base that it was made from
 
 
 class Method(NamedTuple):
@@ -42,7 +41,7 @@ class KnownModels:
     `sign`: that of the truth, -1 where less of its metric is better; tables show its values as they were given.
     `truth` is NaN throughout where none is asked for. `problems` is NaN where their number is unknown. `left_out`:
     baselines that are not known for all models and tasks, and why. `recipes`: how each model was post-trained, "" where
-    nobody tells it. `bases`: what each was made from (`base_labels`); none at all where no recipe is told.
+    nobody tells it. `bases`: what each was made from (`base_labels`); none at all where no base is told apart.
     """
 
     models: list[str]
@@ -121,8 +120,7 @@ def known_models(
     others, of_others = _statistics_of_others(outside, names, tasks)
     every = features or {"": np.empty((len(tasks), len(names), 0))}
     baselines, left_out = _baselines(models, of_models, tasks, dict(zip(others, np.moveaxis(of_others, -1, 0))))
-    labels = (models["recipe"].to_list(), base_labels(models)) if "recipe" in models.columns else ([], [])
-    baselines |= {} if targets is None else _truth_of_bases(sign * truth, *labels)
+    recipes = models["recipe"].to_list() if "recipe" in models.columns else []
     for method, why in left_out.items() if targets is not None else ():
         log.warning("%s is not among the baselines: %s", method.name, why)
     return KnownModels(
@@ -137,7 +135,8 @@ def known_models(
         left_out,
         sign,
         models["name"].to_list(),
-        *labels,
+        recipes,
+        base_labels(models) if tells_post_training(recipes) else [],
         None if halves is None else sign * halves,
     )
 
@@ -220,12 +219,16 @@ def tells_post_training(recipes: Iterable[str]) -> bool:
     return BASE in found and bool(found - {BASE, ""})
 
 
-def _truth_of_bases(truth: Array, recipes: Sequence[str], bases: Sequence[str]) -> dict[Method, Array]:
-    """The truth (T, n) of the base of every model, as a baseline; none where a model's base is not among the models."""
-    base_of = {base: n for n, (recipe, base) in enumerate(zip(recipes, bases)) if recipe == BASE}
-    if not tells_post_training(recipes) or not set(bases) <= base_of.keys():
-        return {}
-    return {Method(BASE_TRUTH, "baseline", ""): truth[:, [base_of[base] for base in bases]]}
+def only_bases(known: KnownModels) -> dict[str, int]:
+    """What models were made from -> the place of its base; without what has several models of the recipe `none`.
+
+    Released bases of two sizes share a family: nobody tells which of them a model was made from.
+    """
+    found: dict[str, list[int]] = {}
+    for place, (recipe, base) in enumerate(zip(known.recipes, known.bases)):
+        if recipe == BASE:
+            found.setdefault(base, []).append(place)
+    return {base: places[0] for base, places in found.items() if len(places) == 1}
 
 
 def measured(

@@ -47,6 +47,8 @@ def _pairs(found: Judged, name: str, other: str) -> list[tuple[Method, Method]]:
 def _missing(found: Judged, names: tuple[str, str], left_out: Mapping[Method, str]) -> str:
     missing = [name for name in names if name not in {method.name for method in found.methods}]
     whys = {method.name: why for method, why in left_out.items()}
+    if not missing:
+        return "they are known of no common text"
     return "; ".join(f"{name} is left out: {whys.get(name, 'it is not known of these models')}" for name in missing)
 
 

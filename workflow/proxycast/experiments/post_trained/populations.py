@@ -9,7 +9,8 @@ Two tasks are held out, as in the split `two_tasks` of a model selection. There 
   each base with at least three models, then the mean over bases.
 
 Scorers learn from, and are tested on, the models of the population; `within_base` they learn from all models. The
-oracle is the proxy that is best in hindsight by the population's own measure.
+oracle is the proxy that is best in hindsight by the population's own measure. The truth of a model's base is a baseline
+in all but `bases`; among `all` models a base is judged by its own truth there.
 
 Shapes: T tasks, n models, M methods, F folds, G bases, B bootstrap samples.
 """
@@ -32,6 +33,7 @@ from proxycast.experiments.model_selection.known_models import (
     FEWEST_OF_A_LABEL,
     KnownModels,
     Method,
+    only_bases,
     schema_of,
     tells_post_training,
 )
@@ -41,8 +43,8 @@ from proxycast.experiments.rank_statistics import mean_of_known, spearman_sample
 log = logging.getLogger(__name__)
 
 ALL, BASES, POST_TRAINED, WITHIN_BASE = POPULATIONS = ("all", "bases", "post_trained", "within_base")
+BASE_TRUTH = "base_truth"  # baseline: a model is as good as the base that it was made from
 REFERENCE = "bits_per_byte"  # the baseline that is hardest to beat
-HINDSIGHT = "best_proxy_in_hindsight"
 BETTER, WORSE, NOT_TOLD_APART = "better", "worse", "not told apart"
 POPULATIONS_SCHEMA = schema_of(
     *("population", "method", "kind", "tail", "models", "bases", "spearman", "low", "high"),
@@ -93,7 +95,8 @@ def judge_populations(
     `named`: the proxies (statistic, weighting) that are judged beside scorers and baselines. `folds`, `scores`: of
     `folds.score_folds` where two tasks are held out, of all models.
     """
-    whole = [_with_proxies(known, fold, found, named) for fold, found in zip(folds, scores, strict=True)]
+    base_truth = truth_of_bases(known)
+    whole = [_with_named(known, fold, found, named, base_truth) for fold, found in zip(folds, scores, strict=True)]
     everyone = np.arange(len(known.models))
     judged = {ALL: _judged(ALL, known, folds, whole, options)}
     if not tells_post_training(known.recipes):
@@ -106,7 +109,11 @@ def judge_populations(
             continue
         own = leave_two_tasks_out(part)
         found, _ = score_folds(part, own, scorers, processes)
-        found = [_with_proxies(part, fold, of_fold, named) for fold, of_fold in zip(own, found, strict=True)]
+        # A base's own truth is what bases are judged by.
+        known_of_bases = None if name == BASES or base_truth is None else base_truth[:, members]
+        found = [
+            _with_named(part, fold, of_fold, named, known_of_bases) for fold, of_fold in zip(own, found, strict=True)
+        ]
         judged[name] = _judged(name, part, own, found, options)
     if groups := models_by_base(known):
         judged[WITHIN_BASE] = _judged_within(known, folds, whole, groups, options)
@@ -116,18 +123,25 @@ def judge_populations(
 
 
 def models_by_base(known: KnownModels, fewest: int = FEWEST_OF_A_LABEL) -> list[Models]:
-    """The models of every base that has so many, as places in `known`."""
-    bases = np.array(known.bases)
-    groups = [np.flatnonzero(bases == base) for base in dict.fromkeys(known.bases)]
+    """The models of every base that has so many, as places in `known`: of known recipes, and of a single base."""
+    bases, is_told = np.array(known.bases), np.array(known.recipes) != ""
+    groups = [np.flatnonzero((bases == base) & is_told) for base in only_bases(known)]
     return [group for group in groups if len(group) >= fewest]
+
+
+def truth_of_bases(known: KnownModels) -> Array | None:
+    """The truth (T, n) of the base of every model; None where that of some model is not among the models."""
+    base_of = only_bases(known)
+    if not known.bases or not set(known.bases) <= base_of.keys():
+        return None
+    return known.truth[:, [base_of[base] for base in known.bases]]
 
 
 def populations_table(judged: Iterable[Judged], options: SelectionOptions) -> pl.DataFrame:
     """A row for every population and method, best first within a population: POPULATIONS_SCHEMA.
 
     Intervals are percentile bootstraps over bases, each with all models that were made from it; draws are the same for
-    all methods.
-    `difference`: to bits per byte of the same tail, paired. `verdict`: what its interval says of the method.
+    all methods. `difference`: to bits per byte of the same tail, paired; `verdict`: what its interval says.
     """
     rows = []
     for found in judged:
@@ -153,9 +167,13 @@ def told_verdict(difference: float | None, low: float | None, high: float | None
     return BETTER if low > 0 else WORSE if high < 0 else NOT_TOLD_APART
 
 
-def _with_proxies(known: KnownModels, fold: Fold, scores: Scores, named: Sequence[tuple[str, str]]) -> Scores:
-    """The scores of a fold, and those of the named proxies, which learn nothing."""
+def _with_named(
+    known: KnownModels, fold: Fold, scores: Scores, named: Sequence[tuple[str, str]], base_truth: Array | None
+) -> Scores:
+    """The scores of a fold, and those of the named proxies and of the base's truth, which learn nothing."""
     found = dict(scores)
+    if base_truth is not None:
+        found[Method(BASE_TRUTH, "baseline", "")] = base_truth[np.ix_(fold.tasks, fold.test)]
     for tail, features in known.features.items():
         for proxy in named:
             if proxy in known.proxies and proxy[1] != "none":

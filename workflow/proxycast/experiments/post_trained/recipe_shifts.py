@@ -23,7 +23,14 @@ from proxycast.experiments.bootstrap import (
     sure_interval,
     too_few,
 )
-from proxycast.experiments.model_selection.known_models import BASE, KnownModels, Method, Tail, schema_of
+from proxycast.experiments.model_selection.known_models import (
+    BASE,
+    KnownModels,
+    Method,
+    Tail,
+    only_bases,
+    schema_of,
+)
 from proxycast.experiments.rank_statistics import spearman_samples
 from proxycast.proxy_formulas import SIGNS
 
@@ -63,13 +70,11 @@ class Shifts:
 
 def recipe_shifts(known: KnownModels) -> Shifts:
     """The post-trained models of `known` whose base is known, and the statistics that are there of all."""
-    base_of: dict[str, int] = {}
+    base_of = only_bases(known)
     for base in dict.fromkeys(known.bases):
-        found = [m for m, recipe in enumerate(known.recipes) if recipe == BASE and known.bases[m] == base]
-        if len(found) == 1:
-            base_of[base] = found[0]
-        else:
-            log.warning("no shifts of %s: it has %d models of the recipe %s; one is needed", base, len(found), BASE)
+        if base not in base_of:
+            found = sum(own == base and recipe == BASE for own, recipe in zip(known.bases, known.recipes))
+            log.warning("no shifts of %s: it has %d models of the recipe %s; one is needed", base, found, BASE)
     made = [m for m, recipe in enumerate(known.recipes) if recipe not in (BASE, "") and known.bases[m] in base_of]
     both = [[base_of[known.bases[m]] for m in made], made]
     watched = {

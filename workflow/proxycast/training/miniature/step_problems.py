@@ -28,7 +28,7 @@ from proxycast.training.miniature.problems import (
 # What stands before each move, in questions and solutions: a model that continues a repeated sign finds the next move.
 MARKS = (",", ";", " then")
 STYLES = ("short", "worded")
-ANSWER_PATTERN = r"^[^.\n]*?(\S+)\."  # group 1: the last word before the first full stop
+ANSWER_PATTERN = r"^[^.\n]*?([^\s.]+)\."  # group 1: the last word before the first full stop
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import polars as pl
 
 from proxycast.config.post_training_options import PostTraining
 from proxycast.tables import fingerprint, read_table
-from proxycast.training.miniature.post_training.worked_solutions import Document, benchmark_questions
+from proxycast.training.miniature.post_training.worked_solutions import Document, benchmark_texts
 from proxycast.weights.model_folder import model_fingerprint
 
 
@@ -16,8 +16,8 @@ from proxycast.weights.model_folder import model_fingerprint
 class Course:
     """What the recipes of one base share.
 
-    `run`, `folder`: of the base; `families`: of the training questions; `questions`: the benchmark's, which no text may
-    hold; `seed`: the suite's; `taught`: the teacher's right solutions, if a recipe needs them.
+    `run`, `folder`: of the base; `families`: of the training questions; `questions`: the benchmark's, and its
+    solutions, which no text may hold; `seed`: the suite's; `taught`: the teacher's right solutions, if they are needed.
     """
 
     run: str
@@ -45,7 +45,7 @@ def read_course(values: Mapping, options: PostTraining, problems: Iterable[str],
         **{key: tuple(value) if isinstance(value, list) else value for key, value in values.items() if key != "folder"},
         folder=Path(values["folder"]),
         options=options,
-        questions=tuple(benchmark_questions(map(Path, problems))),
+        questions=tuple(benchmark_texts(map(Path, problems))),
         taught=taught_documents(read_table(teacher)) if teacher else (),
     )
 

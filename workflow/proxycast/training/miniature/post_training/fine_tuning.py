@@ -32,11 +32,12 @@ class Descent:
             model.parameters(), lr=learning_rate, betas=ADAM_BETAS, weight_decay=0.0, fused=True
         )
 
-    def step(self, loss: Tensor) -> None:
-        """One step down the loss. Raises InputError for one that diverges."""
+    def step(self, loss: Tensor, number: int | None = None) -> None:
+        """One step down the loss; its `number` from 0, where steps are left out. Raises InputError for divergence."""
         self._watch(loss.item())
+        number = len(self.losses) - 1 if number is None else number
         for group in self._adam.param_groups:
-            group["lr"] = self.learning_rate * (1 - (len(self.losses) - 1) / self.steps)
+            group["lr"] = self.learning_rate * (1 - number / self.steps)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), LARGEST_GRADIENT)
         self._adam.step()

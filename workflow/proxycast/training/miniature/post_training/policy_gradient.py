@@ -66,7 +66,7 @@ def follow_rewards(
         if teaching:
             batch = padded([Example(prompts[place], written[place]) for place in teaching], tokens.end)
             log_probs = written_log_probs(descent.model, batch, options.temperature)
-            descent.step(policy_loss(log_probs, batch, advantages[teaching], len(asked)))
+            descent.step(policy_loss(log_probs, batch, advantages[teaching], len(asked)), step)
         tick()
     look = max(1, min(LOOK, options.steps // 2))
     rewards = sum(means[:look]) / look, sum(means[-look:]) / look

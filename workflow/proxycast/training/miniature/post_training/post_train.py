@@ -31,7 +31,6 @@ from proxycast.training.miniature.post_training.worked_solutions import (
     documents_of,
     training_problems,
 )
-from proxycast.weights.model_files import weight_files
 from proxycast.weights.model_folder import is_finished, new_checkpoint
 
 if TYPE_CHECKING:
@@ -99,8 +98,8 @@ def _make(course: Course, recipe: str, start: Path, folder: Path, made_from: str
     leaked = count_leaked_questions(outcome.texts, course.questions)
     if leaked:
         raise InputError(
-            f"{course.run}: {leaked} of {len(course.questions)} benchmark questions stand verbatim in what the recipe "
-            f"{recipe} read or wrote; none may"
+            f"{course.run}: {leaked} of {len(course.questions)} benchmark questions and solutions stand verbatim in "
+            f"what the recipe {recipe} read or wrote; none may"
         )
     if outcome.note:
         log.warning(
@@ -127,18 +126,11 @@ def load_model(folder: Path) -> "PreTrainedModel":
 
 
 def save_model(model: "PreTrainedModel", start: Path, folder: Path) -> None:
-    """Write the weights under the names, and beside the configuration, of the folder `start` that they came from."""
-    from safetensors import safe_open
-    from safetensors.torch import save_file
-
+    """Write the weights as transformers does, beside the configuration of the folder `start` that they came from."""
+    model.save_pretrained(folder)
     for name in COPIED:
         if (start / name).is_file():
             shutil.copyfile(start / name, folder / name)
-    state = model.state_dict()
-    for path in weight_files(start):
-        with safe_open(path, framework="pt") as weights:
-            names = list(weights.keys())
-        save_file({name: state[name].contiguous() for name in names}, folder / path.name, {"format": "pt"})
 
 
 def _fine_tuned(course: Course, recipe: str, model: "PreTrainedModel", tick: Callable[[], object]) -> Outcome:
@@ -173,7 +165,7 @@ def _reinforced(course: Course, recipe: str, model: "PreTrainedModel", tick: Cal
     problems = training_problems(course.families, count, f"{course.seed} {recipe}")
     descent = Descent(model, options.steps, options.learning_rate, f"{course.run} {recipe}")
     found = follow_rewards(descent, problems, tokens, options, course.questions, course.seed_of(recipe), tick)
-    note = "" if found.differing_share else ALL_ALIKE if found.reward_first else ALWAYS_WRONG
+    note = "" if found.differing_share else ALL_ALIKE if found.reward_first or found.reward_last else ALWAYS_WRONG
     losses = (None, None) if note else (found.loss_first, found.loss_last)
     rewards = found.reward_first, found.reward_last, found.differing_share
     return Outcome(found.texts, len(found.texts), options.steps, *losses, *rewards, found.dropped, note)

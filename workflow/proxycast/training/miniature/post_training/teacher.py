@@ -11,12 +11,12 @@ from proxycast.training.miniature.post_training.post_train import load_model
 from proxycast.training.miniature.post_training.text_sampling import sample_solutions
 from proxycast.training.miniature.post_training.worked_solutions import (
     SolutionTokens,
-    is_right,
+    is_worked_out,
     prompt_of,
     training_problems,
 )
 
-# A row for each text: `finished`, it ended by itself; `verified`, that and its answer is right.
+# A row for each text: `finished`, it ended by itself; `verified`, that and every step is right.
 TAUGHT_SCHEMA = {
     "family": pl.String,
     "question": pl.String,
@@ -42,7 +42,7 @@ def write_as_teacher(course: Course, folder: Path) -> pl.DataFrame:
     rows = []
     for problem, written in zip(asked, found, strict=True):
         text, finished = tokens.text(written), written[-1:] == [tokens.end]
-        verified = finished and is_right(problem, text)
+        verified = finished and is_worked_out(problem, text)
         rows.append((problem.family, problem.question, prompt_of(problem), text, problem.answer, finished, verified))
     table = pl.DataFrame(rows, schema=TAUGHT_SCHEMA, orient="row")
     texts = [prompt + text for prompt, text in table.select("prompt", "solution").iter_rows()]

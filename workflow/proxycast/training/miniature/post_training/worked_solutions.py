@@ -62,14 +62,24 @@ def documents_of(problems: Sequence[StepProblem], styles: Sequence[str] = STYLES
     ]
 
 
-def benchmark_questions(files: Iterable[Path]) -> list[str]:
-    """The distinct bare questions of files of expert solutions, in order."""
-    return list(dict.fromkeys(bare_question(solution.prompt) for path in files for solution in read_solutions(path)))
+def benchmark_texts(files: Iterable[Path]) -> list[str]:
+    """What no training text may hold: the distinct bare questions of files of expert solutions, and the solutions.
+
+    A solution repeats its question's start and moves, so a text may hold it without the question.
+    """
+    rows = [solution for path in files for solution in read_solutions(path)]
+    questions = dict.fromkeys(bare_question(row.prompt) for row in rows)
+    return list(dict.fromkeys([*questions, *(row.solution.strip() for row in rows)]))
 
 
 def is_right(problem: StepProblem, text: str) -> bool:
     """The exact match that the truth counts, too."""
     return answer_of(text) == problem.answer
+
+
+def is_worked_out(problem: StepProblem, text: str) -> bool:
+    """Whether a text is a solution of the problem in every step, and not only its answer."""
+    return text in problem.solutions.values()
 
 
 class SolutionTokens:
