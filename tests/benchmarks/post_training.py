@@ -24,7 +24,7 @@ def interval(row: dict, value: str, low: str, high: str, form: str = ".2f") -> s
 
 def tell_populations(table: pl.DataFrame) -> None:
     table = table.filter(pl.col("tail").is_in(["tokens", ""]))
-    counts = dict(table.select("population", pl.format("{} of {} models", "population", "models")).iter_rows())
+    counts = dict(table.select("population", told=pl.format("{} of {} models", "population", "models")).iter_rows())
     print(f"| method | {' | '.join(counts[name] for name in POPULATIONS if name in counts)} |")
     print("|---" * (1 + len(counts)) + "|")
     cells = {
