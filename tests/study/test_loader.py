@@ -346,6 +346,13 @@ def test_mistakes_in_several_files_are_told_at_once(files):
     refuse(study(), folder, f"{folder}/corpora/suite/web.yaml: ", f"{folder}/tasks/suite/sums.yaml: name: Field requ")
 
 
+def test_texts_that_no_model_would_draw_are_not_asked_for():
+    values = read_yaml(CONFIG / "miniature_post_training.yaml")
+    values["target"] |= {"metric": "multiple_choice_accuracy", "other_metrics": ["sampled_exact_match"]}
+    with pytest.raises(InputError, match="^study.yaml: target.sampling: .*give it as metric, or leave sampling out"):
+        load_plan(values, "study.yaml", CONFIG)
+
+
 @pytest.mark.parametrize(
     "statistic, words",
     [

@@ -28,6 +28,8 @@ LIBRARY = Path(__file__).parents[1]
 KEPT = Path(cache_from_source(__file__)).with_suffix(".json")  # in __pycache__
 PLANNING = frozenset("cluster study jobs options tables __init__".split())  # the last names what Python may call
 PLANNING |= {f"config/{name}" for name in "corpora errors models reference study tasks truth".split()}
+# What a digest depends on beside the source: this module as it was imported, and Python's parser and layout.
+_PARSER = hashlib.sha256(Path(__file__).read_bytes() + sys.version.encode()).hexdigest()
 
 
 def code_fingerprint(script: Path) -> str:
@@ -69,7 +71,7 @@ def keep_digests() -> None:
     """Keep what this process parsed for the next one, where Python may keep compiled code."""
     if not sys.dont_write_bytecode and not _digests().keys() <= _kept().keys():
         with suppress(OSError):
-            write_json({"of": _parser(), "digests": _digests()}, KEPT)
+            write_json({"of": _PARSER, "digests": _digests()}, KEPT)
 
 
 def used_modules(script: Path) -> set[Path]:
@@ -112,12 +114,7 @@ def _digests() -> dict[str, tuple[str, list[str]]]:
 def _kept() -> dict[str, tuple[str, list[str]]]:
     """What another process kept; nothing where it parsed in another way."""
     kept = read_json(KEPT)
-    return kept["digests"] if kept.get("of") == _parser() else {}
-
-
-def _parser() -> str:
-    """What a digest depends on beside the source: this module, and Python's parser and layout."""
-    return hashlib.sha256(Path(__file__).read_bytes() + sys.version.encode()).hexdigest()
+    return kept["digests"] if kept.get("of") == _PARSER else {}
 
 
 def _parsed(source: bytes) -> tuple[str, list[str]]:

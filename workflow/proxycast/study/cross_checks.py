@@ -78,6 +78,11 @@ def check_together(plan: Plan, where: str) -> None:
         )
     if study.target is None and plan.runs_models and (plan.selects_data or plan.selects_models):
         require_scored_baselines(plan, where)
+    if study.target and study.target.sampling and not study.target.is_generated and not plan.target_size:
+        raise InputError(
+            f"{where}: target.sampling: without target.size no checkpoint writes for a metric among other_metrics; "
+            "give it as metric, or leave sampling out"
+        )
     _check_judges(plan, where)
     if study.mixtures and not plan.mixtures:  # which reads the table
         raise InputError(
