@@ -13,6 +13,14 @@ FIGURES = ROOT / "docs" / "figures"
 # Picture -> the study's file, and the figure below its results.
 OF_FIGURES = {
     "model_selection_methods.png": ("config/miniature_model_selection.yaml", "model_selection/methods.png"),
+    "post_training_methods.png": (
+        "config/miniature_post_training.yaml",
+        "model_selection/post_training_methods.png",
+    ),
+    "post_training_shifts.png": (
+        "config/miniature_post_training.yaml",
+        "model_selection/post_training_shifts.png",
+    ),
     "pareto_frontier.png": ("config/config.yaml", "data_selection/pareto_frontier.png"),
     "published_datadecide.png": ("config/published_datadecide.yaml", "data_selection/pareto_frontier.png"),
     "published_ladder_two_step.png": ("config/published_ladder.yaml", "forecasting/two_step_law.png"),
