@@ -61,9 +61,10 @@ def test_rows_that_need_no_other_package_agree(case):
         sums[name] = next(answers)["sums"]
         timed = next(answers)
         assert timed["seconds"] > 0 and timed["peak"] > 100
-    assert set(names) == {"transformers", "whole-logits", "prefill-transformers"}
+    assert set(names) == {"transformers", "temperatures", "whole-logits", "prefill-transformers"}
     assert sums["prefill-transformers"] == {} and len(sums["transformers"]) == 4
     assert sums["transformers"] == pytest.approx(sums["whole-logits"], rel=1e-4)
+    assert sums["temperatures"] == sums["transformers"]
 
 
 @pytest.mark.slow

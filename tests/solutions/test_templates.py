@@ -53,6 +53,7 @@ def test_the_right_choice_is_the_solution(tmp_path):
         "solution": " 4",
         "answer": None,
         "choices": (" 4", " 3", " 5"),
+        "correct": None,
         "writer": None,
         "problem": None,
     }

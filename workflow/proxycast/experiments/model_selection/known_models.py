@@ -24,6 +24,7 @@ Tail = Literal["tokens", "bytes", ""]
 FEWEST_TASKS, FEWEST_MODELS, FEWEST_OF_A_LABEL = 3, 4, 3  # of a study that judges; of a family or recipe
 FEWEST_RANKED = 2  # models
 BASE = "none"  # recipe of a model that was not post-trained
+BASE_TRUTH = "base_truth"  # baseline: a model is as good as the base that it was made from
 
 
 class Method(NamedTuple):

@@ -1,14 +1,15 @@
-"""What a claim may name, checked before the first job."""
+"""What a claim may name, checked before the first job, and the words for what becomes of it."""
 
 from collections.abc import Collection
 
 from proxycast.config.errors import closest
 from proxycast.config.experiments.selection_options import Claim
 from proxycast.config.study import Study
-from proxycast.experiments.model_selection.known_models import tells_post_training
-from proxycast.experiments.post_trained.populations import BASE_TRUTH
+from proxycast.experiments.model_selection.known_models import BASE_TRUTH, tells_post_training
 from proxycast.options import InputError
 from proxycast.proxy_formulas import STATISTICS, WEIGHTINGS
+
+SUPPORTED, REFUTED, UNDECIDED = "supported", "refuted", "undecided"
 
 
 def require_known_claim(

@@ -7,9 +7,9 @@ import polars as pl
 
 from proxycast.config.experiments.selection_options import Claim, SelectionOptions
 from proxycast.experiments.model_selection.known_models import Method, schema_of
+from proxycast.experiments.post_trained.claim_limits import REFUTED, SUPPORTED, UNDECIDED
 from proxycast.experiments.post_trained.populations import Judged
 
-SUPPORTED, REFUTED, UNDECIDED = "supported", "refuted", "undecided"
 CLAIMS_SCHEMA = schema_of(
     *("population", "method", "kind", "tail", "baseline", "baseline_tail", "spearman", "baseline_spearman"),
     *("difference", "difference_low", "difference_high", "verdict", "note"),

@@ -29,6 +29,7 @@ from proxycast.experiments.bootstrap import bootstrap_weights, percentile_interv
 from proxycast.experiments.model_selection.folds import Fold, Scores, leave_two_tasks_out, mean_over_folds, score_folds
 from proxycast.experiments.model_selection.known_models import (
     BASE,
+    BASE_TRUTH,
     FEWEST_MODELS,
     FEWEST_OF_A_LABEL,
     KnownModels,
@@ -43,7 +44,6 @@ from proxycast.experiments.rank_statistics import mean_of_known, spearman_sample
 log = logging.getLogger(__name__)
 
 ALL, BASES, POST_TRAINED, WITHIN_BASE = POPULATIONS = ("all", "bases", "post_trained", "within_base")
-BASE_TRUTH = "base_truth"  # baseline: a model is as good as the base that it was made from
 REFERENCE = "bits_per_byte"  # the baseline that is hardest to beat
 BETTER, WORSE, NOT_TOLD_APART = "better", "worse", "not told apart"
 POPULATIONS_SCHEMA = schema_of(

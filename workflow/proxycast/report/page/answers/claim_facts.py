@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import polars as pl
 
-from proxycast.experiments.post_trained.claim_verdicts import REFUTED, SUPPORTED, UNDECIDED
+from proxycast.experiments.post_trained.claim_limits import REFUTED, SUPPORTED, UNDECIDED
 from proxycast.report.page.answers.wording import Fact, Row, counted, known_rows
 from proxycast.report.page.formats import shown, with_interval
 
