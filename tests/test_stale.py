@@ -338,7 +338,14 @@ def outputs_and_targets(study: str) -> tuple[dict[str, set[str]], set[str]]:
     return made, targets
 
 
-PLANNED = ["config", "miniature_model_selection", "miniature_forecasting", "hub_check", "forecasting_think"]
+PLANNED = [
+    "config",
+    "miniature_model_selection",
+    "miniature_post_training",
+    "miniature_forecasting",
+    "hub_check",
+    "forecasting_think",
+]
 
 
 def test_all_names_every_file_that_a_result_rests_on():
