@@ -14,6 +14,7 @@ sys.path.insert(0, str(ROOT / "workflow"))
 
 from proxycast.experiments.post_trained.populations import POPULATIONS  # noqa: E402
 from proxycast.report.style import readable  # noqa: E402
+from proxycast.training.miniature.step_problems import STEP_FAMILIES  # noqa: E402
 
 
 def interval(row: dict, value: str, low: str, high: str, form: str = ".2f") -> str:
@@ -65,6 +66,18 @@ def tell_recipes(means: pl.DataFrame, trained: pl.DataFrame) -> None:
 def tell_rest(results: Path) -> None:
     truth = pl.read_parquet(results / "model_selection/truth.parquet")
     print(truth.select("task", "reliability", "split_half", "ceiling", "at_chance", "at_ceiling", "note"))
+    writers = pl.read_parquet(results / "model_selection/writers.parquet")
+    print(writers.filter(pl.col("number").is_null()).select("writer", "method", "spearman"))
+    right = pl.read_parquet(results / "targets.parquet").filter(metric="sampled_exact_match")
+    right = right.group_by("checkpoint").agg(pl.col("value").mean())
+    print(
+        right.join(pl.read_parquet(results / "checkpoints.parquet").filter(recipe="none"), on="checkpoint")
+        .select("checkpoint", "value")
+        .sort("checkpoint")
+    )
+    print(
+        f"a guess among the states: {sum(1 / len(f.states) for f in STEP_FAMILIES.values()) / len(STEP_FAMILIES):.2f}"
+    )
     summary = pl.read_parquet(results / "model_selection/summary.parquet")
     print(
         summary.filter(pl.col("tail").is_in(["tokens", ""])).select(

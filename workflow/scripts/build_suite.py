@@ -14,7 +14,7 @@ from proxycast.training.miniature.leaks import count_leaks, require_no_leak
 from proxycast.training.miniature.problems import bare_question
 from proxycast.training.miniature.recipes import describe_documents, pool_fingerprint
 from proxycast.training.miniature.sources import held_out_text, write_sources
-from proxycast.training.miniature.step_problems import suite_problems
+from proxycast.training.miniature.step_problems import STEP_FAMILIES, suite_problems
 from proxycast.training.miniature.suite_tokenizer import save_tokenizer, train_tokenizer
 
 with job(snakemake.log[0]):
@@ -24,8 +24,10 @@ with job(snakemake.log[0]):
     documents = write_sources(suite.seed, suite.scale, suite.step_documents)
     texts = held_out_text(suite.generic_documents, suite.seed)
     problems = {name: suite_problems(name, suite.problems, suite.seed) for name in snakemake.params.families}
-    # A problem with two solutions asks one question.
-    questions = list(dict.fromkeys(bare_question(row.prompt) for rows in problems.values() for row in rows))
+    # A problem with two solutions asks one question. Solutions of several steps repeat it; those of facts are shared.
+    asked = [bare_question(row.prompt) for rows in problems.values() for row in rows]
+    asked += [row.solution.strip() for name in problems if name in STEP_FAMILIES for row in problems[name]]
+    questions = list(dict.fromkeys(asked))
 
     leaks = count_leaks(documents["text"].to_list(), questions, texts)
     logging.info("leaks: %s", leaks)

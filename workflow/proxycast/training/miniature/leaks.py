@@ -34,7 +34,7 @@ def count_leaked_questions(documents: Iterable[str], questions: Iterable[str]) -
 
 
 def holding_questions(texts: Sequence[str], questions: Sequence[str]) -> list[bool]:
-    """Which of the texts hold a question of the benchmark."""
+    """Which of the texts hold one of the `questions`, or solutions, of the benchmark."""
     if not count_leaked_questions(texts, questions):  # fast, and the rule
         return [False] * len(texts)
     return [count_leaked_questions([text], questions) > 0 for text in texts]

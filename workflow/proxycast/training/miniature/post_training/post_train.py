@@ -44,7 +44,7 @@ RECIPES_SCHEMA = {
     **dict.fromkeys(("run", "base", "recipe", "starting_point"), pl.String),
     **dict.fromkeys(("documents", "steps"), pl.Int64),
     **dict.fromkeys(("loss_first", "loss_last", "reward_first", "reward_last", "differing_share"), pl.Float64),
-    **dict.fromkeys(("dropped", "benchmark_questions", "leaked_questions"), pl.Int64),
+    **dict.fromkeys(("dropped", "benchmark_texts", "leaked_questions"), pl.Int64),
     "seconds": pl.Float64,
     "note": pl.String,
 }
@@ -109,7 +109,7 @@ def _make(course: Course, recipe: str, start: Path, folder: Path, made_from: str
     row = {name: value for name, value in asdict(outcome).items() if name not in ("texts", "note")}
     record = {"run": folder.parent.name, "base": course.run, "recipe": recipe, "starting_point": start.parent.name}
     record |= row | {"seconds": round(time.monotonic() - began, 2)}
-    record |= {"benchmark_questions": len(course.questions), "leaked_questions": leaked, "note": outcome.note}
+    record |= {"benchmark_texts": len(course.questions), "leaked_questions": leaked, "note": outcome.note}
     log.info("%s %s: %s", course.run, recipe, row | {"seconds": record["seconds"]})
     with new_checkpoint(folder, course.folder, made_from) as temporary:
         save_model(model, start, temporary)
