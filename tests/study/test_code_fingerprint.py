@@ -16,7 +16,6 @@ SCRIPTS = sorted((ROOT / "workflow/scripts").glob("*.py"))
 # planning counts, and what people call from a shell or from Python.
 NO_RESULTS = {
     "experiments/opposed_pairs",
-    "experiments/post_trained/claim_limits",
     "plan",
     "progress",
     "weights/experts",
