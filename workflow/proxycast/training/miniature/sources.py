@@ -80,8 +80,8 @@ SOURCES: dict[str, SyntheticSource] = {
     "books": SyntheticSource(6_000, dict(literature=1.0), {}),
 }
 
-# The source `steps`: how problems of several steps are met. A third are wrong, bare or quarrelled over.
-STEP_KINDS = dict(bench=0.34, web=0.18, book=0.14, chat=0.14, wrong=0.12, short=0.08)
+# The source `steps`: how problems of several steps are met. Nearly a fifth are wrong, bare or quarrelled over.
+STEP_KINDS = dict(bench=0.50, web=0.20, book=0.12, chat=0.06, wrong=0.06, short=0.06)
 
 
 def snippets(held_out: bool) -> dict[str, list[str]]:
