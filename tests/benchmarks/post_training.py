@@ -4,6 +4,7 @@ How each method orders each population, the verdicts on the claim, what each rec
 """
 
 import argparse
+import re
 import sys
 from pathlib import Path
 
@@ -14,6 +15,7 @@ sys.path.insert(0, str(ROOT / "workflow"))
 
 from proxycast.experiments.post_trained.populations import POPULATIONS  # noqa: E402
 from proxycast.report.style import readable  # noqa: E402
+from proxycast.solutions.rows import read_solutions  # noqa: E402
 from proxycast.training.miniature.step_problems import STEP_FAMILIES  # noqa: E402
 
 
@@ -63,6 +65,57 @@ def tell_recipes(means: pl.DataFrame, trained: pl.DataFrame) -> None:
         print(f"{row['run']} {row['recipe']}: {row['note']}")
 
 
+def kinds_of(task: str, solution: str) -> list[str]:
+    """What each character of a solution belongs to: the start, a move, a state after a move, or the words around them."""
+    family, kinds, states = STEP_FAMILIES[task], ["words and marks"] * len(solution), 0
+    for found in re.finditer(r"[^\s,;.]+", solution):
+        if found[0] in family.moves:
+            kind = "moves"
+        elif found[0] in family.states:
+            kind, states = "states" if states else "start", states + 1
+        else:
+            continue
+        kinds[found.start() : found.end()] = [kind] * len(found[0])
+    return kinds
+
+
+def tell_tokens(results: Path, recipe: str = "sft") -> None:
+    """By style and kind of token: what a base and what `recipe` made of it give the expert's token, mean over bases."""
+    solutions = [row for task in STEP_FAMILIES for row in read_solutions(results / f"solutions/{task}.parquet")]
+    kinds = {row.id: kinds_of(row.id.split("-")[0], row.solution) for row in solutions}
+    writers = pl.DataFrame([(row.id, row.writer) for row in solutions], ["solution", "writer"], orient="row")
+    models = pl.read_parquet(results / "checkpoints.parquet").select("checkpoint", "corpus", "size", "recipe")
+    models = models.filter(pl.col("recipe").is_in(["none", recipe]))
+    models = models.filter(pl.len().over("corpus", "size") == 2)
+    tokens = (
+        pl.scan_parquet(results / "token_stats/*/*.parquet")
+        .filter(pl.col("task").is_in(list(STEP_FAMILIES)))
+        .join(models.lazy(), on="checkpoint")
+        .sort("checkpoint", "task", "solution", "position")
+        .with_columns(end=pl.col("bytes").cum_sum().over("checkpoint", "task", "solution"))
+        .select("corpus", "size", "recipe", "solution", "end", "logprob", is_top=pl.col("n_greater") == 0)
+        .join(writers.lazy(), on="solution")
+        .collect()
+    )
+    of_token = [kinds[solution][end - 1] for solution, end in tokens.select("solution", "end").iter_rows()]
+    keys = ["writer", "kind"]
+    means = (
+        tokens.with_columns(kind=pl.Series(of_token))
+        .group_by(*keys, "recipe", "corpus", "size")
+        .agg(pl.len(), loss=-pl.col("logprob").mean(), top1=pl.col("is_top").mean())
+        .group_by(*keys, "recipe")
+        .agg(pl.col("len").mean(), pl.col("loss").mean(), pl.col("top1").mean())
+        .pivot("recipe", index=keys, values=["len", "loss", "top1"])
+        .sort(keys)
+    )
+    print(f"\n| solutions | tokens | share of them | loss, bases | loss, {recipe} | top-1, bases | top-1, {recipe} |")
+    print("|---" * 7 + "|")
+    share = pl.col("len_none") / pl.col("len_none").sum().over("writer")
+    for row in means.with_columns(share=share).iter_rows(named=True):
+        told = [f"{row[name]:.2f}" for name in ("share", "loss_none", f"loss_{recipe}", "top1_none", f"top1_{recipe}")]
+        print(f"| {row['writer']} | {row['kind']} | {' | '.join(told)} |")
+
+
 def tell_rest(results: Path) -> None:
     truth = pl.read_parquet(results / "model_selection/truth.parquet")
     print(truth.select("task", "reliability", "split_half", "ceiling", "at_chance", "at_ceiling", "note"))
@@ -104,4 +157,5 @@ if __name__ == "__main__":
     tell_claims(pl.read_parquet(given / "model_selection/claims.parquet"))
     trained = pl.read_parquet(given / "suite/post_training.parquet")
     tell_recipes(pl.read_parquet(given / "model_selection/recipe_means.parquet"), trained)
+    tell_tokens(given)
     tell_rest(given)

@@ -17,6 +17,7 @@ from proxycast.experiments.model_selection.model_tables import model_selection_t
 from proxycast.experiments.model_selection.scorers import RankSVMLinear, Univariate
 from proxycast.experiments.post_trained.claim_limits import require_known_claim
 from proxycast.experiments.post_trained.claim_verdicts import claims_table
+from proxycast.experiments.post_trained.copies import without_copies
 from proxycast.experiments.post_trained.populations import (
     judge_populations,
     mean_over_bases,
@@ -299,3 +300,19 @@ def test_bases_without_a_truth_leave_an_empty_table():
     bases = checkpoints.filter(recipe="none")["checkpoint"]
     found = tables_of(checkpoints, targets=lambda truth: truth.filter(~pl.col("checkpoint").is_in(bases.to_list())))
     assert all(found[name].is_empty() for name in OF_POST_TRAINING) and found["summary"]["spearman"].max() > 0.5
+
+
+def test_copies_are_not_compared(caplog):
+    """Not even where they were measured."""
+    checkpoints = checkpoints_of(recipes=RECIPES)
+    recipes = checkpoints.filter(pl.col("recipe") != "none").select(
+        "run", "recipe", base=pl.col("corpus"), note=pl.lit("")
+    )
+    assert without_copies(checkpoints, recipes).equals(checkpoints)
+    nothing = pl.when(recipe="rl").then(pl.lit("every sample is wrong")).otherwise("note")
+    left = without_copies(checkpoints, recipes.with_columns(note=nothing))
+    assert left.equals(checkpoints.filter(pl.col("recipe") != "rl"))
+    assert len(caplog.messages) == 6 and all("every sample is wrong" in said for said in caplog.messages)
+    tables = tables_of(left)
+    assert tables["populations"].filter(population="all")["models"].unique().to_list() == [6 * (len(RECIPES) - 1)]
+    assert not any("-rl-" in str(table.to_dicts()) for table in tables.values())

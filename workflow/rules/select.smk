@@ -83,6 +83,7 @@ if PLAN.selects_models:
     rule model_selection:
         input:
             checkpoints=rules.checkpoints.output[0],
+            post_training=rules.post_training_table.output[0] if POST_TRAINED else [],
             targets=[f"{RESULTS}/targets.parquet"] if STUDY.target else [],
             proxies=rules.join_proxies.output[0] if JOBS else [],
             outside=OUTSIDE,

@@ -12,6 +12,7 @@ from proxycast.experiments.judges.judge_file import Reading, write_judge
 from proxycast.experiments.judges.scorer_judges import model_judge
 from proxycast.experiments.model_selection.model_ranking import NO_SOLUTIONS
 from proxycast.experiments.model_selection.model_tables import model_selection_tables
+from proxycast.experiments.post_trained.copies import without_copies
 from proxycast.jobs import job
 from proxycast.solutions.rows import read_problems
 from proxycast.tables import fingerprint, read_table, scan_tables, table_fingerprint, write_table
@@ -25,6 +26,8 @@ with job(snakemake.log[0]):
         log.info("%s", line)
     subsets, of_solutions = inputs.subsets, inputs.solution_proxies
     checkpoints, options = read_table(inputs.checkpoints), SelectionOptions(**study["selection"])
+    if inputs.post_training:
+        checkpoints = without_copies(checkpoints, read_table(inputs.post_training))
 
     def means(paths) -> pl.LazyFrame:
         return checkpoint_means(scan_tables(paths), checkpoints, options.last_checkpoints)

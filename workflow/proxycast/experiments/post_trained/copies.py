@@ -1,0 +1,25 @@
+"""Models of recipes that had nothing to learn: copies of where they started, which are not compared."""
+
+import logging
+
+import polars as pl
+
+log = logging.getLogger(__name__)
+
+
+def without_copies(checkpoints: pl.DataFrame, recipes: pl.DataFrame) -> pl.DataFrame:
+    """`checkpoints` (column run) but for those of runs whose `note` in `recipes` (run, base, recipe, note) tells why
+    there was nothing to learn.
+
+    A copy has the statistics of the model that it was made from, and so would count that one twice.
+    """
+    copies = recipes.filter(pl.col("note") != "")
+    for run, base, recipe, note in copies.select("run", "base", "recipe", "note").iter_rows():
+        log.warning(
+            "%s is not compared: the recipe %s of %s had nothing to learn (%s), so it is a copy",
+            run,
+            recipe,
+            base,
+            note,
+        )
+    return checkpoints.join(copies, on="run", how="anti", maintain_order="left")
