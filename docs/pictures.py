@@ -21,6 +21,7 @@ OF_FIGURES = {
         "config/miniature_post_training.yaml",
         "model_selection/post_training_shifts.png",
     ),
+    "orders_over_learning_rate.png": ("config/miniature_rates.yaml", "data_selection/orders_over_learning_rate.png"),
     "pareto_frontier.png": ("config/config.yaml", "data_selection/pareto_frontier.png"),
     "published_datadecide.png": ("config/published_datadecide.yaml", "data_selection/pareto_frontier.png"),
     "published_ladder_two_step.png": ("config/published_ladder.yaml", "forecasting/two_step_law.png"),

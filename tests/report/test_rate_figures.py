@@ -53,7 +53,7 @@ def test_every_figure_of_the_table_is_drawn(count, sizes, seeds):
         "1 and\n0.1",
         "0.33 and\n0.1",
     ]
-    assert {f"{size}: runs of two rates" for size in sizes} <= {text.get_text() for text in texts(figure)[0]}
+    assert {f"{size}; below: runs of two rates" for size in sizes} <= {text.get_text() for text in texts(figure)[0]}
 
 
 def test_no_two_rates_are_told():

@@ -47,7 +47,8 @@ def orders_over_learning_rate(rates: pl.DataFrame, confidence: float, warning: s
     _name_axes(grid, rates, compared)
     style.add_title(figure, title, warning)
     handles, labels = grid[1, 0].get_legend_handles_labels()
-    note = f"One run, mean over tasks. Bars: {confidence:.0%} bootstrap intervals over corpora. Line at 0.5: chance."
+    note = f"Above, one run at each rate. Means over tasks; bars: {confidence:.0%} bootstrap intervals over corpora."
+    note += " Line at 0.5: chance."
     note += ABOUT_SEEDS if rates["seed_agreement"].count() else "\nBelow, two runs of one seed are compared."
     place = {"loc": "outside lower left", "ncols": 2, "frameon": False, "alignment": "left", "borderpad": 0}
     legend = figure.legend(handles, labels, title=note, fontsize=style.SMALL, title_fontsize=style.SMALL, **place)
@@ -79,7 +80,10 @@ def _draw_accuracy(axes: Axes, rows: pl.DataFrame, place: int, count: int, look:
 def _draw_agreement(axes: Axes, rows: pl.DataFrame, place: int, count: int, look: dict, compared: Factors) -> None:
     at = [compared.index(pair) for pair in rows.select(FACTORS).rows()]
     side, beside = (style.aside(axes, place + shift, count, 2.4 * APART) for shift in (-0.2, 0.2))
-    named = {True: f"{look['label']}: runs of two rates", False: f"{look['label']}: runs of one rate, mean of both"}
+    named = {
+        True: f"{look['label']}; below: runs of two rates",
+        False: f"{look['label']}: runs of one rate, mean of both",
+    }
     for name, moved, filled in (("agreement", side, True), ("seed_agreement", beside, False)):
         ends = np.array(rows[f"{name}_low"], float), np.array(rows[f"{name}_high"], float)
         axes.vlines(at, *ends, lw=0.8, color=look["color"], alpha=1 if filled else 0.5, transform=moved)
