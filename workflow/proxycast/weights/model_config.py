@@ -132,11 +132,16 @@ def _require_buildable(folder: Path) -> None:
 
 
 def import_transformers() -> None:
-    """Import what reads a configuration, but not scikit-learn, which takes a second and is not needed."""
+    """Import what reads a configuration, but neither scikit-learn nor SciPy: they take seconds and are not needed.
+
+    One guesses which drafts of assisted generation are right, the other is in losses of detecting objects in pictures.
+    """
     from transformers import utils
 
-    with patch.object(utils, "is_sklearn_available", lambda: False):
-        import transformers.generation.candidate_generator  # noqa: F401
+    absent = dict.fromkeys(("is_sklearn_available", "is_scipy_available"), lambda: False)
+    with patch.multiple(utils, **absent):
+        import transformers.generation.candidate_generator
+        import transformers.loss.loss_utils  # noqa: F401
 
 
 def config_shape(text: "PretrainedConfig | SimpleNamespace") -> Shape:
