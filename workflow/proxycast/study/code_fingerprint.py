@@ -17,15 +17,14 @@ import gc
 import hashlib
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import cache
-from importlib.util import cache_from_source
 from pathlib import Path
 
-from proxycast.tables import read_json, write_json
+from proxycast.tables import beside_compiled_code, keep, read_json
 
 LIBRARY = Path(__file__).parents[1]
-KEPT = Path(cache_from_source(__file__)).with_suffix(".json")  # in __pycache__
+KEPT = beside_compiled_code(__file__)
 MOST_KEPT = 1500  # digests, about five times what the library has
 PLANNING = frozenset("cluster study jobs options tables __init__".split())  # the last names what Python may call
 PLANNING |= {f"config/{name}" for name in "corpora errors models reference study tasks truth".split()}
@@ -73,12 +72,11 @@ def keep_digests() -> None:
 
     What others kept stays, so that two studies whose scripts differ do not parse the library for each other again.
     """
-    if sys.dont_write_bytecode or _digests().keys() <= _kept().keys():
+    if _digests().keys() <= _kept().keys():
         return
     _kept.cache_clear()  # others have written since
     others = {key: digest for key, digest in _kept().items() if key not in _digests()}
-    with suppress(OSError):
-        write_json({"of": _PARSER, "digests": dict(list((others | _digests()).items())[-MOST_KEPT:])}, KEPT)
+    keep({"of": _PARSER, "digests": dict(list((others | _digests()).items())[-MOST_KEPT:])}, KEPT)
 
 
 def used_modules(script: Path) -> set[Path]:

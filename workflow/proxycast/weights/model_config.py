@@ -9,18 +9,16 @@ import json
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from difflib import get_close_matches
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
-from importlib.util import cache_from_source
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, NamedTuple
 from unittest.mock import patch
 
 from proxycast.options import InputError, one_line
-from proxycast.tables import read_json, write_json
+from proxycast.tables import beside_compiled_code, keep, read_json
 from proxycast.weights.model_files import json_object
 
 if TYPE_CHECKING:
@@ -43,7 +41,7 @@ COUNTED = {
 }
 # Names in checkpoints that were written before their architecture was released -> what it has been called since.
 FORMER_NAMES = {"Olmo2RetrofitForCausalLM": "Olmo3ForCausalLM"}
-KEPT = Path(cache_from_source(__file__)).with_suffix(".json")  # in __pycache__
+KEPT = beside_compiled_code(__file__)
 MOST_KEPT = 1000
 READERS = ("transformers", "huggingface_hub", "torch")  # packages that decide how a config.json is understood
 
@@ -198,15 +196,14 @@ def _key(what: str, folder: Path, trust_remote_code: bool, architecture: str | N
 
 
 def _keep(key: str | None, value: Sequence, config: "PretrainedConfig") -> None:
-    """Keep an answer for the next process, where Python may keep compiled code, if `transformers` alone gave it."""
+    """Keep an answer for the next process, if `transformers` alone gave it."""
     readers, is_own = _readers(), type(config).__module__.startswith("transformers.")
     plain = all(item is None or isinstance(item, int | float) for item in value)
-    if key is None or readers is None or sys.dont_write_bytecode or not (is_own and plain):
+    if key is None or readers is None or not (is_own and plain):
         return
     _kept.cache_clear()  # others have written, too
     known = list((_kept() | {key: value}).items())[-MOST_KEPT:]
-    with suppress(OSError):
-        write_json({"of": readers, "known": dict(known)}, KEPT)
+    keep({"of": readers, "known": dict(known)}, KEPT)
     _kept.cache_clear()
 
 
