@@ -23,6 +23,7 @@ import pytest
 import torch
 from hypothesis import settings
 from proxycast.jobs import attempts_file, identity_file
+from proxycast.weights import model_config
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     GPT2Config,
@@ -37,6 +38,14 @@ from transformers import (
 pytest.register_assert_rewrite("browser", "page_numbers")  # what they compare stands in their errors
 settings.register_profile("no deadline", deadline=None)  # a test's time says nothing on a shared machine
 settings.load_profile("no deadline")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_is_known_of_models():
+    """Tests in this process read each config.json themselves; Snakemake's processes may know it from earlier ones."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model_config, "_key", lambda *_: None)
+        yield
 
 
 @pytest.fixture(scope="module")

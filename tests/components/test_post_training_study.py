@@ -26,16 +26,18 @@ def finish_post_trained(project: Path) -> None:
     study = yaml.safe_load(path.read_text())
     suite, training = study["miniature"], study["miniature"]["post_training"]
     study |= {"corpora": {"miniature_steps": ["steps_little", "steps_much"]}, "tasks": {"miniature_steps": TASKS}}
-    suite |= {"problems": 12, "scale": 0.1, "step_documents": 10_000}
+    suite |= {"problems": 12, "scale": 0.1, "step_documents": 6000}
     for size in suite["sizes"].values():
-        size["steps"] = 240
+        size["steps"] = 150
     training |= {"corpora": ["steps_much"], "batch": 16}
     training |= {recipe: training.get(recipe, {}) | {"steps": 20} for recipe in RECIPES}
     training["distillation"] |= {"questions": 60, "samples": 8}
     training["rl"] |= {"questions": 8, "steps": 6}
     training["dpo"] |= {"questions": 60}
     study["target"]["sampling"] = {"samples": 2}
-    study["writers"]["teacher"]["checkpoint"] = "steps_much-gpt2-273k-sft_styles-seed0-step240"
+    study["writers"]["teacher"]["checkpoint"] = "steps_much-gpt2-273k-sft_styles-seed0-step150"
+    study["selection"] = {"bootstrap_replicates": 200}
+    study["model_selection"] |= {"draws": 2}
     write_json(study, path)
     command = [sys.executable, "-m", "snakemake", "--configfile", f"config/{STUDY}.yaml", "--cores", "2"]
     for _ in range(2):

@@ -17,6 +17,7 @@ from drawn_texts import overlapping, texts
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
 from proxycast import proxy_formulas as proxies
 from proxycast.options import InputError
 from proxycast.report import data_selection_figures as plots
@@ -182,6 +183,14 @@ def test_save_writes_svg_with_text_and_png_of_200_dpi(figures, tmp_path):
     assert "<text" in svg and "dclm_25_base_75" in svg
     width = figures["proxy_against_truth"].get_figwidth() * 200
     assert int.from_bytes((tmp_path / "new" / "proxy_against_truth.png").read_bytes()[16:20], "big") == round(width)
+
+
+def test_each_file_is_drawn_once(study, tmp_path, monkeypatch):
+    figure = plots.decision_accuracy_over_compute(study.pareto, CEILING, [0.8], HIGHLIGHTED)
+    drawn, draw = [], Figure.draw
+    monkeypatch.setattr(Figure, "draw", lambda self, renderer: drawn.append(draw(self, renderer)))
+    style.save(figure, tmp_path / "figure")
+    assert len(drawn) == len(list(tmp_path.iterdir())) == 2
 
 
 def test_the_same_tables_give_the_same_svg(study, tmp_path):

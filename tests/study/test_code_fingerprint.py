@@ -1,5 +1,6 @@
 """The fingerprint of the code that a rule's results depend on."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -180,6 +181,25 @@ def test_what_was_parsed_is_kept_for_the_next_process(new_process, monkeypatch):
     script = kept.with_name("edited.py")
     script.write_text(SCRIPTS[0].read_text() + "\nOTHER = 1\n")
     assert codes_now([script])[script] not in {*first.values(), None}
+
+
+def test_what_others_kept_stays(new_process, monkeypatch):
+    """Else each of two studies that run by turns would parse what the other one has no use for."""
+    for scripts in (SCRIPTS[:3], SCRIPTS[3:6]):
+        codes_now(scripts)
+        keep_digests()
+        kept = new_process()
+    with monkeypatch.context() as patch:
+        patch.setattr(module_of_fingerprints.ast, "parse", lambda source: pytest.fail("parses again"))
+        codes_now(SCRIPTS[:6])
+    new_process()
+    monkeypatch.setattr(module_of_fingerprints, "MOST_KEPT", 5)
+    script = kept.with_name("edited.py")
+    script.write_text("OTHER = 1")
+    codes_now([script])
+    keep_digests()
+    newest = json.loads(kept.read_text())["digests"]
+    assert len(newest) == 5 and set(module_of_fingerprints._digests()) < set(newest)
 
 
 @pytest.mark.parametrize("damage", [lambda text: text[:-200], lambda text: text.replace('"of": "', '"of": "0')])

@@ -10,8 +10,10 @@ import os
 import re
 import secrets
 import shutil
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from importlib.util import cache_from_source
 from pathlib import Path
 from typing import BinaryIO
 
@@ -69,6 +71,18 @@ def read_json(path: Path) -> dict:
     except (OSError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}
+
+
+def beside_compiled_code(module: str) -> Path:
+    """Where the module with this `__file__` keeps for the next process what it took long to find: in __pycache__."""
+    return Path(cache_from_source(module)).with_suffix(".json")
+
+
+def keep(value: object, path: Path) -> None:
+    """`write_json` of what can be found again, where Python may keep compiled code and the folder can be written."""
+    if not sys.dont_write_bytecode:
+        with suppress(OSError):
+            write_json(value, path)
 
 
 def read_csv(path: Path) -> pl.DataFrame:

@@ -190,9 +190,13 @@ def without_data(title: str, why: str) -> Figure:
 
 
 def settled(figure: Figure) -> Figure:
-    """The figure with its layout computed and fixed: what is placed by pixels stays there in every output format."""
+    """The figure with its layout computed and fixed: what is placed by pixels stays there in every output format.
+
+    With no engine at all, not even the placeholder that "none" leaves, for which `savefig` would draw each file twice.
+    """
     figure.draw_without_rendering()
-    figure.set_layout_engine("none")
+    with matplotlib.rc_context({"figure.autolayout": False, "figure.constrained_layout.use": False}):
+        figure.set_layout_engine(None)
     return figure
 
 

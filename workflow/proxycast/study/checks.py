@@ -52,7 +52,7 @@ from proxycast.truth.targets import (
 )
 from proxycast.truth.training_log import read_wide_curve
 from proxycast.weights.conversion import needs_conversion
-from proxycast.weights.model_config import context_of, read_config, vocabulary_of
+from proxycast.weights.model_config import context_of, require_readable, vocabulary_of
 from proxycast.weights.model_files import stays_in_folder, tokenizer_files
 from proxycast.weights.model_folder import check_folder
 from proxycast.weights.tokenizer import load_tokenizer, tokens_fingerprint
@@ -335,7 +335,7 @@ def check_folders(
             )
         check_folder(folder)
         architecture = options.trust_remote_code, options.architecture
-        read_config(folder, *architecture)
+        require_readable(folder, *architecture)
         context = min(context_of(folder, *architecture), options.max_model_len or sys.maxsize)
         vocabulary = vocabulary_of(folder)
         reading = options.reading(), options.tail_tokens, options.tail_bytes

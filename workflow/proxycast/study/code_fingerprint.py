@@ -17,15 +17,15 @@ import gc
 import hashlib
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import cache
-from importlib.util import cache_from_source
 from pathlib import Path
 
-from proxycast.tables import read_json, write_json
+from proxycast.tables import beside_compiled_code, keep, read_json
 
 LIBRARY = Path(__file__).parents[1]
-KEPT = Path(cache_from_source(__file__)).with_suffix(".json")  # in __pycache__
+KEPT = beside_compiled_code(__file__)
+MOST_KEPT = 1500  # digests, about five times what the library has
 PLANNING = frozenset("cluster study jobs options tables __init__".split())  # the last names what Python may call
 PLANNING |= {f"config/{name}" for name in "corpora errors models reference study tasks truth".split()}
 # What a digest depends on beside the source: this module as it was imported, and Python's parser and layout.
@@ -68,10 +68,15 @@ def codes_now(scripts: Iterable[Path]) -> dict[Path, str | None]:
 
 
 def keep_digests() -> None:
-    """Keep what this process parsed for the next one, where Python may keep compiled code."""
-    if not sys.dont_write_bytecode and not _digests().keys() <= _kept().keys():
-        with suppress(OSError):
-            write_json({"of": _PARSER, "digests": _digests()}, KEPT)
+    """Keep what this process parsed for the next one, where Python may keep compiled code.
+
+    What others kept stays, so that two studies whose scripts differ do not parse the library for each other again.
+    """
+    if _digests().keys() <= _kept().keys():
+        return
+    _kept.cache_clear()  # others have written since
+    others = {key: digest for key, digest in _kept().items() if key not in _digests()}
+    keep({"of": _PARSER, "digests": dict(list((others | _digests()).items())[-MOST_KEPT:])}, KEPT)
 
 
 def used_modules(script: Path) -> set[Path]:

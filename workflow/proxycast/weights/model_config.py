@@ -1,16 +1,24 @@
-"""Which model config.json describes: its architecture and its size, without building it."""
+"""Which model config.json describes: its architecture and its size, without building it.
 
+What `transformers` makes of a config.json is kept for the next process, by the file's content, beside the compiled code
+that Python keeps: to import `transformers` takes half of the time that Snakemake needs to plan a small study.
+"""
+
+import hashlib
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, NamedTuple
 from unittest.mock import patch
 
 from proxycast.options import InputError, one_line
+from proxycast.tables import beside_compiled_code, keep, read_json
 from proxycast.weights.model_files import json_object
 
 if TYPE_CHECKING:
@@ -33,6 +41,9 @@ COUNTED = {
 }
 # Names in checkpoints that were written before their architecture was released -> what it has been called since.
 FORMER_NAMES = {"Olmo2RetrofitForCausalLM": "Olmo3ForCausalLM"}
+KEPT = beside_compiled_code(__file__)
+MOST_KEPT = 1000
+READERS = ("transformers", "huggingface_hub", "torch")  # packages that decide how a config.json is understood
 
 
 class Shape(NamedTuple):
@@ -77,15 +88,21 @@ def shape_of(folder: Path, trust_remote_code: bool = False, architecture: str | 
     """What `transformers` understands by config.json, including the defaults of its architecture.
 
     Only the file counts for an architecture that `transformers` does not know or whose code must not run. Raises
-    InputError for values that it refuses. The first call takes seconds, for imports.
+    InputError for values that it refuses. The first call takes seconds, for imports, unless its answer was kept.
     """
+    _require_buildable(folder)
+    key = _key("shape", folder, trust_remote_code, architecture)
+    if key in _kept():
+        return Shape(*_kept()[key])
     import_transformers()
     from transformers import CONFIG_MAPPING
 
-    _require_buildable(folder)
     config = renamed_config(folder, architecture) or json_object(folder / "config.json")
     if config.get("model_type") in CONFIG_MAPPING or (trust_remote_code and "auto_map" in config):
-        return config_shape(_loaded_config(folder, trust_remote_code, architecture).get_text_config())
+        loaded = _loaded_config(folder, trust_remote_code, architecture)
+        shape = config_shape(loaded.get_text_config())
+        _keep(key, shape, loaded)
+        return shape
     return shape_in_file(folder)
 
 
@@ -113,11 +130,16 @@ def _require_buildable(folder: Path) -> None:
 
 
 def import_transformers() -> None:
-    """Import what reads a configuration, but not scikit-learn, which takes a second and is not needed."""
+    """Import what reads a configuration, but neither scikit-learn nor SciPy: they take seconds and are not needed.
+
+    One guesses which drafts of assisted generation are right, the other is in losses of detecting objects in pictures.
+    """
     from transformers import utils
 
-    with patch.object(utils, "is_sklearn_available", lambda: False):
-        import transformers.generation.candidate_generator  # noqa: F401
+    absent = dict.fromkeys(("is_sklearn_available", "is_scipy_available"), lambda: False)
+    with patch.multiple(utils, **absent):
+        import transformers.generation.candidate_generator
+        import transformers.loss.loss_utils  # noqa: F401
 
 
 def config_shape(text: "PretrainedConfig | SimpleNamespace") -> Shape:
@@ -155,6 +177,53 @@ def read_config(folder: Path, trust_remote_code: bool = False, architecture: str
             "token; where its weights are a causal language model's all the same, set model.architecture to that class"
         )
     return config
+
+
+def require_readable(folder: Path, trust_remote_code: bool = False, architecture: str | None = None) -> None:
+    """Raise the InputError that `read_config` raises; one that raised none is not read again, in any process."""
+    _require_buildable(folder)
+    key = _key("readable", folder, trust_remote_code, architecture)
+    if key not in _kept():
+        _keep(key, [], read_config(folder, trust_remote_code, architecture))
+
+
+def _key(what: str, folder: Path, trust_remote_code: bool, architecture: str | None) -> str | None:
+    """Name of what may be kept of a config.json. None where more counts than it says: code, names or other files."""
+    config = json_object(folder / "config.json")
+    if trust_remote_code or not isinstance(config.get("model_type"), str) or "configuration_files" in config:
+        return None
+    return hashlib.sha256(json.dumps([what, config, architecture]).encode()).hexdigest()
+
+
+def _keep(key: str | None, value: Sequence, config: "PretrainedConfig") -> None:
+    """Keep an answer for the next process, if `transformers` alone gave it."""
+    readers, is_own = _readers(), type(config).__module__.startswith("transformers.")
+    plain = all(item is None or isinstance(item, int | float) for item in value)
+    if key is None or readers is None or not (is_own and plain):
+        return
+    _kept.cache_clear()  # others have written, too
+    known = list((_kept() | {key: value}).items())[-MOST_KEPT:]
+    keep({"of": readers, "known": dict(known)}, KEPT)
+    _kept.cache_clear()
+
+
+@cache
+def _kept() -> dict[str, Sequence]:
+    """What other processes kept; nothing where they understood by other code."""
+    kept = read_json(KEPT)
+    return kept["known"] if _readers() and kept.get("of") == _readers() else {}
+
+
+@cache
+def _readers() -> str | None:
+    """Of this module and the versions of READERS; None if one is missing or in development, which versions hide."""
+    try:
+        versions = [version(name) for name in READERS]
+    except PackageNotFoundError:
+        return None
+    if any("dev" in found for found in versions):
+        return None
+    return hashlib.sha256(Path(__file__).read_bytes() + repr(versions).encode()).hexdigest()
 
 
 _CONFIGS: dict[tuple, "PretrainedConfig"] = {}  # a sweep's checkpoints have one config.json

@@ -4,6 +4,7 @@ A page of thousands of marks is slow, so a chart of more rows than `MOST_MARKS` 
 """
 
 import base64
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -13,7 +14,10 @@ import vl_convert
 
 from proxycast.report.page.blocks import Chart
 from proxycast.report.style import BASELINE_LOOKS, GREY, STATISTIC_LOOKS
+from proxycast.tables import beside_compiled_code, keep, read_json
 
+KEPT = beside_compiled_code(__file__)
+SETS_EMBED = "window.vegaEmbed = vegaEmbed;"
 MOST_MARKS = 4000
 PICTURE_SCALE = 1.5  # pixels of a picture for each of the chart's
 FONT = "system-ui, sans-serif"
@@ -80,5 +84,18 @@ def picture(chart: Chart, values: Mapping[str, list[dict]]) -> str:
 
 @cache
 def vega_bundle() -> str:
-    """Vega, Vega-Lite and vega-embed as one script that sets `vegaEmbed`; about 900 kB, from `vl_convert`."""
-    return vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
+    """Vega, Vega-Lite and vega-embed as one script that sets `vegaEmbed`; about 900 kB, from `vl_convert`.
+
+    To bundle it takes a third of a small page's time, so it is kept for the next page, with its digest.
+    """
+    maker, kept = f"vl_convert {vl_convert.__version__}: {SETS_EMBED}", read_json(KEPT)
+    script = kept.get("script")
+    if kept.get("of") == maker and isinstance(script, str) and kept.get("sha256") == _sha256(script):
+        return script
+    script = vl_convert.javascript_bundle(SETS_EMBED)
+    keep({"of": maker, "sha256": _sha256(script), "script": script}, KEPT)
+    return script
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
