@@ -27,6 +27,7 @@ def finish_post_trained(project: Path) -> None:
     suite, training = study["miniature"], study["miniature"]["post_training"]
     study |= {"corpora": {"miniature_steps": ["steps_little", "steps_much"]}, "tasks": {"miniature_steps": TASKS}}
     suite |= {"problems": 12, "scale": 0.1, "step_documents": 6000}
+    suite["training"]["batch_sequences"] = 16
     for size in suite["sizes"].values():
         size["steps"] = 150
     training |= {"corpora": ["steps_much"], "batch": 16}
@@ -35,7 +36,7 @@ def finish_post_trained(project: Path) -> None:
     training["rl"] |= {"questions": 8, "steps": 6}
     training["dpo"] |= {"questions": 60}
     study["target"]["sampling"] = {"samples": 2}
-    study["writers"]["teacher"]["checkpoint"] = "steps_much-gpt2-273k-sft_styles-seed0-step150"
+    study["writers"]["teacher"]["checkpoint"] = "steps_much-gpt2-334k-sft_styles-seed0-step150"
     study["selection"] = {"bootstrap_replicates": 200}
     study["model_selection"] |= {"draws": 2}
     write_json(study, path)
@@ -95,7 +96,11 @@ def test_the_populations_are_judged_as_scipy_judges_them(results):
     assert ((truth["value"] * 24 - (truth["value"] * 24).round()).abs() < 1e-9).all()  # 12 problems, two texts each
     populations = read(results, "model_selection/populations")
     models = dict(populations.select("population", "models").unique().iter_rows())
-    assert models == {"all": 27, "bases": 6, "post_trained": 21, "within_base": 24}
+    copies = read(results, "suite/post_training").filter(pl.col("note") != "")["run"].to_list()
+    made = 21 - len(copies)
+    assert models == {"all": 6 + made, "bases": 6, "post_trained": made, "within_base": 3 + made}
+    checkpoints = checkpoints.filter(~pl.col("run").is_in(copies))
+    assert set(read(results, "model_selection/ranking")["checkpoint"]) == set(checkpoints["checkpoint"])
     bits = (
         read(results, "proxies").filter(statistic="bits_per_byte", tail="tokens").join(truth, on=["checkpoint", "task"])
     )
@@ -120,7 +125,7 @@ def test_the_claim_and_the_fitted_temperatures_stand_in_the_tables(results):
     fitted = read(results, "temperatures")
     assert len(fitted) == 27 and (fitted["tempered_cross_entropy"] <= fitted["cross_entropy"] + 1e-6).all()
     shifts = read(results, "model_selection/recipe_shifts")
-    assert set(shifts["recipe"]) == set(RECIPES) and shifts["base"].n_unique() == 3
+    assert set(shifts["recipe"]) <= set(RECIPES) and shifts["base"].n_unique() == 3
     compared = read(results, "token_contrast")
     assert len(compared) and (results / "model_selection/judge.json").is_file()
 
