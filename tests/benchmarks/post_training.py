@@ -81,7 +81,7 @@ def kinds_of(task: str, solution: str) -> list[str]:
 
 def tell_tokens(results: Path, recipe: str = "sft") -> None:
     """By style and kind of token: what a base and what `recipe` made of it give the expert's token, mean over bases."""
-    solutions = [row for task in STEP_FAMILIES for row in read_solutions(results / f"solutions/{task}.parquet")]
+    solutions = [row for task in STEP_FAMILIES for row in read_solutions(results / f"solutions/{task}.jsonl")]
     kinds = {row.id: kinds_of(row.id.split("-")[0], row.solution) for row in solutions}
     writers = pl.DataFrame([(row.id, row.writer) for row in solutions], ["solution", "writer"], orient="row")
     models = pl.read_parquet(results / "checkpoints.parquet").select("checkpoint", "corpus", "size", "recipe")
