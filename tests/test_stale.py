@@ -162,7 +162,9 @@ def finish(project: Path) -> None:
     snakemake(project)
     assert "Nothing to be done" in snakemake(project)
     # Copies whose library is edited know the rest of it, and the models, as an edited checkout does.
-    for kept in filter(Path.exists, (code_fingerprint.KEPT, model_config.KEPT)):
+    for kept in (code_fingerprint.KEPT, model_config.KEPT):
+        if not (kept.exists() and kept.is_relative_to(ROOT)):
+            continue
         cache = project / kept.parent.relative_to(ROOT)
         cache.mkdir()
         shutil.copy2(kept, cache)

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import polars as pl
+from scipy.stats import binom, spearmanr
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "workflow"))
@@ -60,13 +61,13 @@ def tell_recipes(means: pl.DataFrame, trained: pl.DataFrame) -> None:
     whole = means.filter(recipe="all")
     for row in whole.iter_rows(named=True):
         told = interval(row, "spearman", "spearman_low", "spearman_high")
-        print(f"shift of {row['statistic']}/{row['weighting']} against that of the truth: rho {told}")
+        print(f"{row['statistic']}/{row['weighting']}: rho of what it calls better with what got better {told}")
     for row in trained.filter(pl.col("note") != "").iter_rows(named=True):
         print(f"{row['run']} {row['recipe']}: {row['note']}")
 
 
 def kinds_of(task: str, solution: str) -> list[str]:
-    """What each character of a solution belongs to: the start, a move, a state after a move, or the words around them."""
+    """What each character of a solution belongs to: its start, a move, a state after a move, or what is around them."""
     family, kinds, states = STEP_FAMILIES[task], ["words and marks"] * len(solution), 0
     for found in re.finditer(r"[^\s,;.]+", solution):
         if found[0] in family.moves:
@@ -79,41 +80,74 @@ def kinds_of(task: str, solution: str) -> list[str]:
     return kinds
 
 
-def tell_tokens(results: Path, recipe: str = "sft") -> None:
-    """By style and kind of token: what a base and what `recipe` made of it give the expert's token, mean over bases."""
-    solutions = [row for task in STEP_FAMILIES for row in read_solutions(results / f"solutions/{task}.jsonl")]
+def tokens_by_kind(results: Path) -> pl.DataFrame:
+    """A row for each model, writer and kind of token: tokens, mean loss (nats) and top-1 accuracy."""
+    files = [results / f"solutions/{task}.jsonl" for task in STEP_FAMILIES]
+    solutions = [row for path in files if path.exists() for row in read_solutions(path)]
     kinds = {row.id: kinds_of(row.id.split("-")[0], row.solution) for row in solutions}
     writers = pl.DataFrame([(row.id, row.writer) for row in solutions], ["solution", "writer"], orient="row")
-    models = pl.read_parquet(results / "checkpoints.parquet").select("checkpoint", "corpus", "size", "recipe")
-    models = models.filter(pl.col("recipe").is_in(["none", recipe]))
-    models = models.filter(pl.len().over("corpus", "size") == 2)
     tokens = (
         pl.scan_parquet(results / "token_stats/*/*.parquet")
         .filter(pl.col("task").is_in(list(STEP_FAMILIES)))
-        .join(models.lazy(), on="checkpoint")
         .sort("checkpoint", "task", "solution", "position")
         .with_columns(end=pl.col("bytes").cum_sum().over("checkpoint", "task", "solution"))
-        .select("corpus", "size", "recipe", "solution", "end", "logprob", is_top=pl.col("n_greater") == 0)
+        .select("checkpoint", "solution", "end", "logprob", is_top=pl.col("n_greater") == 0)
         .join(writers.lazy(), on="solution")
         .collect()
     )
     of_token = [kinds[solution][end - 1] for solution, end in tokens.select("solution", "end").iter_rows()]
-    keys = ["writer", "kind"]
+    tokens = tokens.with_columns(kind=pl.Series(of_token))
+    return tokens.group_by("checkpoint", "writer", "kind").agg(
+        pl.len(), loss=-pl.col("logprob").mean(), top1=pl.col("is_top").mean()
+    )
+
+
+def tell_tokens(results: Path) -> None:
+    """What bases and what `sft` made of them give each kind of token, mean over bases; each kind's loss as a proxy."""
+    by_kind, keys = tokens_by_kind(results), ["writer", "kind"]
+    models = pl.read_parquet(results / "checkpoints.parquet")
+    of_bases = ["corpus", "size", "seed"]
+    pairs = models.filter(pl.col("recipe").is_in(["none", "sft"])).filter(pl.len().over(of_bases) == 2)
     means = (
-        tokens.with_columns(kind=pl.Series(of_token))
-        .group_by(*keys, "recipe", "corpus", "size")
-        .agg(pl.len(), loss=-pl.col("logprob").mean(), top1=pl.col("is_top").mean())
+        by_kind.join(pairs, on="checkpoint")
         .group_by(*keys, "recipe")
         .agg(pl.col("len").mean(), pl.col("loss").mean(), pl.col("top1").mean())
         .pivot("recipe", index=keys, values=["len", "loss", "top1"])
         .sort(keys)
     )
-    print(f"\n| solutions | tokens | share of them | loss, bases | loss, {recipe} | top-1, bases | top-1, {recipe} |")
+    print("\n| solutions | tokens | share of them | loss, bases | loss, sft | top-1, bases | top-1, sft |")
     print("|---" * 7 + "|")
     share = pl.col("len_none") / pl.col("len_none").sum().over("writer")
     for row in means.with_columns(share=share).iter_rows(named=True):
-        told = [f"{row[name]:.2f}" for name in ("share", "loss_none", f"loss_{recipe}", "top1_none", f"top1_{recipe}")]
+        told = [f"{row[name]:.2f}" for name in ("share", "loss_none", "loss_sft", "top1_none", "top1_sft")]
         print(f"| {row['writer']} | {row['kind']} | {' | '.join(told)} |")
+    truth = pl.read_parquet(results / "targets.parquet").filter(metric="sampled_exact_match")
+    truth = truth.group_by("checkpoint").agg(truth=pl.col("value").mean())
+    around = pl.col("kind") == "words and marks"
+    print("\nrho of a model's loss on some tokens, all tasks together, with its exact match (more is better)")
+    print("| solutions | all tokens | words and marks | start, moves and states |\n|---|---|---|---|")
+    for writer in ["all", *by_kind["writer"].unique().sort()]:
+        own = by_kind if writer == "all" else by_kind.filter(writer=writer)
+        told = []
+        for chosen in (own, own.filter(around), own.filter(~around)):
+            loss = chosen.group_by("checkpoint").agg(loss=pl.col("loss").dot("len") / pl.col("len").sum())
+            both = loss.join(truth, on="checkpoint")
+            told.append(f"{spearmanr(-both['loss'], both['truth']).statistic:.2f}")
+        print(f"| {writer} | {' | '.join(told)} |")
+
+
+def tell_guesses(results: Path) -> None:
+    """By task, how many models a guess among the states would do as well as once in forty times."""
+    truth = pl.read_parquet(results / "targets.parquet").filter(metric="sampled_exact_match")
+    truth = truth.join(pl.read_parquet(results / "checkpoints.parquet"), on="checkpoint")
+    print("\n| task | a guess | all models | bases |\n|---|---|---|---|")
+    for (task,), own in truth.group_by("task", maintain_order=True):
+        guess = 1 / len(STEP_FAMILIES[task].states)
+        near = own.filter(pl.col("value") * pl.col("n") <= binom.ppf(0.975, own["n"][0], guess))
+        told = [
+            f"{len(rows)} of {len(of)}" for rows, of in ((near, own), [t.filter(recipe="none") for t in (near, own)])
+        ]
+        print(f"| {task} | {guess:.2f} | {' | '.join(told)} |")
 
 
 def tell_rest(results: Path) -> None:
@@ -158,4 +192,5 @@ if __name__ == "__main__":
     trained = pl.read_parquet(given / "suite/post_training.parquet")
     tell_recipes(pl.read_parquet(given / "model_selection/recipe_means.parquet"), trained)
     tell_tokens(given)
+    tell_guesses(given)
     tell_rest(given)

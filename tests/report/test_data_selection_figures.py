@@ -10,6 +10,7 @@ from xml.etree import ElementTree
 
 import docutils.core
 import jinja2
+import matplotlib
 import numpy as np
 import polars as pl
 import pytest
@@ -191,6 +192,15 @@ def test_each_file_is_drawn_once(study, tmp_path, monkeypatch):
     monkeypatch.setattr(Figure, "draw", lambda self, renderer: drawn.append(draw(self, renderer)))
     style.save(figure, tmp_path / "figure")
     assert len(drawn) == len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("setting", ["figure.autolayout", "figure.constrained_layout.use"])
+def test_a_layout_that_the_user_prefers_moves_nothing(study, tmp_path, setting):
+    figure = plots.decision_accuracy_over_compute(study.pareto, CEILING, [0.8], HIGHLIGHTED)
+    before = [axes.get_position().bounds for axes in figure.axes]
+    with matplotlib.rc_context({setting: True}):
+        style.save(figure, tmp_path / "figure")
+    assert [axes.get_position().bounds for axes in figure.axes] == before
 
 
 def test_the_same_tables_give_the_same_svg(study, tmp_path):

@@ -198,7 +198,7 @@ def test_what_others_kept_stays(new_process, monkeypatch):
     script.write_text("OTHER = 1")
     codes_now([script])
     keep_digests()
-    newest = json.loads(kept.read_text())["digests"]
+    newest = json.loads(kept.read_text())["value"]
     assert len(newest) == 5 and set(module_of_fingerprints._digests()) < set(newest)
 
 

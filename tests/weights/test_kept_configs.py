@@ -99,8 +99,7 @@ def test_the_rest_of_the_folder_is_checked_every_time(answer, tmp_path):
 
 def test_what_other_code_understood_is_not_taken(answer, tmp_path, monkeypatch):
     said, _ = answer()
-    (tmp_path / "edited.py").write_text("# other code")
-    monkeypatch.setattr(model_config, "__file__", str(tmp_path / "edited.py"))
+    monkeypatch.setattr(model_config, "_SOURCE", b"# other code")
     assert answer() == (said, True)
     monkeypatch.setattr(model_config, "version", lambda name: "99.0")
     assert answer() == (said, True)
@@ -139,7 +138,28 @@ def test_a_class_that_a_process_registered_is_its_own(answer, tmp_path, monkeypa
     assert "transformers cannot read it" in answer()[0]
 
 
-@pytest.mark.parametrize("damage", [lambda text: text[:-40], lambda text: text.replace('"of": "', '"of": "0')])
+def test_a_file_that_changes_while_it_is_read_is_not_known(answer, tmp_path, monkeypatch):
+    """Else what was read in its place would count for it in every later process."""
+    path = tmp_path / "model/config.json"
+    good = path.read_text()
+    edit(path, architectures=["LlamaForSequenceClassification"])
+    with monkeypatch.context() as patch:
+        read = model_config.read_config
+        patch.setattr(model_config, "read_config", lambda *given: (path.write_text(good), read(*given))[1])
+        assert "vocabulary=352" in answer()[0]
+    edit(path, architectures=["LlamaForSequenceClassification"])
+    assert "whose head predicts no next token" in answer()[0]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: text[:-40],
+        lambda text: text.replace('"of": "', '"of": "0'),
+        lambda text: text.replace("352", "351"),
+        lambda text: text.replace('"value"', '"other"'),
+    ],
+)
 def test_a_damaged_record_is_made_anew(answer, tmp_path, damage):
     said, _ = answer()
     kept = tmp_path / "configs.json"

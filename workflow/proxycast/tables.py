@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib.util import cache_from_source
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import polars as pl
 from pydantic import BaseModel
@@ -78,11 +78,25 @@ def beside_compiled_code(module: str) -> Path:
     return Path(cache_from_source(module)).with_suffix(".json")
 
 
-def keep(value: object, path: Path) -> None:
-    """`write_json` of what can be found again, where Python may keep compiled code and the folder can be written."""
+def keep(value: object, of: str, path: Path) -> None:
+    """`write_json` of what can be found again, where Python may keep compiled code and the folder can be written.
+
+    `of`: what it was found from.
+    """
     if not sys.dont_write_bytecode:
         with suppress(OSError):
-            write_json(value, path)
+            write_json({"of": of, "sha256": _sha256_of(value), "value": value}, path)
+
+
+def kept(of: str, path: Path) -> Any:
+    """What `keep` wrote; None if it was found from something else, or if the file is absent or damaged."""
+    found = read_json(path)
+    value = found.get("value")
+    return value if found.get("of") == of and found.get("sha256") == _sha256_of(value) else None
+
+
+def _sha256_of(value: object) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
 def read_csv(path: Path) -> pl.DataFrame:

@@ -84,3 +84,7 @@ rule post_training_table:
         code=CODE["post_training_table"],
     script:
         "../scripts/post_training_table.py"
+
+
+# What tells the rules that compare models which of them are copies.
+RECIPES_TABLE = [rules.post_training_table.output[0]] if POST_TRAINED else []

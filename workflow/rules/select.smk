@@ -83,7 +83,7 @@ if PLAN.selects_models:
     rule model_selection:
         input:
             checkpoints=rules.checkpoints.output[0],
-            post_training=rules.post_training_table.output[0] if POST_TRAINED else [],
+            recipes=RECIPES_TABLE,
             targets=[f"{RESULTS}/targets.parquet"] if STUDY.target else [],
             proxies=rules.join_proxies.output[0] if JOBS else [],
             outside=OUTSIDE,
@@ -117,6 +117,7 @@ if STUDY.judges:
     rule judged:
         input:
             checkpoints=rules.checkpoints.output[0],
+            recipes=RECIPES_TABLE,
             proxies=rules.join_proxies.output[0],
             solution_proxies=expand(rules.solution_proxies.output.of_solutions, corpus=SCORED_CORPORA),
             judges=list(STUDY.judges.values()),

@@ -28,6 +28,7 @@ if PLAN.selects_models and JOBS:
     rule model_solution_counts:
         input:
             checkpoints=rules.checkpoints.output[0],
+            recipes=RECIPES_TABLE,
             targets=[f"{RESULTS}/targets.parquet"] if STUDY.target else [],
             proxies=rules.join_proxies.output[0],
             solution_proxies=expand(rules.solution_proxies.output.of_solutions, corpus=SCORED_CORPORA),

@@ -12,7 +12,7 @@ from proxycast.experiments.judges.judge_file import Reading, write_judge
 from proxycast.experiments.judges.scorer_judges import model_judge
 from proxycast.experiments.model_selection.model_ranking import NO_SOLUTIONS
 from proxycast.experiments.model_selection.model_tables import model_selection_tables
-from proxycast.experiments.post_trained.copies import without_copies
+from proxycast.experiments.post_trained.copies import read_compared
 from proxycast.jobs import job
 from proxycast.solutions.rows import read_problems
 from proxycast.tables import fingerprint, read_table, scan_tables, table_fingerprint, write_table
@@ -25,9 +25,8 @@ with job(snakemake.log[0]):
     for line in snakemake.params.left_out:
         log.info("%s", line)
     subsets, of_solutions = inputs.subsets, inputs.solution_proxies
-    checkpoints, options = read_table(inputs.checkpoints), SelectionOptions(**study["selection"])
-    if inputs.post_training:
-        checkpoints = without_copies(checkpoints, read_table(inputs.post_training))
+    checkpoints = read_compared(inputs.checkpoints, inputs.recipes)
+    options = SelectionOptions(**study["selection"])
 
     def means(paths) -> pl.LazyFrame:
         return checkpoint_means(scan_tables(paths), checkpoints, options.last_checkpoints)
@@ -48,7 +47,7 @@ with job(snakemake.log[0]):
         processes=snakemake.threads,
     )
     given = [path for path in (inputs.proxies, inputs.outside) if path]
-    sources = [inputs.checkpoints, *given, *inputs.targets, *subsets, *of_solutions]
+    sources = [inputs.checkpoints, *inputs.recipes, *given, *inputs.targets, *subsets, *of_solutions]
     made_from = fingerprint([table_fingerprint(Path(path)) for path in sources], study)
     for name, table in tables.items():
         write_table(table, Path(snakemake.output[name]), made_from, csv=True)

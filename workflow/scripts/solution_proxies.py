@@ -43,9 +43,10 @@ with job(snakemake.log[0]):
         fitted.append(fits)
         for tail, token_stats in tails(scored, *params.tails).items():
             expert = token_stats.filter(pl.col("task") != GENERIC_TEXT)
-            proxies = solution_proxies(expert, options).collect().lazy()
-            tables = pl.collect_all([task_proxies(proxies), baseline_statistics(token_stats)])
-            tables += [rbridge(expert, scan_tables(experts)).collect()] if experts else []
+            # The streaming engine adds in another order in every run, and so changes the last digit.
+            proxies = solution_proxies(expert, options).collect(engine="in-memory").lazy()
+            tables = pl.collect_all([task_proxies(proxies), baseline_statistics(token_stats)], engine="in-memory")
+            tables += [rbridge(expert, scan_tables(experts)).collect(engine="in-memory")] if experts else []
             named = pl.lit(tail).alias("tail")
             of_tasks += [table.with_columns(named) for table in tables]
             ratios = solution_ratios(expert.filter(is_kept))

@@ -27,7 +27,7 @@ def test_the_first_page_bundles_and_the_next_one_reads(bundle, monkeypatch):
     script = "// é window.vegaEmbed = vegaEmbed;"
     assert bundle() == (script, True)
     assert bundle() == bundle() == (script, False)
-    monkeypatch.setattr(charts.vl_convert, "__version__", "99.0")
+    monkeypatch.setattr(charts, "version", lambda name: "99.0")
     assert bundle() == (script, True) and bundle() == (script, False)
 
 

@@ -30,6 +30,8 @@ STYLE = {
     "figure.titlesize": 9,
     "figure.titleweight": "bold",
     "figure.labelsize": 8,
+    "figure.autolayout": False,  # whoever wants it says so for his figures; ours are laid out once
+    "figure.constrained_layout.use": False,
     "axes.titlesize": 8,
     "axes.titlelocation": "left",
     "axes.titlepad": 4,

@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
-from proxycast.tables import beside_compiled_code, keep, read_json
+from proxycast.tables import beside_compiled_code, keep, kept
 
 LIBRARY = Path(__file__).parents[1]
 KEPT = beside_compiled_code(__file__)
@@ -76,7 +76,7 @@ def keep_digests() -> None:
         return
     _kept.cache_clear()  # others have written since
     others = {key: digest for key, digest in _kept().items() if key not in _digests()}
-    keep({"of": _PARSER, "digests": dict(list((others | _digests()).items())[-MOST_KEPT:])}, KEPT)
+    keep(dict(list((others | _digests()).items())[-MOST_KEPT:]), _PARSER, KEPT)
 
 
 def used_modules(script: Path) -> set[Path]:
@@ -118,8 +118,7 @@ def _digests() -> dict[str, tuple[str, list[str]]]:
 @cache
 def _kept() -> dict[str, tuple[str, list[str]]]:
     """What another process kept; nothing where it parsed in another way."""
-    kept = read_json(KEPT)
-    return kept["digests"] if kept.get("of") == _PARSER else {}
+    return kept(_PARSER, KEPT) or {}
 
 
 def _parsed(source: bytes) -> tuple[str, list[str]]:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from unittest.mock import patch
 
 from proxycast.options import InputError, one_line
-from proxycast.tables import beside_compiled_code, keep, read_json
+from proxycast.tables import beside_compiled_code, keep, kept
 from proxycast.weights.model_files import json_object
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ FORMER_NAMES = {"Olmo2RetrofitForCausalLM": "Olmo3ForCausalLM"}
 KEPT = beside_compiled_code(__file__)
 MOST_KEPT = 1000
 READERS = ("transformers", "huggingface_hub", "torch")  # packages that decide how a config.json is understood
+_SOURCE = Path(__file__).read_bytes()  # this module as it was imported
 
 
 class Shape(NamedTuple):
@@ -91,7 +92,8 @@ def shape_of(folder: Path, trust_remote_code: bool = False, architecture: str | 
     InputError for values that it refuses. The first call takes seconds, for imports, unless its answer was kept.
     """
     _require_buildable(folder)
-    key = _key("shape", folder, trust_remote_code, architecture)
+    asked = "shape", folder, trust_remote_code, architecture
+    key = _key(*asked)
     if key in _kept():
         return Shape(*_kept()[key])
     import_transformers()
@@ -101,7 +103,8 @@ def shape_of(folder: Path, trust_remote_code: bool = False, architecture: str | 
     if config.get("model_type") in CONFIG_MAPPING or (trust_remote_code and "auto_map" in config):
         loaded = _loaded_config(folder, trust_remote_code, architecture)
         shape = config_shape(loaded.get_text_config())
-        _keep(key, shape, loaded)
+        if key == _key(*asked):  # it was not edited while transformers was imported
+            _keep(key, shape, loaded)
         return shape
     return shape_in_file(folder)
 
@@ -182,9 +185,12 @@ def read_config(folder: Path, trust_remote_code: bool = False, architecture: str
 def require_readable(folder: Path, trust_remote_code: bool = False, architecture: str | None = None) -> None:
     """Raise the InputError that `read_config` raises; one that raised none is not read again, in any process."""
     _require_buildable(folder)
-    key = _key("readable", folder, trust_remote_code, architecture)
+    asked = "readable", folder, trust_remote_code, architecture
+    key = _key(*asked)
     if key not in _kept():
-        _keep(key, [], read_config(folder, trust_remote_code, architecture))
+        config = read_config(folder, trust_remote_code, architecture)
+        if key == _key(*asked):
+            _keep(key, [], config)
 
 
 def _key(what: str, folder: Path, trust_remote_code: bool, architecture: str | None) -> str | None:
@@ -202,16 +208,15 @@ def _keep(key: str | None, value: Sequence, config: "PretrainedConfig") -> None:
     if key is None or readers is None or not (is_own and plain):
         return
     _kept.cache_clear()  # others have written, too
-    known = list((_kept() | {key: value}).items())[-MOST_KEPT:]
-    keep({"of": readers, "known": dict(known)}, KEPT)
+    keep(dict(list((_kept() | {key: value}).items())[-MOST_KEPT:]), readers, KEPT)
     _kept.cache_clear()
 
 
 @cache
 def _kept() -> dict[str, Sequence]:
     """What other processes kept; nothing where they understood by other code."""
-    kept = read_json(KEPT)
-    return kept["known"] if _readers() and kept.get("of") == _readers() else {}
+    readers = _readers()
+    return kept(readers, KEPT) or {} if readers else {}
 
 
 @cache
@@ -223,7 +228,7 @@ def _readers() -> str | None:
         return None
     if any("dev" in found for found in versions):
         return None
-    return hashlib.sha256(Path(__file__).read_bytes() + repr(versions).encode()).hexdigest()
+    return hashlib.sha256(_SOURCE + repr(versions).encode()).hexdigest()
 
 
 _CONFIGS: dict[tuple, "PretrainedConfig"] = {}  # a sweep's checkpoints have one config.json

@@ -4,17 +4,17 @@ A page of thousands of marks is slow, so a chart of more rows than `MOST_MARKS` 
 """
 
 import base64
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from functools import cache
+from importlib.metadata import version
 
 import altair as alt
 import vl_convert
 
 from proxycast.report.page.blocks import Chart
 from proxycast.report.style import BASELINE_LOOKS, GREY, STATISTIC_LOOKS
-from proxycast.tables import beside_compiled_code, keep, read_json
+from proxycast.tables import beside_compiled_code, keep, kept
 
 KEPT = beside_compiled_code(__file__)
 SETS_EMBED = "window.vegaEmbed = vegaEmbed;"
@@ -86,16 +86,10 @@ def picture(chart: Chart, values: Mapping[str, list[dict]]) -> str:
 def vega_bundle() -> str:
     """Vega, Vega-Lite and vega-embed as one script that sets `vegaEmbed`; about 900 kB, from `vl_convert`.
 
-    To bundle it takes a third of a small page's time, so it is kept for the next page, with its digest.
+    To bundle it takes a third of a small page's time, so it is kept for the next page.
     """
-    maker, kept = f"vl_convert {vl_convert.__version__}: {SETS_EMBED}", read_json(KEPT)
-    script = kept.get("script")
-    if kept.get("of") == maker and isinstance(script, str) and kept.get("sha256") == _sha256(script):
-        return script
-    script = vl_convert.javascript_bundle(SETS_EMBED)
-    keep({"of": maker, "sha256": _sha256(script), "script": script}, KEPT)
+    maker = f"vl_convert {version('vl-convert-python')}: {SETS_EMBED}"
+    if (script := kept(maker, KEPT)) is None:
+        script = vl_convert.javascript_bundle(SETS_EMBED)
+        keep(script, maker, KEPT)
     return script
-
-
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
