@@ -13,14 +13,13 @@ the next process, by the content of its files, beside the compiled code that Pyt
 """
 
 import ast
-import gc
 import hashlib
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
+from proxycast.jobs.garbage import no_collection
 from proxycast.tables import beside_compiled_code, keep, kept
 
 LIBRARY = Path(__file__).parents[1]
@@ -34,22 +33,10 @@ _PARSER = hashlib.sha256(Path(__file__).read_bytes() + sys.version.encode()).hex
 
 def code_fingerprint(script: Path) -> str:
     """16 hexadecimal digits for a script of the workflow and the library modules that decide what it computes."""
-    with _no_collection():
+    with no_collection():  # of a million nodes of syntax, which would be two thirds of the parsing
         modules = sorted(used_modules(script))
         digests = [_digest_and_imports(path)[0] for path in [script, *modules]]
     return hashlib.sha256("".join(digests).encode()).hexdigest()[:16]
-
-
-@contextmanager
-def _no_collection() -> Iterator[None]:
-    """Python's collector would go through a million nodes of syntax again and again: two thirds of the parsing."""
-    collects = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if collects:
-            gc.enable()
 
 
 def codes_now(scripts: Iterable[Path]) -> dict[Path, str | None]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from proxycast.config.extraction import ExtractionOptions
+from proxycast.jobs.garbage import no_collection
 from proxycast.options import InputError, library_errors, one_line
 from proxycast.weights.model_config import read_config
 from proxycast.weights.model_files import safetensors_header, weight_files
@@ -18,9 +19,10 @@ if TYPE_CHECKING:
 
 def build_model(folder: Path, options: ExtractionOptions, device: torch.device) -> torch.nn.Module:
     """The model in `folder`, every weight of it from the file, in evaluation mode."""
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, GenerationConfig
-    from transformers.quantizers.auto import AutoHfQuantizer
-    from transformers.utils import logging as transformers_logging
+    with no_collection():  # these imports take seconds
+        from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, GenerationConfig
+        from transformers.quantizers.auto import AutoHfQuantizer
+        from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()  # one bar per checkpoint would drown the log
     config = read_config(folder, options.trust_remote_code, options.architecture)

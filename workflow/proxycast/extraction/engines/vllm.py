@@ -22,6 +22,7 @@ from proxycast.config.extraction import NO_TEMPERATURES, ExtractionOptions, Samp
 from proxycast.extraction.engines.base import BATCH_TOKENS, KV_CACHE_BYTES, file_states, require_room, token_stats_table
 from proxycast.extraction.engines.vllm_support import prepare_environment, require_divisible, unsupported
 from proxycast.extraction.engines.vllm_worker import EXTRA_ARGS_KEY, JOB_PROCESS, SENTINEL, this_process
+from proxycast.jobs.garbage import no_collection
 from proxycast.options import InputError, one_line
 from proxycast.solutions.tokenisation import ScoredSequence, prompt_tokens
 from proxycast.tables import write_json
@@ -249,9 +250,10 @@ class VllmEngine:
         """A new engine for the model in the folder, with the hook in its workers."""
         self.close()
         prepare_environment()
-        import torch
-        import vllm
-        from vllm import LLM
+        with no_collection():  # these imports take seconds
+            import torch
+            import vllm
+            from vllm import LLM
 
         # It warns, with a traceback, that without a tokenizer it cannot warm up a chat that nobody wants.
         logging.getLogger("vllm.renderers.base").addFilter(_no_warm_up)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from proxycast.config.extraction import ExtractionOptions
 from proxycast.extraction.engines.base import FLOAT32_ON_GPU
 from proxycast.extraction.engines.reading import ropes
+from proxycast.jobs.garbage import no_collection
 from proxycast.options import InputError
 from proxycast.weights.model_config import context_of, read_config
 
@@ -26,8 +27,9 @@ def unsupported(folder: Path, options: ExtractionOptions) -> str | None:
     if find_spec("vllm") is None:
         return "vLLM is not installed (envs/vllm.yaml, or envs/vllm-cpu.sh without a GPU)"
     prepare_environment()
-    import vllm
-    from vllm.model_executor.models import ModelRegistry
+    with no_collection():  # these imports take seconds
+        import vllm
+        from vllm.model_executor.models import ModelRegistry
 
     if not vllm.__version__.startswith(tuple(f"{version}." for version in VERSIONS)):
         return f"vLLM {vllm.__version__} is installed; the hook knows {', '.join(f'{v}.*' for v in VERSIONS)}"
