@@ -23,6 +23,7 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import settings
+from proxycast.extraction.engines.vllm_support import prepare_environment
 from proxycast.jobs import attempts_file, identity_file
 from proxycast.weights import model_config
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -46,6 +47,25 @@ def nothing_is_known_of_models():
     """Tests in this process read each config.json themselves; Snakemake's processes may know it from earlier ones."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(model_config, "_key", lambda *_: None)
+        yield
+
+
+@pytest.fixture(scope="session")
+def vllm_imported():
+    """What vLLM imports is no garbage, even where it says so itself: each engine collects six times, from start to end.
+
+    Neither may it call an engine no garbage, which would stay for ever.
+    """
+    prepare_environment()
+    import vllm.entrypoints.llm
+    import vllm.model_executor.models.llama
+    import vllm.v1.worker.cpu_worker  # noqa: F401
+
+    gc.collect()
+    gc.freeze()
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("freeze", "unfreeze"):
+            patch.setattr(gc, name, lambda: None)
         yield
 
 

@@ -9,7 +9,7 @@ from proxycast.config.extraction import ExtractionOptions
 from proxycast.extraction.engines.factory import make_engine
 from proxycast.solutions.tokenisation import tokenize
 
-pytestmark = [pytest.mark.vllm, pytest.mark.lm_eval]
+pytestmark = [pytest.mark.vllm, pytest.mark.lm_eval, pytest.mark.usefixtures("vllm_imported")]
 
 TEXTS = [
     ("sum", "Q: what is 2 plus 3?\nA:", " 2 plus 3 is five."),

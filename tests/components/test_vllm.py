@@ -21,7 +21,7 @@ from proxycast.options import InputError
 from proxycast.solutions.tokenisation import tokenize
 from transformers import AutoModelForCausalLM, Phi3Config, Phi3ForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-pytestmark = pytest.mark.vllm
+pytestmark = [pytest.mark.vllm, pytest.mark.usefixtures("vllm_imported")]
 
 TEXTS = [
     ("sum", "Q: what is 2 plus 3?\nA:", " 2 plus 3 is five."),
@@ -275,9 +275,9 @@ def test_max_model_len_shortens_the_context(llama_folders, vllm_engine):
     assert_agrees(engine.token_stats(sequences), reference(llama_folders[0], sequences))
 
 
+# v1 in one process runs in test_architectures_that_vllm_runs_through_transformers; with one worker in a process of its
+# own it scores and generates in test_vllm_study.py.
 PROCESSES = {
-    "v1": ("v1", {}, {}),
-    "v1 in its own process": ("v1", {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}, {}),
     "v1 on two workers": ("v1", {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}, {"tensor_parallel_size": 2}),
     "v2": pytest.param("v2", {}, {}, marks=pytest.mark.triton),
     "v2 in chunks": pytest.param("v2", {}, {"batch_tokens": 16}, marks=pytest.mark.triton),

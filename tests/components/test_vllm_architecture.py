@@ -10,7 +10,7 @@ from proxycast.config.extraction import ExtractionOptions
 from proxycast.extraction.engines.factory import choose_engine
 from test_vllm import assert_agrees_for_all, run_apart
 
-pytestmark = pytest.mark.vllm
+pytestmark = [pytest.mark.vllm, pytest.mark.usefixtures("vllm_imported")]
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from proxycast.options import InputError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from writing_model import PATTERN, PROBLEMS, train_writer
 
-pytestmark = pytest.mark.vllm
+pytestmark = [pytest.mark.vllm, pytest.mark.usefixtures("vllm_imported")]
 
 OPTIONS = ExtractionOptions(engine="vllm")
 WARM = SamplingOptions(temperature=1.0, top_p=1.0, max_new_tokens=24)
