@@ -4,6 +4,7 @@ Read from the syntax of the files, so that imports within functions count too.
 """
 
 import ast
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -17,11 +18,12 @@ LONGEST_FILE, LONGEST_FUNCTION, MOST_FILES, MOST_FOLDERS = 450, 60, 12, 13
 LONG_FUNCTIONS = {"_fused_kernel"}  # one kernel of Triton, which cannot call another without a cost
 
 
-def modules(library: Path = LIBRARY) -> dict[str, ast.Module]:
-    """Module -> its syntax."""
+@cache
+def modules() -> dict[str, ast.Module]:
+    """Module of the library -> its syntax; to be read only."""
     found = {}
-    for path in library.rglob("*.py"):
-        parts = path.relative_to(library.parent).with_suffix("").parts
+    for path in LIBRARY.rglob("*.py"):
+        parts = path.relative_to(LIBRARY.parent).with_suffix("").parts
         name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
         found[name] = ast.parse(path.read_text(encoding="utf8"))
     return found

@@ -15,6 +15,7 @@ from collections import Counter, defaultdict
 from itertools import combinations
 from pathlib import Path
 
+import forked_python
 import polars as pl
 import pytest
 import torch
@@ -78,9 +79,7 @@ def command(*arguments: str, study: str = SMOKE) -> list[str]:
 
 def snakemake(project: Path, *arguments: str, study: str = SMOKE, fails: bool = False) -> str:
     """What `snakemake` says, both streams in one; an error where its exit status is not the expected one."""
-    finished = subprocess.run(
-        command(*arguments, study=study), cwd=project, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    finished = forked_python.run(*command(*arguments, study=study)[2:], cwd=project, merged=True)
     assert (finished.returncode != 0) == fails, finished.stdout[-5000:]
     return finished.stdout
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import forked_python
 import pytest
 import yaml
 from conftest import copy_project
@@ -587,14 +588,14 @@ def test_snakemake_does_not_plan_a_study_with_a_site(tmp_path):
     site = "\nsite: {gpu_jobs: {slurm_extra: '--reservation=x'}}\n"
     study = tmp_path / "config/smoke.yaml"
     before = study.read_text()
-    command = [sys.executable, "-m", "snakemake", "-n", "--quiet", "--configfile", "config/smoke.yaml", "--cores", "1"]
+    command = ["snakemake", "-n", "--quiet", "--configfile", "config/smoke.yaml", "--cores", "1"]
     for text, profile, status in (
         (before + site, [], 1),
         (before + site, ["--profile", "slurm"], 1),
         (before, ["--profile", "slurm"], 0),
     ):
         study.write_text(text)
-        done = subprocess.run([*command, *profile], cwd=tmp_path, capture_output=True, text=True)
+        done = forked_python.run(*command, *profile, cwd=tmp_path)
         said = done.stdout + done.stderr
         assert done.returncode == status and ("site: found in a study" in said) == bool(status), said
 

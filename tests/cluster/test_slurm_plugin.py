@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import forked_python
 import pytest
 import snakemake_executor_plugin_slurm as plugin
 from proxycast.cluster.slurm_plugin import _passes, repair_plugin, unfit_for_shell
@@ -121,22 +122,13 @@ def slurm(tmp_path, monkeypatch):
     return command
 
 
-@pytest.fixture
-def snakemake():
-    """A function that starts Snakemake in a folder."""
-    started = []
+COMMAND = ["snakemake", "--executor", "slurm", "--jobs", "2", "--retries", "2"]
+COMMAND += ["--slurm-init-seconds-before-status-checks", "1", "--slurm-status-command", "squeue"]
 
-    def start(folder: Path) -> subprocess.Popen:
-        command = [sys.executable, "-m", "snakemake", "--executor", "slurm", "--jobs", "2", "--retries", "2"]
-        command += ["--slurm-init-seconds-before-status-checks", "1", "--slurm-status-command", "squeue"]
-        run = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        started.append(run)
-        return run
 
-    yield start
-    for run in started:
-        run.kill()  # nothing, where it has ended
-        run.communicate()
+def snakemake(folder: Path) -> subprocess.CompletedProcess:
+    """A Snakemake that has run in a folder; `stdout` has both streams."""
+    return forked_python.run(*COMMAND, cwd=folder, merged=True, timeout=120)
 
 
 def memory_asked(folder: Path) -> list[str]:
@@ -148,36 +140,33 @@ def sbatch(script: str) -> str:
     return f'echo "$*" | head -n 1 >> asked; {script}'
 
 
-def test_a_job_that_slurm_takes_later_is_in_its_first_attempt(slurm, snakemake, tmp_path):
+def test_a_job_that_slurm_takes_later_is_in_its_first_attempt(slurm, tmp_path):
     slurm("sbatch", sbatch(f"if [ $(wc -l < asked) -lt 3 ]; then echo '{AWAY}' >&2; exit 1; fi; {TAKEN}"))
     run = snakemake(tmp_path)
-    said, _ = run.communicate(timeout=120)
-    assert run.returncode == 0, said
+    assert run.returncode == 0, run.stdout
     assert memory_asked(tmp_path) == ["100"] * 3
-    assert "trying again in 1 s" in said and "trying again in 2 s" in said and AWAY in said
-    assert "Trying to restart" not in said and "--wrap" not in said
+    assert "trying again in 1 s" in run.stdout and "trying again in 2 s" in run.stdout and AWAY in run.stdout
+    assert "Trying to restart" not in run.stdout and "--wrap" not in run.stdout
 
 
-def test_a_job_that_slurm_will_never_take_fails(slurm, snakemake, tmp_path):
+def test_a_job_that_slurm_will_never_take_fails(slurm, tmp_path):
     words = "sbatch: error: Batch job submission failed: Invalid partition name specified"
     slurm("sbatch", sbatch(f"echo '{words}' >&2; exit 1"))
     run = snakemake(tmp_path)
-    said, _ = run.communicate(timeout=60)
     assert run.returncode == 1
-    assert words in said and "Correct slurm/config.yaml" in said and "trying again" not in said
-    assert "--wrap" not in said
+    assert words in run.stdout and "Correct slurm/config.yaml" in run.stdout and "trying again" not in run.stdout
+    assert "--wrap" not in run.stdout
 
 
 @pytest.mark.parametrize("name", ["slurm_extra", "slurm_partition", "qos", "slurm_cluster"])
-def test_no_resource_takes_a_command_to_the_shell_of_the_head_node(slurm, snakemake, tmp_path, name):
+def test_no_resource_takes_a_command_to_the_shell_of_the_head_node(slurm, tmp_path, name):
     """Wherever it is from, a rule or a profile; the plugin writes slurm_extra as it is."""
     snakefile = tmp_path / "Snakefile"
     hostile = f'{name}="--x=$(touch pwned)",'
     snakefile.write_text(snakefile.read_text().replace("resources: ", f"resources: {hostile} "))
     slurm("sbatch", sbatch(TAKEN))
     run = snakemake(tmp_path)
-    said, _ = run.communicate(timeout=60)
-    assert run.returncode == 1 and f"rule work: resource {name}: found '--x=$(touch pwned)'" in said
+    assert run.returncode == 1 and f"rule work: resource {name}: found '--x=$(touch pwned)'" in run.stdout
     assert not (tmp_path / "pwned").exists() and not (tmp_path / "asked").exists()
 
 
@@ -188,40 +177,42 @@ def test_which_resources_are_fit_for_a_shell():
     assert all(unfit_for_shell(name, "a\n") for name in [*fit, "mem_mb"])
 
 
-def test_an_interrupt_ends_what_waits_for_slurm(slurm, snakemake, tmp_path):
+def test_an_interrupt_ends_what_waits_for_slurm(slurm, tmp_path):
     snakefile = tmp_path / "Snakefile"
     snakefile.write_text(snakefile.read_text().replace("1.0, 2", "1000.0, 2"))
     slurm("sbatch", sbatch(f"echo '{AWAY}' >&2; exit 1"))
-    run = snakemake(tmp_path)
+    command = [sys.executable, "-m", *COMMAND]
+    run = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     deadline = time.monotonic() + 60
     while not (tmp_path / "asked").exists() and time.monotonic() < deadline:
         time.sleep(0.1)
     interrupted = time.monotonic()
-    run.send_signal(signal.SIGINT)
-    said, _ = run.communicate(timeout=60)
+    try:
+        run.send_signal(signal.SIGINT)
+        said, _ = run.communicate(timeout=60)
+    finally:
+        run.kill()  # nothing, where it has ended
     assert run.returncode != 0 and time.monotonic() - interrupted < 30, said
     assert memory_asked(tmp_path) == ["100"], said
 
 
 @pytest.mark.parametrize("answer", ["true", "echo '1|PREEMPTED'"])
-def test_a_job_that_has_gone_is_tried_again(slurm, snakemake, tmp_path, answer):
+def test_a_job_that_has_gone_is_tried_again(slurm, tmp_path, answer):
     """Slurm has forgotten it, or has preempted it for good."""
     slurm("sbatch", sbatch(TAKEN))
     slurm("squeue", f"{answer}; [ $(wc -l < asked) -lt 2 ] || echo '2|COMPLETED'")
     run = snakemake(tmp_path)
-    said, _ = run.communicate(timeout=120)
-    assert run.returncode == 0, said
+    assert run.returncode == 0, run.stdout
     assert memory_asked(tmp_path) == ["100", "200"]
-    assert "SLURM-job '1' is lost" in said
+    assert "SLURM-job '1' is lost" in run.stdout
 
 
-def test_a_forgotten_job_whose_success_is_in_the_accounts(slurm, snakemake, tmp_path):
+def test_a_forgotten_job_whose_success_is_in_the_accounts(slurm, tmp_path):
     slurm("sbatch", sbatch(TAKEN))
     slurm("squeue", "true")
     slurm("sacct", "case $* in *JobIdRaw*) echo '1|COMPLETED';; esac")
     run = snakemake(tmp_path)
-    said, _ = run.communicate(timeout=120)
-    assert run.returncode == 0 and memory_asked(tmp_path) == ["100"], said
+    assert run.returncode == 0 and memory_asked(tmp_path) == ["100"], run.stdout
 
 
 def test_an_end_is_noticed_within_a_minute(monkeypatch):

@@ -4,11 +4,10 @@ import base64
 import json
 import os
 import re
-import subprocess
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
+import forked_python
 import pytest
 from proxycast.config.corpora import Corpus
 from proxycast.config.study import Budget
@@ -62,9 +61,8 @@ class Scripts(HTMLParser):
 
 
 def report_of(folder: Path, *arguments: str) -> str:
-    command = [sys.executable, "-m", "snakemake", "--cores", "1", *arguments]
     environment = os.environ | {"PYTHONPATH": str(ROOT / "workflow")}
-    finished = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    finished = forked_python.run("snakemake", "--cores", "1", *arguments, cwd=folder, env=environment)
     assert finished.returncode == 0, finished.stderr
     return (folder / "report.html").read_text() if (folder / "report.html").exists() else ""
 

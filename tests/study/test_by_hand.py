@@ -2,9 +2,9 @@
 
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
+import forked_python
 import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
@@ -19,8 +19,8 @@ def project(smoke, tmp_path_factory):
 
 
 def by_hand(project: Path, file: Path) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "proxycast.study.by_hand", "--configfile", "config/smoke.yaml", str(file)]
-    return subprocess.run(command, cwd=project, capture_output=True, text=True, timeout=300)
+    arguments = ["--configfile", "config/smoke.yaml", str(file)]
+    return forked_python.run("proxycast.study.by_hand", *arguments, cwd=project)
 
 
 def test_a_table_made_by_hand_is_the_one_that_snakemake_makes(project, smoke):
