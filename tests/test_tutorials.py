@@ -19,6 +19,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -364,8 +365,48 @@ sys.meta_path.insert(0, Blocked())
 """
 
 
+# Each page in a process and a folder of its own; that of the first argument in the folder of the second, and so on.
+RUN_PAGES = """
+import os
+import transformers.models.llama.modeling_llama
+
+for script, folder in zip(sys.argv[1::2], sys.argv[2::2]):
+    if not os.fork():
+        os.chdir(folder)
+        with open("said", "w") as said:
+            os.dup2(said.fileno(), 1)
+            os.dup2(said.fileno(), 2)
+        sys.argv[1:] = []
+        exec(compile(script, "page", "exec"), {"__name__": "__main__"})
+        sys.exit()
+    print(os.waitstatus_to_exitcode(os.wait()[1]), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def pages_run(tmp_path_factory):
+    """Page -> the exit status of its blocks, and what they said. To import transformers takes most of the time."""
+    folders = {page: tmp_path_factory.mktemp("page") for page in SCRIPTS}
+    files_of_a_reader(next(iter(folders.values())))
+    for folder in list(folders.values())[1:]:
+        shutil.copytree(next(iter(folders.values())), folder, dirs_exist_ok=True)
+    arguments = [word for page, folder in folders.items() for word in ("\n".join(SCRIPTS[page]), str(folder))]
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_WORKFLOW + RUN_PAGES, *arguments], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    ends = map(int, done.stdout.split())
+    return {page: (end, (folder / "said").read_text()) for end, (page, folder) in zip(ends, folders.items())}
+
+
 @pytest.mark.parametrize("page", SCRIPTS, ids=lambda page: page.name)
-def test_python_blocks_run(page, tmp_path):
+def test_python_blocks_run(page, pages_run):
+    status, said = pages_run[page]
+    assert status == 0, said[-3000:]
+
+
+def files_of_a_reader(tmp_path: Path) -> None:
+    """Two tiny models, solutions of two tasks, the models' statistics, and a judge."""
     for seed, name in enumerate(["my-model", "other-model"]):
         tiny_model(seed=seed).save_pretrained(tmp_path / name)
         byte_level_tokenizer().save_pretrained(tmp_path / name)
@@ -376,9 +417,6 @@ def test_python_blocks_run(page, tmp_path):
     statistics = [score(tmp_path / name, solutions, device="cpu") for name in ("my-model", "other-model")]
     pl.concat(statistics).write_parquet(tmp_path / "statistics.parquet")  # as `proxycast score --out` does
     write_judge(learned(np.linspace(0, 1, 8), tasks=["cats", "sums"]), tmp_path / "judge.json")
-    script = "\n".join([WITHOUT_WORKFLOW, *SCRIPTS[page]])
-    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
 
 
 @pytest.mark.slow

@@ -78,7 +78,7 @@ for said in sys.argv[1:]:
         os.environ["PROXYCAST_JOB_PROCESS"] = said
         import proxycast.extraction.engines.vllm_worker
         time.sleep(2.5)
-        sys.exit()
+        os._exit(0)
 print([os.wait()[1] for _ in sys.argv[1:]])
 """
 

@@ -6,9 +6,10 @@ control of the page (`data-select`).
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
-from jinja2 import Environment
+from jinja2 import Environment, Template
 from markupsafe import Markup
 
 from proxycast.report.page.formats import MISSING
@@ -89,10 +90,14 @@ def grid(
     `label`: the name of the grid for those who do not see it; `corner`: above the names of the rows. `diverging`: red
     below level 10, blue above; `sequential`: the higher, the bluer. `narrow`: cells of one sign or two.
     """
-    template = Environment(autoescape=True, trim_blocks=True).from_string(GRID)
     filled = list(zip(rows, cells, strict=True))
     return Markup(
-        template.render(
+        _template().render(
             rows=filled, columns=columns, label=label, corner=corner, scale=scale, narrow=narrow, missing=MISSING
         )
     )
+
+
+@cache  # a page has a dozen grids
+def _template() -> Template:
+    return Environment(autoescape=True, trim_blocks=True).from_string(GRID)

@@ -13,7 +13,7 @@ from importlib.resources import files
 from pathlib import Path
 
 import polars as pl
-from jinja2 import Environment, FunctionLoader, StrictUndefined
+from jinja2 import Environment, FunctionLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from proxycast.report.page.blocks import MOST_SHOWN, Block, Chart, Dataset, Html, Note, Section, Table, datasets_of
@@ -130,7 +130,8 @@ def _asset(name: str) -> str:
     return (ASSETS / name).read_text(encoding="utf8")
 
 
-def _template(name: str):
+@cache  # to compile it takes as long as to fill it in
+def _template(name: str) -> Template:
     environment = Environment(
         loader=FunctionLoader(_asset), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
