@@ -19,23 +19,17 @@ from collections.abc import Callable
 from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-import torch
 from hypothesis import settings
 from proxycast.extraction.engines.vllm_support import prepare_environment
 from proxycast.jobs import attempts_file, identity_file
 from proxycast.weights import model_config
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import (
-    GPT2Config,
-    GPT2LMHeadModel,
-    GPTNeoXConfig,
-    GPTNeoXForCausalLM,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedTokenizerFast,
-)
+
+if TYPE_CHECKING:  # the process that hands tests to others needs neither torch nor transformers, which take seconds
+    from transformers import PreTrainedTokenizerFast
 
 pytest.register_assert_rewrite("browser", "page_numbers")  # what they compare stands in their errors
 settings.register_profile("no deadline", deadline=None)  # a test's time says nothing on a shared machine
@@ -100,6 +94,8 @@ COMPONENTS = {
     "published": (f"the folder {PUBLISHED}", "PROXYCAST_PUBLISHED names another one"),
 }
 LONGEST = ("test_workflow.py", "test_studies.py", "test_vllm.py", "test_stale.py", "test_tutorials.py")
+LONGEST += ("test_data_selection_figures.py", "test_text_training.py", "test_corpora_sections.py")
+LONGEST += ("test_forecast_methods.py", "test_engine_transformers.py", "test_miniature_training.py")
 NOT_RUN, SLOW = "not run", "slow"
 SLURM_CONF = Path("/etc/slurm/slurm.conf")
 
@@ -126,10 +122,16 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
 
 
+def pytest_collection():
+    """While the tests are imported there is no garbage, and to look for it takes a fifth of the time."""
+    gc.disable()
+
+
 def pytest_collection_finish():
-    """What was imported stays until the end: no collection of garbage needs to walk through it again."""
+    """What was imported stays until the end: nobody who looks for garbage needs to walk through it again."""
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 def is_there(component: str) -> bool:
@@ -154,8 +156,11 @@ def pytest_runtest_setup(item):
         skip_and_count(item, missing[0])
     if not required and (item.get_closest_marker("slow") or item.get_closest_marker("slurm")):
         skip_and_count(item, SLOW)
-    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
-        pytest.skip("no GPU")
+    if item.get_closest_marker("gpu"):
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("no GPU")
 
 
 def skip_and_count(item, why: str) -> None:
@@ -197,7 +202,7 @@ BOS, EOS = "<|bos|>", "<|end|>"
 CONTEXT = 256
 
 
-def byte_level_tokenizer(bos: bool = False, eos: bool = False) -> PreTrainedTokenizerFast:
+def byte_level_tokenizer(bos: bool = False, eos: bool = False) -> "PreTrainedTokenizerFast":
     """Byte-level BPE, about 330 tokens; `bos` and `eos` put special tokens in front of and behind each text."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -214,10 +219,10 @@ def byte_level_tokenizer(bos: bool = False, eos: bool = False) -> PreTrainedToke
             processors.TemplateProcessing(single=template, special_tokens=[(BOS, 0), (EOS, 1)]),
         ]
     )
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=BOS, eos_token=EOS)
+    return of_transformers(tokenizer)
 
 
-def metaspace_tokenizer() -> PreTrainedTokenizerFast:
+def metaspace_tokenizer() -> "PreTrainedTokenizerFast":
     """Unigram with SentencePiece's white-space mark and a BOS in front; unknown characters are one token."""
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
@@ -227,21 +232,33 @@ def metaspace_tokenizer() -> PreTrainedTokenizerFast:
     )
     tokenizer.train_from_iterator(SAMPLE, trainer)
     tokenizer.post_processor = processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, 1)])
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=BOS, eos_token=EOS, unk_token="<unk>")
+    return of_transformers(tokenizer, unk_token="<unk>")
+
+
+def of_transformers(tokenizer: Tokenizer, **special: str) -> "PreTrainedTokenizerFast":
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=BOS, eos_token=EOS, **special)
 
 
 def tiny_model(architecture: str = "llama", vocabulary: int = 352, seed: int = 0, tied: bool = False):
     """A random model with sharp predictions: hidden 64, 2 layers of 2 heads, float32."""
+    import torch
+    import transformers as library
+
     shared = dict(vocab_size=vocabulary, tie_word_embeddings=tied, initializer_range=0.3)
     block = dict(hidden_size=64, num_hidden_layers=2, num_attention_heads=2, intermediate_size=128)
     torch.manual_seed(seed)
     match architecture:
         case "llama":
-            return LlamaForCausalLM(LlamaConfig(**shared, **block, max_position_embeddings=CONTEXT)).eval()
+            config = library.LlamaConfig(**shared, **block, max_position_embeddings=CONTEXT)
+            return library.LlamaForCausalLM(config).eval()
         case "gpt2":
-            return GPT2LMHeadModel(GPT2Config(**shared, n_embd=64, n_layer=2, n_head=2, n_positions=CONTEXT)).eval()
+            config = library.GPT2Config(**shared, n_embd=64, n_layer=2, n_head=2, n_positions=CONTEXT)
+            return library.GPT2LMHeadModel(config).eval()
         case "gpt_neox":
-            return GPTNeoXForCausalLM(GPTNeoXConfig(**shared, **block, max_position_embeddings=CONTEXT)).eval()
+            config = library.GPTNeoXConfig(**shared, **block, max_position_embeddings=CONTEXT)
+            return library.GPTNeoXForCausalLM(config).eval()
     raise ValueError(architecture)
 
 

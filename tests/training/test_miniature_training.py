@@ -574,6 +574,24 @@ def compiled_file(tmp_path, monkeypatch):
     return tmp_path / "proxycast/loss.bin"
 
 
+@pytest.fixture(scope="module")
+def compiled_once(tmp_path_factory):
+    """The file of a compiled loss, and the gradients of that loss."""
+    file = tmp_path_factory.mktemp("compiled") / "proxycast/loss.bin"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pretraining, "_compiled_file", lambda *_: file)
+        return file, gradients(compiled_loss(TINY, VOCABULARY, TRAINING))
+
+
+@pytest.fixture
+def made(compiled_once, compiled_file):
+    """The gradients of a compiled loss, which is kept."""
+    file, found = compiled_once
+    compiled_file.parent.mkdir(mode=0o700)
+    shutil.copy2(file, compiled_file)
+    return found
+
+
 def gradients(loss) -> dict[str, torch.Tensor]:
     parameters = {name: p.requires_grad_() for name, p in initialise(TINY, VOCABULARY, seed=1).items()}
     tokens = torch.randint(0, VOCABULARY, (2, 9), generator=torch.Generator().manual_seed(0))
@@ -581,8 +599,7 @@ def gradients(loss) -> dict[str, torch.Tensor]:
     return {name: p.grad for name, p in parameters.items()}
 
 
-def test_a_compiled_loss_is_kept_for_later_jobs(compiled_file, monkeypatch):
-    made = gradients(compiled_loss(TINY, VOCABULARY, TRAINING))
+def test_a_compiled_loss_is_kept_for_later_jobs(made, compiled_file, monkeypatch):
     assert compiled_file.exists()
     monkeypatch.setattr(torch, "compile", lambda *_, **__: pytest.fail("compiled again"))
     loaded = gradients(compiled_loss(TINY.model_copy(update={"seeds": (3,), "steps": 9}), VOCABULARY, TRAINING))
@@ -610,8 +627,7 @@ def test_a_lock_that_never_comes_is_not_waited_for(compiled_file, monkeypatch, c
 
 
 @pytest.mark.parametrize("folder", ["", ".."])
-def test_a_compiled_loss_that_others_may_have_written_is_not_loaded(compiled_file, monkeypatch, folder):
-    made = gradients(compiled_loss(TINY, VOCABULARY, TRAINING))
+def test_a_compiled_loss_that_others_may_have_written_is_not_loaded(made, compiled_file, monkeypatch, folder):
     (compiled_file.parent / folder).chmod(0o770)
     monkeypatch.setattr(torch.compiler, "load_compiled_function", lambda file: pytest.fail("it was loaded"))
     monkeypatch.setattr(torch, "compile", lambda loss, **_: loss)
