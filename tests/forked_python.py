@@ -31,7 +31,7 @@ def run(
     cwd: Path,
     env: dict[str, str] | None = None,
     merged: bool = False,
-    timeout: float = 300,
+    timeout: float = 1200,
 ) -> subprocess.CompletedProcess:
     """A finished `python -m module arguments`; `merged`: both streams are in `stdout`. May be called from threads.
 

@@ -15,6 +15,7 @@ import sys
 import time
 from pathlib import Path
 
+import forked_python
 import polars as pl
 import pytest
 from conftest import byte_level_tokenizer, copy_project, tiny_model, write_json, write_rows
@@ -117,14 +118,8 @@ def command(*arguments: str) -> list[str]:
 
 def snakemake(project: Path, *arguments: str, fails: bool = False, library: Path = ROOT / "workflow") -> str:
     """What it says, with the library of `library`."""
-    finished = subprocess.run(
-        command(*arguments),
-        cwd=project,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=os.environ | {"PYTHONPATH": str(library)},
-    )
+    environment = os.environ | {"PYTHONPATH": str(library)}
+    finished = forked_python.run(*command(*arguments)[2:], cwd=project, env=environment, merged=True)
     assert (finished.returncode != 0) == fails, finished.stdout[-5000:]
     return finished.stdout
 
