@@ -18,6 +18,7 @@ from itertools import combinations
 
 import numpy as np
 from proxycast.config.experiments.selection_options import SelectionOptions
+from proxycast.experiments.model_selection import scorers
 from proxycast.experiments.model_selection.fold_tables import method_summary
 from proxycast.experiments.model_selection.folds import leave_two_tasks_out, score_folds
 from proxycast.experiments.model_selection.known_models import KnownModels, Method
@@ -46,6 +47,7 @@ def study(seed: int) -> KnownModels:
 
 
 def processor_seconds(work, *arguments) -> tuple[float, object]:
+    scorers._KEPT.clear()  # what an earlier round learned
     start = time.process_time()
     result = work(*arguments)
     return time.process_time() - start, result

@@ -184,7 +184,8 @@ def test_two_models_one_task_one_solution(proxies, of_solutions):
 
 def test_a_value_of_a_solution_that_is_missing_is_named(known, of_solutions):
     fewer = without(of_solutions, checkpoint="llama-2", solution="s3", task="dates", statistic="bits_per_byte")
-    with pytest.raises(InputError, match=r"task dates, tail tokens, bits_per_byte/none: .*llama-2, solution s3 is"):
+    which = "task dates, tail tokens: value of statistic bits_per_byte, weighting none, .*llama-2, solution s3 is"
+    with pytest.raises(InputError, match=which):
         ranking_tables(known, fewer.lazy(), NAMED, FAST)
 
 

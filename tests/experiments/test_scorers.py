@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from proxycast.experiments.model_selection import scorers
 from proxycast.experiments.model_selection.scorers import (
     READ,
     SCORERS,
@@ -300,6 +301,29 @@ def test_the_rbf_rank_svm_learns_what_no_line_can():
 
 
 # Settings
+
+
+def test_what_was_learned_from_the_same_numbers_is_not_learned_again(monkeypatch):
+    monkeypatch.setattr(scorers, "_KEPT", {})
+    monkeypatch.setattr(scorers, "MOST_KEPT", 5)
+    X, y, tasks = problem()
+    learned = []
+
+    def learn(settings, X, y, groups):
+        learned.append(list(settings))
+        return [setting * X.sum() + y.sum() for setting in settings]
+
+    def found(settings, X, y, groups):
+        return scorers._learned(learn, settings, X, y, groups)
+
+    assert found([1, 2], X, y, tasks) == found([1, 2], X.copy(), y, tasks) == learn([1, 2], X, y, tasks)
+    assert found([3, 1], X, y, tasks) == [3 * X.sum() + y.sum(), X.sum() + y.sum()]
+    assert learned == [[1, 2], [1, 2], [3]]
+    others = (X + 1, y, tasks), (X, y + 1, tasks), (X, y, np.full(len(y), "one")), (X[:, ::-1], y, tasks)
+    for other in others:
+        assert found([1], *other) == [other[0].sum() + other[1].sum()]
+    assert learned[3:] == [[1]] * 4
+    assert 0 < len(scorers._KEPT) <= 5
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ Shapes: R rows (predictions), n corpora, P = n (n - 1) / 2 pairs, B bootstrap re
 """
 
 from collections.abc import Callable
-from functools import cached_property
+from functools import cache, cached_property
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -93,6 +93,11 @@ class ResampledTruth:
         ranks = self.weights @ np.sign(self.truth - self.truth[:, None]) / 2  # (B, n), less the mean rank
         return self.pair_weights * (ranks[:, i] - ranks[:, j]).T
 
+    @property
+    def varies(self) -> NDArray[np.bool_]:
+        """Whether a sample holds more than one value of the truth -> (1, B)."""
+        return self._rank_variance > 0
+
     @cached_property
     def _rank_variance(self) -> Array:
         return _rank_variance(self.truth[None], self.weights)
@@ -103,9 +108,9 @@ def spearman_samples(scores: Array, truth: Array, weights: Array) -> Array:
 
     Equal scores order nothing: rho is 0, what a random order is expected to get. NaN where the truth is constant.
     """
-    samples = bootstrap_spearman(scores, truth, weights)
-    ordered = np.isfinite(bootstrap_spearman(truth[None], truth, weights))
-    return np.where(ordered & np.isnan(samples), 0, samples)
+    resampled = ResampledTruth(truth, weights)
+    samples = resampled.spearman(scores)
+    return np.where(resampled.varies & np.isnan(samples), 0, samples)
 
 
 def rank_correlations(a: Array, b: Array) -> Array:
@@ -143,6 +148,7 @@ def _rank_variance(values: Array, weights: Array) -> Array:
     return variance / 12
 
 
+@cache  # read only, and asked for at every correlation
 def _pairs(n: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     return np.triu_indices(n, 1)
 

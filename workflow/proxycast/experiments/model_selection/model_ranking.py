@@ -185,21 +185,23 @@ def signed_samples(
     wanted = pl.DataFrame(columns, ["statistic", "weighting"], orient="row")
     rows = of_solutions.filter(task=task, tail=tail).join(wanted.lazy(), on=wanted.columns, how="semi")
     rows = rows.collect().join(models, on="checkpoint", how="semi")
-    axes = [models, rows.select("solution").unique().sort("solution")]
+    # Proxies must be there; a ratio may have no values per solution.
+    there = wanted.join(rows, on=wanted.columns, how="semi", maintain_order="left").rows()
+    there = [proxy for proxy in columns if proxy[1] != "none" or proxy in there]
+    if not there:
+        return {}, False
+    solutions = rows.select("solution").unique().sort("solution")
     draws = bootstrap.bootstrap_weights(
-        len(axes[1]), options.bootstrap_replicates, bootstrap.stream(options.seed, SOLUTIONS, t)
+        len(solutions), options.bootstrap_replicates, bootstrap.stream(options.seed, SOLUTIONS, t)
     )
+    axes = [pl.DataFrame(there, wanted.schema, orient="row"), models, solutions]
+    where = f"solution_proxies, task {task}, tail {tail}"
+    values, denominators = (dense(rows, name, f"{where}: {name}", axes) for name in ("value", "denominator"))
     found = {}
-    for proxy in columns:
-        own = rows.filter(statistic=proxy[0], weighting=proxy[1])
-        if own.is_empty() and proxy[1] == "none":
-            continue
-        where = f"solution_proxies, task {task}, tail {tail}, {'/'.join(proxy)}"
-        sums = [draws @ dense(own, name, f"{where}: {name}", axes).T for name in ("value", "denominator")]
-        found[proxy] = SIGNS[proxy[0]] * np.divide(
-            sums[0], sums[1], out=np.full_like(sums[0], np.nan), where=sums[1] > 0
-        )
-    return found, len(axes[1]) > 1
+    for proxy, value, denominator in zip(there, values, denominators, strict=True):
+        sums, weights = draws @ value.T, draws @ denominator.T
+        found[proxy] = SIGNS[proxy[0]] * np.divide(sums, weights, out=np.full_like(sums, np.nan), where=weights > 0)
+    return found, len(solutions) > 1
 
 
 def mean_over_tasks(scores: Sequence[ResampledScores]) -> ResampledScores:

@@ -15,17 +15,18 @@ out once; of equal ones the first, which is the most cautious. With a single tra
 the middle of the grid is taken.
 """
 
-from collections.abc import Callable, Sequence
+import hashlib
+from collections.abc import Callable, Hashable, Sequence
 from functools import cache
 from itertools import combinations, product
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.spatial.distance import cdist
 from scipy.stats import rankdata
+from sklearn import config_context
 from sklearn.base import BaseEstimator
-from sklearn.model_selection import LeaveOneGroupOut
 from sklearn.svm import SVC, LinearSVC
 from sklearn.utils.validation import check_array, check_consistent_length, check_is_fitted, check_X_y
 
@@ -34,10 +35,13 @@ from proxycast.experiments.rank_statistics import spearman
 from proxycast.options import InputError
 
 Labels = NDArray[np.generic]
-Setting = TypeVar("Setting")
+Setting = TypeVar("Setting", bound=Hashable)
+# A fit of every setting, in their order, to standardised rows (settings, X, y, groups). What it returns is not changed.
+Learner = Callable[[Sequence[Setting], Array, Array, Labels], list[Any]]
 
 ROWS_AT_ONCE = 4096  # of the samples of a bootstrap
 READ = 5  # largest coefficients of a linear RankSVM that are reported
+MOST_KEPT = 5000  # fits, of some kilobytes each
 
 
 class Scorer(BaseEstimator):
@@ -56,7 +60,8 @@ class Scorer(BaseEstimator):
         if not kept.any():
             raise InputError("there is nothing to learn from: all models tie in every training task")
         self.n_features_in_ = X.shape[1]
-        self._fit(standardise(X[kept], groups[kept]), y[kept], groups[kept])
+        with config_context(assume_finite=True, skip_parameter_validation=True):  # thousands of small fits
+            self._fit(standardise(X[kept], groups[kept]), y[kept], groups[kept])
         return self
 
     def predict(self, X: ArrayLike) -> Array:
@@ -108,13 +113,19 @@ class Univariate(Scorer):
 
     def _fit(self, X: Array, y: Array, groups: Labels) -> None:
         rounded = np.round(X, DECIMALS)
-        by_task = [spearman(rounded[groups == task].T, y[groups == task]) for task in np.unique(groups)]
+        tasks = ((rounded[groups == task], y[groups == task]) for task in np.unique(groups))
+        by_task = [_learned(_task_correlations, [None], *task, np.zeros(len(task[1])))[0] for task in tasks]
         self.spearman_ = np.nan_to_num(by_task).mean(0)
         self.proxy_ = int(np.round(np.abs(self.spearman_), DECIMALS).argmax())
         self.sign_ = -1 if self.spearman_[self.proxy_] < 0 else 1
         self.chosen_ = np.array([self.proxy_])
         self.coef_ = np.zeros(X.shape[1])
         self.coef_[self.proxy_] = self.sign_
+
+
+def _task_correlations(_: Sequence[None], X: Array, y: Array, groups: Labels) -> list[Array]:
+    """Spearman's rho (P,) of each column of X with y, the models of one task."""
+    return [spearman(X.T, y)]
 
 
 class Sparse3(Scorer):
@@ -142,15 +153,22 @@ class Sparse3(Scorer):
     def _fit(self, X: Array, y: Array, groups: Labels) -> None:
         if X.shape[1] < 3:
             raise InputError(f"a combination of three proxies needs at least three, found {X.shape[1]}")
-        self.alpha_ = _tuned(self.alphas, _sparse3_scores, X, y, groups)
-        self.proxies_, weights, self.explained_ = best_triple(*_moments(X, y, groups), self.alpha_)
+        self.alpha_ = _tuned(self.alphas, _sparse3_fits, _sparse3_scores, X, y, groups)
+        ((self.proxies_, weights, self.explained_),) = _learned(_sparse3_fits, [self.alpha_], X, y, groups)
         self.chosen_ = self.proxies_
         self.coef_ = np.zeros(X.shape[1])
         self.coef_[self.proxies_] = weights
 
 
-def _sparse3_scores(alpha: float, X: Array, y: Array, groups: Labels, test: Array) -> Array:
-    triple, weights, _ = best_triple(*_moments(X, y, groups), alpha)
+Triple = tuple[NDArray[np.intp], Array, float]
+
+
+def _sparse3_fits(alphas: Sequence[float], X: Array, y: Array, groups: Labels) -> list[Triple]:
+    return best_triples(*_moments(X, y, groups), alphas)
+
+
+def _sparse3_scores(alpha: float, fit: Triple, X: Array, test: Array) -> Array:
+    triple, weights, _ = fit
     return test[:, triple] @ weights
 
 
@@ -163,20 +181,29 @@ def _moments(X: Array, y: Array, groups: Labels) -> tuple[Array, Array]:
     return np.mean(grams, axis=0), np.mean(moments, axis=0)
 
 
-def best_triple(gram: Array, moments: Array, alpha: float) -> tuple[NDArray[np.intp], Array, float]:
-    """The triple of the largest b' (G + alpha)^-1 b, its weights (3,) and that value; elimination in all triples."""
+def best_triples(gram: Array, moments: Array, alphas: Sequence[float]) -> list[Triple]:
+    """For each alpha the triple of the largest b' (G + alpha)^-1 b, its weights (3,) and that value.
+
+    The small systems of all triples are solved by elimination.
+    """
     i, j, k = _triples(len(gram))
-    own = gram.diagonal() + alpha
-    ij, ik = gram[i, j] / own[i], gram[i, k] / own[i]
-    jj, jk = own[j] - ij * gram[i, j], gram[j, k] - ij * gram[i, k]
-    kk = own[k] - ik * gram[i, k] - jk**2 / jj
-    bj = moments[j] - ij * moments[i]
-    bk = moments[k] - ik * moments[i] - jk / jj * bj
-    explained = moments[i] ** 2 / own[i] + bj**2 / jj + bk**2 / kk
-    best = int(np.round(explained, DECIMALS).argmax())
-    triple = np.array([i[best], j[best], k[best]])
-    weights = np.linalg.solve(gram[np.ix_(triple, triple)] + alpha * np.eye(3), moments[triple])
-    return triple, weights, float(explained[best])
+    gram_ij, gram_ik, gram_jk = gram[i, j], gram[i, k], gram[j, k]
+    diagonal = gram.diagonal()
+    gram_jj, gram_kk, bi, moments_j, moments_k = diagonal[j], diagonal[k], moments[i], moments[j], moments[k]
+    found = []
+    for alpha in alphas:
+        own = (diagonal + alpha)[i]
+        ij, ik = gram_ij / own, gram_ik / own
+        jj, jk = gram_jj + alpha - ij * gram_ij, gram_jk - ij * gram_ik
+        kk = gram_kk + alpha - ik * gram_ik - jk**2 / jj
+        bj = moments_j - ij * bi
+        bk = moments_k - ik * bi - jk / jj * bj
+        explained = bi**2 / own + bj**2 / jj + bk**2 / kk
+        best = int(np.round(explained, DECIMALS).argmax())
+        triple = np.array([i[best], j[best], k[best]])
+        weights = np.linalg.solve(gram[np.ix_(triple, triple)] + alpha * np.eye(3), moments[triple])
+        found.append((triple, weights, float(explained[best])))
+    return found
 
 
 @cache
@@ -200,21 +227,23 @@ class RankSVMLinear(Scorer):
         self.Cs = Cs
 
     def _fit(self, X: Array, y: Array, groups: Labels) -> None:
-        self.C_ = _tuned(self.Cs, _linear_scores, X, y, groups)
-        self.coef_ = _linear_weights(self.C_, X, y, groups)
+        self.C_ = _tuned(self.Cs, _linear_weights, _linear_scores, X, y, groups)
+        self.coef_ = _learned(_linear_weights, [self.C_], X, y, groups)[0].copy()
         self.pairs_ = len(preferences(y, groups)[0])
         self.chosen_ = np.argsort(-np.round(np.abs(self.coef_), DECIMALS), kind="stable")[:READ]
 
 
-def _linear_scores(C: float, X: Array, y: Array, groups: Labels, test: Array) -> Array:
-    return test @ _linear_weights(C, X, y, groups)
+def _linear_scores(C: float, weights: Array, X: Array, test: Array) -> Array:
+    return test @ weights
 
 
-def _linear_weights(C: float, X: Array, y: Array, groups: Labels) -> Array:
+def _linear_weights(Cs: Sequence[float], X: Array, y: Array, groups: Labels) -> list[Array]:
+    """w (P,) for every C."""
     better, worse = preferences(y, groups)
-    differences = X[better] - X[worse]
-    svm = LinearSVC(C=C / (2 * len(better)), loss="squared_hinge", dual=False, fit_intercept=False, tol=1e-6)
-    return svm.fit(np.concatenate([differences, -differences]), _classes(len(better))).coef_[0]
+    differences, classes = X[better] - X[worse], _classes(len(better))
+    both = np.concatenate([differences, -differences])
+    settings = dict(loss="squared_hinge", dual=False, fit_intercept=False, tol=1e-6)
+    return [LinearSVC(C=C / (2 * len(better)), **settings).fit(both, classes).coef_[0] for C in Cs]
 
 
 def preferences(y: Array, groups: Labels) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
@@ -256,58 +285,88 @@ class RankSVMRBF(Scorer):
 
     def _fit(self, X: Array, y: Array, groups: Labels) -> None:
         settings = [(C, gamma / X.shape[1]) for C, gamma in product(self.Cs, self.gammas)]
-        self.C_, self.gamma_ = _tuned(settings, _rbf_scores, X, y, groups)
+        self.C_, self.gamma_ = setting = _tuned(settings, _rbf_coefficients, _rbf_scores, X, y, groups)
         self.models_, self.pairs_ = X, len(preferences(y, groups)[0])
-        self.dual_coef_ = _rbf_coefficients(self.C_, self.gamma_, X, y, groups)
+        self.dual_coef_ = _learned(_rbf_coefficients, [setting], X, y, groups)[0].copy()
         self.chosen_ = np.array([], int)
 
     def _score(self, X: Array) -> Array:
         return _rbf(self.gamma_, X, self.models_) @ self.dual_coef_
 
 
-def _rbf_scores(setting: tuple[float, float], X: Array, y: Array, groups: Labels, test: Array) -> Array:
-    C, gamma = setting
-    return _rbf(gamma, test, X) @ _rbf_coefficients(C, gamma, X, y, groups)
+def _rbf_scores(setting: tuple[float, float], coefficients: Array, X: Array, test: Array) -> Array:
+    return _rbf(setting[1], test, X) @ coefficients
 
 
 def _rbf(gamma: float, X: Array, Z: Array) -> Array:
     return np.exp(-gamma * cdist(X, Z, "sqeuclidean"))
 
 
-def _rbf_coefficients(C: float, gamma: float, X: Array, y: Array, groups: Labels) -> Array:
-    """What each row of X counts in f: (N,)."""
+def _rbf_coefficients(settings: Sequence[tuple[float, float]], X: Array, y: Array, groups: Labels) -> list[Array]:
+    """What each row of X counts in f, for every (C, gamma): (N,)."""
     better, worse = preferences(y, groups)
-    of_rows = _rbf(gamma, X, X)
-    half = of_rows[better] - of_rows[worse]  # (pairs, N)
-    of_pairs = half[:, better] - half[:, worse]
-    svm = SVC(C=C / (2 * len(better)), kernel="precomputed")
-    svm.fit(np.block([[of_pairs, -of_pairs], [-of_pairs, of_pairs]]), _classes(len(better)))
-    multipliers = np.zeros(2 * len(better))
-    multipliers[svm.support_] = np.abs(svm.dual_coef_[0])
-    alphas = multipliers.reshape(2, -1).sum(0)  # each pair is there twice
-    return np.bincount(better, alphas, len(X)) - np.bincount(worse, alphas, len(X))
+    pairs, classes = len(better), _classes(len(better))
+    kernel = np.empty((2 * pairs, 2 * pairs))
+    found = {}
+    for gamma in dict.fromkeys(gamma for _, gamma in settings):
+        of_rows = _rbf(gamma, X, X)
+        half = of_rows[better] - of_rows[worse]  # (pairs, N)
+        of_pairs = np.subtract(half[:, better], half[:, worse], out=kernel[:pairs, :pairs])
+        kernel[pairs:, pairs:] = of_pairs
+        kernel[:pairs, pairs:] = kernel[pairs:, :pairs] = -of_pairs
+        for C in (C for C, own in settings if own == gamma):
+            svm = SVC(C=C / (2 * pairs), kernel="precomputed").fit(kernel, classes)
+            multipliers = np.zeros(2 * pairs)
+            multipliers[svm.support_] = np.abs(svm.dual_coef_[0])
+            alphas = multipliers.reshape(2, -1).sum(0)  # each pair is there twice
+            found[C, gamma] = np.bincount(better, alphas, len(X)) - np.bincount(worse, alphas, len(X))
+    return [found[setting] for setting in settings]
 
 
 def _tuned(
     settings: Sequence[Setting],
-    scores: Callable[[Setting, Array, Array, Labels, Array], Array],
+    learn: Learner,
+    score: Callable[[Setting, Any, Array, Array], Array],
     X: Array,
     y: Array,
     groups: Labels,
 ) -> Setting:
-    """The setting with which `scores`, learned on all tasks but one, orders the one best: the mean over tasks of rho.
+    """The setting whose fit to all tasks but one orders the one best: the mean over tasks of rho.
 
-    Equal scores for all models count 0.
+    `score(setting, fit, X, test)`: scores of the rows `test` by a fit to X. Equal scores for all models count 0.
     """
     names = np.unique(groups)
     if len(settings) == 1 or len(names) == 1:
         return settings[len(settings) // 2]
     means = np.zeros(len(settings))
-    for train, test in LeaveOneGroupOut().split(X, y, groups):
-        for n, setting in enumerate(settings):
-            found = np.round(scores(setting, X[train], y[train], groups[train], X[test]), DECIMALS)
-            means[n] += np.nan_to_num(spearman(found, y[test])) / len(names)
+    for test in (groups == task for task in names):
+        train = X[~test]
+        fits = _learned(learn, settings, train, y[~test], groups[~test])
+        scores = [score(setting, fit, train, X[test]) for setting, fit in zip(settings, fits, strict=True)]
+        means += np.nan_to_num(spearman(np.round(scores, DECIMALS), y[test])) / len(names)
     return settings[int(np.round(means, DECIMALS).argmax())]
+
+
+_KEPT: dict[tuple, Any] = {}
+
+
+def _learned(learn: Learner, settings: Sequence[Setting], X: Array, y: Array, groups: Labels) -> list[Any]:
+    """`learn(settings, X, y, groups)`; what this process learned before from the same numbers is not learned again.
+
+    Folds that leave two tasks out tune on the others, each left out once. So each set of tasks is met by several folds.
+    """
+    numbers = hashlib.sha256(repr(X.shape).encode())
+    for values in (X, y, np.unique(groups, return_inverse=True)[1]):
+        numbers.update(np.ascontiguousarray(values).tobytes())
+    keys = {setting: (learn, setting, numbers.digest()) for setting in settings}
+    found = {setting: fit for setting, key in keys.items() if (fit := _KEPT.get(key)) is not None}
+    missing = [setting for setting in keys if setting not in found]
+    if missing:
+        found |= zip(missing, learn(missing, X, y, groups), strict=True)
+    if len(_KEPT) + len(missing) > MOST_KEPT:
+        _KEPT.clear()
+    _KEPT.update((keys[setting], found[setting]) for setting in missing)
+    return [found[setting] for setting in settings]
 
 
 SCORERS: dict[str, type[Scorer]] = {
