@@ -1,5 +1,6 @@
 """Run the checkpoints of one job: write token statistics and, unless a table gives the truth, downstream results."""
 
+import gc
 from pathlib import Path
 
 import torch
@@ -35,7 +36,9 @@ def score(snakemake) -> None:
     token_stats, targets = {}, {}
     wanted = job_options(plan, params.corpus, params.checkpoints)
     all_options = [with_gpus(options, snakemake.resources) for options in wanted]
-    for engine, options, group in engines_for(checkpoints, all_options):
+    engines = engines_for(checkpoints, all_options)
+    gc.freeze()  # what is imported stays; an engine that frees a model would look through all of it
+    for engine, options, group in engines:
         reading = [(name, folder) for name, folder in group if name in read]
         if reading:
             parts = Path(output.token_stats).parent

@@ -65,11 +65,16 @@ def _is_clean(text: pl.Expr) -> pl.Expr:
 
 
 def _word_features(texts: list[str]) -> "csr_matrix":
-    """Hashed words and pairs of words, with every digit as 0 so that a classifier learns form and not sums."""
+    """Hashed words and pairs of words, with every digit as 0 so that a classifier learns form and not sums.
+
+    Many documents are copies, or differ by digits alone: each form is hashed once.
+    """
     from sklearn.feature_extraction.text import HashingVectorizer
 
     hashing = HashingVectorizer(n_features=2**15, ngram_range=(1, 2), token_pattern=r"[^\s]+", lowercase=False)
-    return hashing.transform(pl.Series(texts).str.replace_all(r"\d", "0"))
+    places: dict[str, int] = {}
+    rows = [places.setdefault(form, len(places)) for form in pl.Series(texts).str.replace_all(r"\d", "0")]
+    return hashing.transform(places)[rows]
 
 
 def _quality(features: "csr_matrix", sources: pl.Series, reference: str, seed: int) -> np.ndarray:

@@ -9,8 +9,10 @@ shingle with the training side is dropped *before* any source is written.
 
 import ast
 import hashlib
+import os
 import re
 import sysconfig
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -106,10 +108,9 @@ def _files(held_out: bool) -> dict[str, list[str]]:
 
     code, documentation = [], []
     library = Path(sysconfig.get_path("stdlib"))
-    for path in sorted(library.rglob("*.py")):
-        name = path.relative_to(library).as_posix()
-        if on_this_side(name) and not any(part in f"/{name}" for part in NOT_LIBRARY):
-            functions, docstrings = _parse(path)
+    for name in _library_files(library):
+        if on_this_side(name):
+            functions, docstrings = _parse(library / name)
             code += functions
             documentation += docstrings
     from pydoc_data.topics import topics
@@ -122,6 +123,18 @@ def _files(held_out: bool) -> dict[str, list[str]]:
     return {kind: sorted({t[:300] for t in texts if len(t) > 80 and t.isascii()}) for kind, texts in kinds.items()}
 
 
+def _library_files(library: Path) -> Iterator[str]:
+    """Paths of the Python files of the library, relative to its folder; what is not of it is not walked through."""
+
+    def is_left_out(path: str) -> bool:
+        return any(part in f"/{os.path.relpath(path, library)}" for part in NOT_LIBRARY)
+
+    for folder, folders, names in os.walk(library):
+        folders[:] = [name for name in folders if not is_left_out(os.path.join(folder, name))]
+        paths = (os.path.join(folder, name) for name in names if name.endswith(".py"))
+        yield from (os.path.relpath(path, library) for path in paths if not is_left_out(path))
+
+
 def _parse(path: Path) -> tuple[list[str], list[str]]:
     """The short functions and the docstrings of one Python file."""
     try:
@@ -130,7 +143,12 @@ def _parse(path: Path) -> tuple[list[str], list[str]]:
     except (SyntaxError, UnicodeDecodeError):
         return [], []
     lines, functions, docstrings = text.splitlines(), [], []
-    for node in ast.walk(tree):
+    waiting: list[ast.AST] = [tree]
+    while waiting:
+        node = waiting.pop()
+        # Functions and classes stand among statements, never in expressions, which are most of a file.
+        for statements in ("body", "orelse", "finalbody", "handlers", "cases"):
+            waiting += getattr(node, statements, [])
         if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Module | ast.AsyncFunctionDef):
             docstrings.append(re.sub(r"\s+", " ", ast.get_docstring(node) or ""))
         if isinstance(node, ast.FunctionDef) and node.end_lineno - node.lineno < 40:
