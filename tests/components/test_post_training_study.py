@@ -26,7 +26,7 @@ def finish_post_trained(project: Path) -> None:
     study = yaml.safe_load(path.read_text())
     suite, training = study["miniature"], study["miniature"]["post_training"]
     study |= {"corpora": {"miniature_steps": ["steps_little", "steps_much"]}, "tasks": {"miniature_steps": TASKS}}
-    suite |= {"problems": 12, "scale": 0.1, "step_documents": 6000}
+    suite |= {"problems": 12, "scale": 0.1, "step_documents": 6000, "generic_documents": 24}
     suite["training"]["batch_sequences"] = 16
     for size in suite["sizes"].values():
         size["steps"] = 150
@@ -37,8 +37,9 @@ def finish_post_trained(project: Path) -> None:
     training["dpo"] |= {"questions": 60}
     study["target"]["sampling"] = {"samples": 2}
     study["writers"]["teacher"]["checkpoint"] = "steps_much-gpt2-334k-sft_styles-seed0-step150"
+    study["extraction"]["temperatures"] = [0.5, 0.8, 1, 1.26, 2]
     study["selection"] = {"bootstrap_replicates": 200}
-    study["model_selection"] |= {"draws": 2}
+    study["model_selection"] |= {"draws": 1}
     write_json(study, path)
     command = [sys.executable, "-m", "snakemake", "--configfile", f"config/{STUDY}.yaml", "--cores", "2"]
     for _ in range(2):

@@ -32,29 +32,35 @@ def run(project: Path, study: str, *arguments: str) -> str:
     return finished.stdout
 
 
-def finish(project: Path, study: str) -> None:
+def finish(project: Path, study: str, *arguments: str) -> None:
     """The study in the project, with its report; a second run must have nothing to do."""
-    run(project, study, "--report", str(project / "results" / study / "provenance.html"), "--report-after-run")
+    report = str(project / "results" / study / "provenance.html")
+    run(project, study, "--report", report, "--report-after-run", *arguments)
     assert "Nothing to be done" in run(project, study)
 
 
 def finish_models(project: Path) -> None:
-    """Without one of its corpora, with 20 models, and with two of five draws of each number of problems."""
+    """Without one of its corpora: 20 models, trained as in the study. With fewer samples of writers and bootstraps."""
     path = copy_project(project) / "config/miniature_model_selection.yaml"
     study = yaml.safe_load(path.read_text())
     study["corpora"]["miniature"].remove("web_crawl_books_60")
     study["model_selection"] |= {"draws": 2}
+    study["selection"] = {"bootstrap_replicates": 200}
+    for writer in study["writers"].values():
+        writer["samples"] = 2
     write_json(study, path)
-    finish(project, "miniature_model_selection")
+    # Two processes would each learn what both need. The study of post-trained models has two.
+    finish(project, "miniature_model_selection", "--set-threads", "model_selection=1")
 
 
 def finish_curves(project: Path) -> None:
-    """With a quarter of all steps."""
+    """With a sixteenth of all steps, a sixth of the problems and a tenth of the documents."""
     path = copy_project(project) / "config/miniature_forecasting.yaml"
     study = yaml.safe_load(path.read_text())
+    study["miniature"] |= {"problems": 12, "generic_documents": 12, "scale": 0.1}
     [size] = study["miniature"]["sizes"].values()
-    size |= {"steps": size["steps"] // 4, "checkpoints": [step // 4 for step in size["checkpoints"]]}
-    study["forecasting"]["fit_up_to_step"] //= 4
+    size |= {"steps": size["steps"] // 16, "checkpoints": [step // 16 for step in size["checkpoints"]]}
+    study["forecasting"]["fit_up_to_step"] //= 16
     write_json(study, path)
     finish(project, "miniature_forecasting")
 
