@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Collection
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -38,7 +39,7 @@ TAKEN = "touch done; echo $(wc -l < asked)"  # job numbers: 1, 2, ...
 def unrepaired_afterwards(monkeypatch):
     for name in ("get_min_job_age", "query_job_status", "get_submit_command"):
         monkeypatch.setattr(plugin, name, getattr(plugin, name))
-    for name in ("check_active_jobs", "cancel", "shutdown", "additional_general_args"):
+    for name in ("check_active_jobs", "cancel", "shutdown", "additional_general_args", "format_job_exec"):
         monkeypatch.setattr(plugin.Executor, name, getattr(plugin.Executor, name))
     for name in ("_report_job_error_threadsafe", "_report_job_submission_threadsafe"):
         monkeypatch.setattr(plugin.Executor, name, getattr(plugin.Executor, name))
@@ -55,11 +56,17 @@ def test_what_slurmctld_said_stands_while_it_is_away(monkeypatch):
 def test_the_snakemake_of_a_job_removes_no_output():
     """The main process does, for the attempt that counts."""
     repair_plugin()
-    settings = SimpleNamespace(pass_command_as_script=False)
-    executor = SimpleNamespace(workflow=SimpleNamespace(executor_settings=settings))
-    arguments = plugin.Executor.additional_general_args(executor).split()
+    assert {"--keep-incomplete"} == set(arguments_in_job().split())
+    arguments = arguments_in_job(array_jobs={"all"}).split()
     assert {"--executor", "slurm-jobstep", "--keep-incomplete"} <= set(arguments)
     assert parse_args(["--cores", "1", *arguments])[1].keep_incomplete
+
+
+def arguments_in_job(array_jobs: Collection[str] = ()) -> str:
+    """What the plugin's own Snakemake in a job is told."""
+    settings = SimpleNamespace(pass_command_as_script=False)
+    executor = SimpleNamespace(workflow=SimpleNamespace(executor_settings=settings), array_jobs=set(array_jobs))
+    return plugin.Executor.additional_general_args(executor)
 
 
 @pytest.mark.parametrize(
@@ -147,6 +154,25 @@ def test_a_job_that_slurm_takes_later_is_in_its_first_attempt(slurm, tmp_path):
     assert memory_asked(tmp_path) == ["100"] * 3
     assert "trying again in 1 s" in run.stdout and "trying again in 2 s" in run.stdout and AWAY in run.stdout
     assert "Trying to restart" not in run.stdout and "--wrap" not in run.stdout
+
+
+def test_one_snakemake_runs_in_a_job_in_a_step_of_its_own(slurm, tmp_path):
+    """Of what stands in its environment, srun is told what names the job."""
+    job = "SLURM_JOB_ID=7 SLURM_MEM_PER_CPU=5 SRUN_X=1 SBATCH_X=1"
+    slurm(
+        "sbatch", f'echo x >> asked; for last; do :; done; {job} sh -c "${{last#--wrap=}}" >&2; echo $(wc -l < asked)'
+    )
+    slurm(
+        "srun",
+        'echo "$*" >> steps; env | sed "s/=.*//" > names; while [ "$1" != -m ]; do last=$1; shift; done; "$last" "$@"',
+    )
+    run = snakemake(tmp_path)
+    assert run.returncode == 0 and (tmp_path / "done").exists(), run.stdout
+    [step] = (tmp_path / "steps").read_text().splitlines()
+    assert step.startswith("-n1 --cpu-bind=q --cpus-per-task=1 --nodes=1 ") and "jobstep" not in step
+    assert "--keep-incomplete" in step and step.endswith("--mode remote")
+    names = set((tmp_path / "names").read_text().split())
+    assert "SLURM_JOB_ID" in names and not names & {"SLURM_MEM_PER_CPU", "SRUN_X", "SBATCH_X"}
 
 
 def test_a_job_that_slurm_will_never_take_fails(slurm, tmp_path):

@@ -1,4 +1,4 @@
-"""Repairs of Snakemake's Slurm plugin (2.8.0, which is pinned): faults that end a study, or make it wait for ever."""
+"""Repairs of Snakemake's Slurm plugin (2.8.0, which is pinned): faults that end a study, delay it, or make it hang."""
 
 import re
 import sys
@@ -40,6 +40,7 @@ def repair_plugin() -> None:
         _repair_submission(plugin)
         _guard_shell(plugin)
         _keep_outputs(plugin.Executor)
+        _start_once(plugin.Executor)
 
 
 class _StatusRepair:
@@ -198,6 +199,34 @@ def _keep_outputs(executor: type) -> None:
     """
     general_args = executor.additional_general_args
     executor.additional_general_args = lambda self: f"{general_args(self)} --keep-incomplete"
+
+
+def _start_once(executor: type) -> None:
+    """Start one Snakemake in each job.
+
+    The plugin starts one that reads the study and plans, only to say how srun is to start another one, which does the
+    same again and then the work. Both take seconds, and memory of the job. What srun is told, the main process knows.
+    Job arrays, and commands too long for a line, need both.
+    """
+    from snakemake_executor_plugin_slurm_jobstep import get_cpu_setting, get_gpu_setting, get_node_setting
+
+    general_args, job_exec = executor.additional_general_args, executor.format_job_exec
+
+    def needs_both(self) -> bool:
+        return bool(self.workflow.executor_settings.pass_command_as_script or self.array_jobs)
+
+    def arguments(self) -> str:
+        found = general_args(self)
+        return found if needs_both(self) else found.replace("--executor slurm-jobstep --jobs 1", "")
+
+    def command(self, job) -> str:
+        if needs_both(self):
+            return job_exec(self, job)
+        settings = get_cpu_setting(job, bool(job.resources.get("gpu"))), get_gpu_setting(job), get_node_setting(job)
+        step = f"{self.get_python_executable()} -m proxycast.cluster.job_step -n1 --cpu-bind=q {' '.join(settings)}"
+        return f"{step} {job_exec(self, job)}"
+
+    executor.additional_general_args, executor.format_job_exec = arguments, command
 
 
 def _passes(said: str) -> bool:
