@@ -1,7 +1,8 @@
 """What the tests of Slurm share: a project on the local cluster (slurm-local.sh), and a study that is to be disturbed.
 
-The study scores two runs of six checkpoints; nothing is trained, and a table is the truth. One checkpoint takes the
-better part of a second, so that a fault hits a job in the middle of its run.
+The study scores two runs of six checkpoints; nothing is trained, and a table is the truth. On the cluster each
+checkpoint waits for a second before it is there, so that a fault hits a job in the middle of its run. A wait takes no
+processor.
 """
 
 import fcntl
@@ -33,6 +34,24 @@ JOBS = ("left-small-seed0", "right-small-seed0")
 STEPS = tuple(range(10, 70, 10))
 CHECKPOINTS = {f"{job}-step{step}" for job in JOBS for step in STEPS}
 UNFINISHED = "PENDING,RUNNING,COMPLETING"
+# Rules behind the ranking of corpora: the faults are about what comes before.
+FIGURES = ("data_selection_figures", "signal_to_noise", "solution_counts", "choices", "token_view", "study_page")
+EAGER = {"TORCHDYNAMO_DISABLE": "1"}  # to compile takes a job longer than to score so little
+SLOWLY = """
+import os
+import time
+
+replace = os.replace
+
+
+def slowly(source, target, **options):
+    if "token_stats" in str(target) and str(target).endswith(".parquet"):
+        time.sleep(1)
+    replace(source, target, **options)
+
+
+os.replace = slowly
+"""
 WRITTEN = re.compile(r"token_stats of (\S+) written")
 
 
@@ -97,7 +116,7 @@ def wait_for(condition: Callable[[], object], what: str, seconds: float = 180.0)
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"no {what} after {seconds:.0f} s"
-        time.sleep(0.1)
+        time.sleep(0.25)  # most of them start a process
 
 
 def write_study(project: Path) -> None:
@@ -115,7 +134,7 @@ def write_study(project: Path) -> None:
             checkpoints.append({"folder": folder, "size": "small", "step": step, "tokens": 1000 * step, "seed": 0})
         write_json({"name": corpus, "checkpoints": checkpoints}, project / f"config/corpora/given/{corpus}.yaml")
     for task in ("sums", "times"):
-        texts = [f" {n} {task} three: " + "the cat sat on the mat; " * 8 for n in range(50)]
+        texts = [f" {n} {task} three: " + "the cat sat on the mat; " * 8 for n in range(25)]
         rows = [{"id": f"{task}-{n}", "prompt": f"Q: {n}?\nA:", "solution": text} for n, text in enumerate(texts)]
         write_rows(rows, project / f"own/{task}.jsonl")
         write_json({"name": task, "solutions": f"own/{task}.jsonl"}, project / f"config/tasks/given/{task}.yaml")
@@ -138,6 +157,14 @@ def write_study(project: Path) -> None:
         "budgets": [{"name": "only", "size": "small", "step": STEPS[-1]}],
     }
     write_json(study, project / STUDY)
+
+
+def environment_of_jobs(project: Path) -> dict[str, str]:
+    """With it each checkpoint is scored slowly, in all jobs of a project."""
+    (project / "slowly").mkdir()
+    (project / "slowly/sitecustomize.py").write_text(SLOWLY)
+    paths = [str(project / "slowly"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return EAGER | {"PYTHONPATH": ":".join(paths)}
 
 
 class Snakemake:

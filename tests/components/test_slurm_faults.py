@@ -26,6 +26,8 @@ from polars.testing import assert_frame_equal
 from proxycast.jobs import attempts
 from slurm_study import (
     CHECKPOINTS,
+    EAGER,
+    FIGURES,
     JOBS,
     PROXIES,
     RESULTS,
@@ -36,6 +38,7 @@ from slurm_study import (
     cluster,
     cluster_to_break,
     daemon,
+    environment_of_jobs,
     last_attempt,
     log_of,
     parts,
@@ -56,8 +59,8 @@ LEFT, RIGHT = JOBS
 
 def finish(project: Path) -> None:
     write_study(copy_project(project))
-    command = [sys.executable, "-m", "snakemake", "--configfile", STUDY, "--cores", "2"]
-    subprocess.run(command, cwd=project, check=True)
+    command = [sys.executable, "-m", "snakemake", "--configfile", STUDY, "--cores", "2", "--omit-from", *FIGURES]
+    subprocess.run(command, cwd=project, env=os.environ | EAGER, check=True)
 
 
 @pytest.fixture(scope="session")
@@ -74,7 +77,14 @@ def copy_study(undisturbed: Path, project: Path, *left_out: str) -> None:
 
 
 @pytest.fixture
-def project(undisturbed, tmp_path):
+def slowly(tmp_path, monkeypatch):
+    """All jobs of the study take their time."""
+    for name, value in environment_of_jobs(tmp_path).items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.fixture
+def project(undisturbed, slowly, tmp_path):
     """The study before its first job, on a cluster that stays whole. Its solutions are there: they cost time."""
     copy_study(undisturbed, tmp_path, ".snakemake", "results")
     solutions = RESULTS / "solutions"
@@ -84,15 +94,15 @@ def project(undisturbed, tmp_path):
 
 
 @pytest.fixture
-def finished(undisturbed, tmp_path):
-    """The study after a run on one machine."""
+def finished(undisturbed, slowly, tmp_path):
+    """The study after a run on one machine, but for its figures."""
     copy_study(undisturbed, tmp_path)
     with shared_cluster():
         yield tmp_path
 
 
 @pytest.fixture
-def project_alone(undisturbed, tmp_path):
+def project_alone(undisturbed, slowly, tmp_path):
     """The study before its first run, on a cluster that may be broken."""
     copy_study(undisturbed, tmp_path, ".snakemake", "results")
     with cluster_to_break():
@@ -223,51 +233,45 @@ class TestEndedJobs:
         assert "Unlocked" in (project / f"slurm-{number}.out").read_text()
         check(project, undisturbed, before)
 
-    def test_a_study_edited_while_it_runs(self, project, undisturbed):
-        """Jobs that are submitted later read it as it was."""
-        with snakemake(project, "--jobs", "1") as run:
-            run.wait_for(lambda: len(parts(project)) > 0, "scored checkpoint")
-            before = parts(project)
-            study = json.loads((project / STUDY).read_text())
-            write_json(study | {"extraction": {"tail_tokens": 3}}, project / STUDY)
-            assert run.finish() == 0
-        check(project, undisturbed, before)
-        command = [sys.executable, "-m", "snakemake", str(PROXIES), "--configfile", STUDY, "--dry-run"]
-        planned = subprocess.run(
-            command, cwd=project, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        ).stdout
-        assert planned.count("rule score:") == 2
-
 
 class TestOutputs:
     """What a job could not write, or lost."""
 
-    def test_out_of_memory(self, project, undisturbed):
-        """A job over its limit is killed, and has more at its second attempt."""
-        with snakemake(project, "--set-resources", "score:mem_mb=400*attempt**2") as run:
-            run.wait_for(lambda: "Trying to restart" in run.said, "second attempt")
-            before = parts(project)
-            assert run.finish() == 0
-        assert "Exceeded job memory limit" in consoles(project)
-        assert states(project)[-1] == "done" and set(states(project)[:-1]) <= {"killed"}
-        check(project, undisturbed, before)
+    def test_a_full_disk_then_too_little_memory_for_a_study_that_is_edited(self, project, undisturbed):
+        """The study fails and says why; with room, and started again, it goes on with what was whole.
 
-    def test_a_full_disk(self, project, undisturbed):
-        """The study fails and says why; with room, and started again, it goes on with what was whole."""
+        Then a job over its limit is killed, and has more at its second attempt. The study is edited before that: jobs
+        that are submitted later read it as it was.
+        """
         disk = project / RESULTS.parts[0]
         shutil.rmtree(disk)
         disk.mkdir()
-        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=900k", "tmpfs", str(disk)], check=True)
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=500k", "tmpfs", str(disk)], check=True)
         try:
             with snakemake(project, "--retries", "0") as run:
                 assert run.finish() != 0
             assert "No space left on device" in run.said
             before = parts(project)
             assert 0 < len(before) < len(CHECKPOINTS)
+            failed = {job: len(states(project, job)) for job in JOBS if states(project, job)[-1] != "done"}
+            assert failed
             subprocess.run(["mount", "-o", "remount,size=100m", str(disk)], check=True)
-            with snakemake(project) as run:
+            with snakemake(project, "--set-resources", "score:mem_mb=400*attempt**2") as run:
+                run.wait_for(lambda: "has been submitted" in run.said, "submitted job")
+                study = json.loads((project / STUDY).read_text())
+                write_json(study | {"extraction": {"tail_tokens": 3}}, project / STUDY)
+                run.wait_for(lambda: "Trying to restart" in run.said, "second attempt")
                 assert run.finish() == 0
+            assert "Exceeded job memory limit" in consoles(project)
+            for job, attempts_before in failed.items():
+                now = states(project, job)[attempts_before:]
+                assert now[-1] == "done" and set(now[:-1]) <= {"killed"}
             check(project, undisturbed, before)
+            command = [sys.executable, "-m", "snakemake", str(PROXIES), "--configfile", STUDY, "--dry-run"]
+            planned = subprocess.run(
+                command, cwd=project, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            ).stdout
+            assert planned.count("rule score:") == 2
         finally:
             subprocess.run(["umount", str(disk)], check=True)
 
@@ -278,7 +282,7 @@ class TestOutputs:
         cut = [RESULTS / f"token_stats/{LEFT}/{lost}.parquet", RESULTS / "proxies/right.parquet"]
         for path in cut:
             os.truncate(finished / path, (finished / path).stat().st_size * 2 // 3)
-        with snakemake(finished, target="all") as run:
+        with snakemake(finished, "--omit-from", *FIGURES, target="all") as run:
             assert run.finish() == 0
         assert all(f"{path} was truncated" in run.said for path in cut)
         assert states(finished) == ["done", "done"] and states(finished, RIGHT) == ["done"]
@@ -289,10 +293,11 @@ class TestOutputs:
         truth, ranking = finished / "own/truth.csv", finished / RESULTS / "data_selection/ranking.parquet"
         before = pl.read_parquet(ranking)
         truth.write_text(truth.read_text().replace("0.3", "0.05"))
-        with snakemake(finished, "--set-resources", "join_targets:slurm_partition='nowhere'", target="all") as run:
+        nowhere = ["--set-resources", "join_targets:slurm_partition='nowhere'"]
+        with snakemake(finished, *nowhere, "--omit-from", *FIGURES, target="all") as run:
             assert run.finish() != 0
         assert "invalid partition" in run.said.lower() and not (finished / RESULTS / "targets.parquet").exists()
-        with snakemake(finished, target="all") as run:
+        with snakemake(finished, "--omit-from", *FIGURES, target="all") as run:
             assert run.finish() == 0
         after = pl.read_parquet(ranking)
         assert dict(before.select("corpus", "true_rank").iter_rows()) == {"left": 2, "right": 1}
