@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Collection
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -56,17 +55,42 @@ def test_what_slurmctld_said_stands_while_it_is_away(monkeypatch):
 def test_the_snakemake_of_a_job_removes_no_output():
     """The main process does, for the attempt that counts."""
     repair_plugin()
-    assert {"--keep-incomplete"} == set(arguments_in_job().split())
-    arguments = arguments_in_job(array_jobs={"all"}).split()
+    settings = SimpleNamespace(pass_command_as_script=False)
+    executor = SimpleNamespace(workflow=SimpleNamespace(executor_settings=settings))
+    arguments = plugin.Executor.additional_general_args(executor).split()
     assert {"--executor", "slurm-jobstep", "--keep-incomplete"} <= set(arguments)
     assert parse_args(["--cores", "1", *arguments])[1].keep_incomplete
 
 
-def arguments_in_job(array_jobs: Collection[str] = ()) -> str:
-    """What the plugin's own Snakemake in a job is told."""
-    settings = SimpleNamespace(pass_command_as_script=False)
-    executor = SimpleNamespace(workflow=SimpleNamespace(executor_settings=settings), array_jobs=set(array_jobs))
-    return plugin.Executor.additional_general_args(executor)
+@pytest.mark.parametrize("kind", ["single", "group", "array", "mpi", "script"])
+def test_only_a_single_job_of_a_rule_starts_one_snakemake(monkeypatch, kind):
+    """The other kinds are started as the plugin starts them."""
+    own = plugin.Executor.additional_general_args
+    started = "python -m snakemake --mode remote"
+    monkeypatch.setattr(plugin.Executor, "format_job_exec", lambda self, job: f"{started} {own(self)}".strip())
+    repair_plugin()
+    settings = SimpleNamespace(pass_command_as_script=kind == "script")
+    executor = SimpleNamespace(
+        workflow=SimpleNamespace(executor_settings=settings),
+        array_jobs={"all"} if kind == "array" else set(),
+        get_python_executable=lambda: "python",
+    )
+    resources = {"gpu": 2} | ({"mpi": "srun"} if kind == "mpi" else {})
+    job = SimpleNamespace(is_group=lambda: kind == "group", resources=Resources(resources), threads=3)
+    command = plugin.Executor.format_job_exec(executor, job)
+    if kind == "single":
+        assert (
+            command.split()
+            == (
+                f"python -m proxycast.cluster.job_step -n1 --cpu-bind=q --cpus-per-task=3 --gpus=2 --nodes=1 {started}"
+            ).split()
+        )
+    else:
+        assert command.startswith(f"{started} --executor slurm-jobstep --jobs 1")
+
+
+class Resources(dict):
+    __getattr__ = dict.get
 
 
 @pytest.mark.parametrize(

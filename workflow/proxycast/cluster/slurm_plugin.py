@@ -30,6 +30,7 @@ FIT_FOR_SHELL = {  # resource -> what it may be; any other is a WORD
     "slurm_extra": r"[A-Za-z0-9_.,:=+@%/ -]*",  # options, which it does not
 }
 LIMIT = re.compile(r"error: (\w+Limit)$", re.MULTILINE)  # as in AssocMaxSubmitJobLimit
+JOB_STEP = "--executor slurm-jobstep --jobs 1"  # tells a job's Snakemake to start another one by srun
 
 
 def repair_plugin() -> None:
@@ -206,27 +207,22 @@ def _start_once(executor: type) -> None:
 
     The plugin starts one that reads the study and plans, only to say how srun is to start another one, which does the
     same again and then the work. Both take seconds, and memory of the job. What srun is told, the main process knows.
-    Job arrays, and commands too long for a line, need both.
+    Groups, whose members take turns, job arrays, MPI and commands too long for a line need both.
     """
     from snakemake_executor_plugin_slurm_jobstep import get_cpu_setting, get_gpu_setting, get_node_setting
 
-    general_args, job_exec = executor.additional_general_args, executor.format_job_exec
-
-    def needs_both(self) -> bool:
-        return bool(self.workflow.executor_settings.pass_command_as_script or self.array_jobs)
-
-    def arguments(self) -> str:
-        found = general_args(self)
-        return found if needs_both(self) else found.replace("--executor slurm-jobstep --jobs 1", "")
+    job_exec = executor.format_job_exec
 
     def command(self, job) -> str:
-        if needs_both(self):
-            return job_exec(self, job)
+        found = job_exec(self, job)
+        as_script = self.workflow.executor_settings.pass_command_as_script
+        if as_script or self.array_jobs or job.is_group() or "mpi" in job.resources.keys():
+            return found
         settings = get_cpu_setting(job, bool(job.resources.get("gpu"))), get_gpu_setting(job), get_node_setting(job)
         step = f"{self.get_python_executable()} -m proxycast.cluster.job_step -n1 --cpu-bind=q {' '.join(settings)}"
-        return f"{step} {job_exec(self, job)}"
+        return f"{step} {found.replace(JOB_STEP, '')}"
 
-    executor.additional_general_args, executor.format_job_exec = arguments, command
+    executor.format_job_exec = command
 
 
 def _passes(said: str) -> bool:
