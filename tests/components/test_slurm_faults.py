@@ -83,17 +83,12 @@ def slowly(tmp_path, monkeypatch):
         monkeypatch.setenv(name, value)
 
 
-def copy_beginning(undisturbed: Path, project: Path) -> None:
-    """The study before its first job. Its solutions are there: they cost time."""
-    copy_study(undisturbed, project, ".snakemake", "results")
-    solutions = RESULTS / "solutions"
-    shutil.copytree(undisturbed / solutions, project / solutions)
-
-
 @pytest.fixture
 def project(undisturbed, slowly, tmp_path):
-    """The study before its first job, on a cluster that stays whole."""
-    copy_beginning(undisturbed, tmp_path)
+    """The study before its first job, on a cluster that stays whole. Its solutions are there: they cost time."""
+    copy_study(undisturbed, tmp_path, ".snakemake", "results")
+    solutions = RESULTS / "solutions"
+    shutil.copytree(undisturbed / solutions, tmp_path / solutions)
     with shared_cluster():
         yield tmp_path
 
@@ -108,8 +103,8 @@ def finished(undisturbed, slowly, tmp_path):
 
 @pytest.fixture
 def project_alone(undisturbed, slowly, tmp_path):
-    """The study before its first job, on a cluster that may be broken."""
-    copy_beginning(undisturbed, tmp_path)
+    """The study before its first run, on a cluster that may be broken."""
+    copy_study(undisturbed, tmp_path, ".snakemake", "results")
     with cluster_to_break():
         yield tmp_path
 
