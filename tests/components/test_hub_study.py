@@ -246,13 +246,21 @@ def test_a_run_that_fails_for_good_leaves_the_room_to_the_others(project, tmp_pa
 
 
 BROKEN_CONVERSION = """
-from proxycast.weights import conversion
-whole = conversion.convert
-def convert(source, folder, *others):
-    if "alpha" in str(folder) and "step12" in str(folder):
-        raise OSError("broken")
-    whole(source, folder, *others)
-conversion.convert = convert
+begin = job
+
+
+def job(log):
+    from proxycast.weights import conversion
+
+    whole = conversion.convert
+
+    def convert(source, folder, *others):
+        if "alpha" in str(folder) and "step12" in str(folder):
+            raise OSError("broken")
+        whole(source, folder, *others)
+
+    conversion.convert = convert
+    return begin(log)
 """
 
 
