@@ -276,7 +276,7 @@ def test_max_model_len_shortens_the_context(llama_folders, vllm_engine):
 
 
 # v1 in one process runs in test_architectures_that_vllm_runs_through_transformers; with one worker in a process of its
-# own it scores and generates in test_vllm_study.py.
+# own in test_vllm_study.py.
 PROCESSES = {
     "v1 on two workers": ("v1", {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}, {"tensor_parallel_size": 2}),
     "v2": pytest.param("v2", {}, {}, marks=pytest.mark.triton),

@@ -12,6 +12,7 @@ from pathlib import Path
 import polars as pl
 import psutil
 import pytest
+from conftest import copy_project, write_json
 from polars.testing import assert_frame_equal
 from proxycast.jobs import attempts
 
@@ -19,8 +20,8 @@ pytestmark = pytest.mark.vllm
 KEY = ["checkpoint", "task", "statistic", "weighting"]
 
 
-def run(project: Path, *arguments: str, **environment: str) -> str:
-    command = [sys.executable, "-m", "snakemake", "--configfile", "config/smoke.yaml", "--cores", "2", *arguments]
+def run(project: Path, *arguments: str, study: str = "smoke", **environment: str) -> str:
+    command = [sys.executable, "-m", "snakemake", "--configfile", f"config/{study}.yaml", "--cores", "2", *arguments]
     finished = subprocess.run(
         command, cwd=project, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | environment
     )
@@ -36,29 +37,24 @@ def read(project: Path) -> dict[str, pl.DataFrame]:
     return tables
 
 
+def assert_same_tokens(*tables: pl.DataFrame) -> None:
+    names = ["logprob", "max_logprob", "second_logprob", "entropy"]
+    assert_frame_equal(*[table.select(names) for table in tables], check_exact=False, abs_tol=1e-4, rel_tol=0)
+    keys = ["checkpoint", "task", "solution", "position", "token", "bytes", "vocabulary"]
+    assert_frame_equal(*[table.select(keys) for table in tables])
+    assert (tables[0]["n_greater"] - tables[1]["n_greater"]).abs().max() <= 1
+
+
 def test_the_engine_changes_no_ranking(smoke, tmp_path):
     project = shutil.copytree(smoke, tmp_path / "project", symlinks=True)
     by_transformers = read(project)
-    arguments = ("--config", "extraction={engine: vllm}")
-    # One corpus with the engine in a process of its own, as on a GPU: the job's script is imported by it again. Such a
-    # start takes ten times as long as one within the job.
-    output = run(
-        project, "results/smoke/token_stats/base/manifest.json", *arguments, VLLM_ENABLE_V1_MULTIPROCESSING="1"
-    )
-    assert output.count("rule score:") == 1
-    output = run(project, *arguments, VLLM_ENABLE_V1_MULTIPROCESSING="0")
-    assert "rule score:" in output and "rule train_corpus:" not in output
+    output = run(project, "--config", "extraction={engine: vllm}", VLLM_ENABLE_V1_MULTIPROCESSING="0")
+    assert output.count("rule score:") == 5 and "rule train_corpus:" not in output
     for log in (project / "results/smoke/logs/score").glob("*.log"):
         assert "vLLM's model runner v1" in log.read_text()
     by_vllm = read(project)
 
-    tokens = [table["token_stats"] for table in (by_transformers, by_vllm)]
-    names = ["logprob", "max_logprob", "second_logprob", "entropy"]
-    assert_frame_equal(*[table.select(names) for table in tokens], check_exact=False, abs_tol=1e-4, rel_tol=0)
-    keys = ["checkpoint", "task", "solution", "position", "token", "bytes", "vocabulary"]
-    assert_frame_equal(*[table.select(keys) for table in tokens])
-    assert (tokens[0]["n_greater"] - tokens[1]["n_greater"]).abs().max() <= 1
-
+    assert_same_tokens(*[table["token_stats"] for table in (by_transformers, by_vllm)])
     proxies = [table["proxies"].sort(KEY) for table in (by_transformers, by_vllm)]
     assert_frame_equal(*[table.select(KEY) for table in proxies])
     # 1e-4 of the value: the weights 1 / f(y) make some proxies hundreds in size.
@@ -68,6 +64,36 @@ def test_the_engine_changes_no_ranking(smoke, tmp_path):
     columns = ["corpus", "statistic", "weighting", "size", "step", "predicted_rank", "true_rank"]
     rankings = [table["ranking"].select(columns).sort(columns[:5]) for table in (by_transformers, by_vllm)]
     assert_frame_equal(*rankings)
+
+
+def test_the_engine_in_a_process_of_its_own(smoke, tmp_path):
+    """As on a GPU: the job's script is imported by it again. Such a start takes ten times as long as one in the job.
+
+    Of three checkpoints the first two have an engine each, and the third is loaded into the second one.
+    """
+    project = copy_project(tmp_path)
+    for corpus in ("base", "core"):  # the second is not scored; a study needs two
+        checkpoints = []
+        for seed, step in ((0, 20), (0, 40), (1, 20)):
+            folder = smoke / f"results/smoke/suite/models/{corpus}-30k-seed{seed}/step{step}"
+            place = {"folder": str(folder), "size": "30k", "seed": seed, "step": step}
+            checkpoints.append(place | {"tokens": 1024 * step})
+        write_json({"name": corpus, "checkpoints": checkpoints}, project / f"config/corpora/own/{corpus}.yaml")
+    for task in ("days_after", "homes", "products"):
+        solutions = str(smoke / f"results/smoke/solutions/{task}.jsonl")
+        write_json({"name": task, "solutions": solutions}, project / f"config/tasks/own/{task}.yaml")
+    study = {"study": "own", "corpora": {"own": "all"}, "tasks": {"own": "all"}, "jobs": "corpus"}
+    write_json(study | {"extraction": {"engine": "vllm"}}, project / "config/own.yaml")
+    manifest = "results/own/token_stats/base/manifest.json"
+    run(project, manifest, study="own", VLLM_ENABLE_V1_MULTIPROCESSING="1")
+    log = (project / "results/own/logs/score/base.log").read_text()
+    assert log.count("vLLM's model runner v1") == 2
+    tables = []
+    for results in (smoke / "results/smoke", project / "results/own"):
+        parts = [results / f"token_stats/base/{path.stem}.parquet" for path in (project / manifest).parent.glob("*.p*")]
+        tables.append(pl.concat(map(pl.read_parquet, sorted(parts))).filter(pl.col("task") != "generic_text"))
+    assert tables[1]["checkpoint"].n_unique() == 3
+    assert_same_tokens(*tables)
 
 
 def test_what_vllm_has_started_ends_with_a_job_that_is_killed(tmp_path, model_folder):
