@@ -275,10 +275,10 @@ def test_max_model_len_shortens_the_context(llama_folders, vllm_engine):
     assert_agrees(engine.token_stats(sequences), reference(llama_folders[0], sequences))
 
 
-# v1 in one process runs in test_architectures_that_vllm_runs_through_transformers; with one worker in a process of its
-# own in test_vllm_study.py.
+# v1 in one process runs in test_architectures_that_vllm_runs_through_transformers.
+IN_ITS_OWN_PROCESS = {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
 PROCESSES = {
-    "v1 on two workers": ("v1", {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}, {"tensor_parallel_size": 2}),
+    "v1 on two workers": ("v1", IN_ITS_OWN_PROCESS, {"tensor_parallel_size": 2}),
     "v2": pytest.param("v2", {}, {}, marks=pytest.mark.triton),
     "v2 in chunks": pytest.param("v2", {}, {"batch_tokens": 16}, marks=pytest.mark.triton),
 }
@@ -308,6 +308,11 @@ def assert_agrees_for_all(folders: list[Path], table: pl.DataFrame, generated: l
 @pytest.mark.parametrize("runner, environment, options", PROCESSES.values(), ids=PROCESSES.keys())
 def test_runners_and_processes(runner, environment, options, llama_folders, tmp_path):
     assert_agrees_for_all(llama_folders, *run_apart(tmp_path, llama_folders, runner, environment, options))
+
+
+def test_one_worker_in_a_process_of_its_own(llama_folders, tmp_path):
+    """With one checkpoint, as each start takes long; test_vllm_study.py has three."""
+    assert_agrees_for_all(llama_folders[:1], *run_apart(tmp_path, llama_folders[:1], environment=IN_ITS_OWN_PROCESS))
 
 
 def test_architectures_that_vllm_runs_through_transformers(tmp_path):
