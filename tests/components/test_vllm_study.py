@@ -88,10 +88,10 @@ def test_the_engine_in_a_process_of_its_own(smoke, tmp_path):
     run(project, manifest, study="own", VLLM_ENABLE_V1_MULTIPROCESSING="1")
     log = (project / "results/own/logs/score/base.log").read_text()
     assert log.count("vLLM's model runner v1") == 2
-    tables = []
-    for results in (smoke / "results/smoke", project / "results/own"):
-        parts = [results / f"token_stats/base/{path.stem}.parquet" for path in (project / manifest).parent.glob("*.p*")]
-        tables.append(pl.concat(map(pl.read_parquet, sorted(parts))).filter(pl.col("task") != "generic_text"))
+    ours, tables = sorted((project / manifest).parent.glob("*.parquet")), []
+    for folder in (smoke / "results/smoke/token_stats/base", project / "results/own/token_stats/base"):
+        parts = [pl.read_parquet(folder / path.name) for path in ours]
+        tables.append(pl.concat(parts).filter(pl.col("task") != "generic_text"))
     assert tables[1]["checkpoint"].n_unique() == 3
     assert_same_tokens(*tables)
 

@@ -303,6 +303,15 @@ def test_the_rbf_rank_svm_learns_what_no_line_can():
 # Settings
 
 
+@pytest.mark.parametrize("scorer", SCORERS)
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_numbers_whose_sum_is_no_number_are_an_error(scorer):
+    X, y, tasks = problem()
+    X[:, 0] = np.where(np.arange(len(X)) % 2, 1.7e308, 1.6e308)
+    with pytest.raises(ValueError, match="NaN|infinity"):
+        SCORERS[scorer]().fit(X, y, tasks)
+
+
 def test_what_was_learned_from_the_same_numbers_is_not_learned_again(monkeypatch):
     monkeypatch.setattr(scorers, "_KEPT", {})
     monkeypatch.setattr(scorers, "MOST_KEPT", 5)

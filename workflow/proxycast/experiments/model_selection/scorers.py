@@ -60,8 +60,10 @@ class Scorer(BaseEstimator):
         if not kept.any():
             raise InputError("there is nothing to learn from: all models tie in every training task")
         self.n_features_in_ = X.shape[1]
-        with config_context(assume_finite=True, skip_parameter_validation=True):  # thousands of small fits
-            self._fit(standardise(X[kept], groups[kept]), y[kept], groups[kept])
+        standardised = check_array(standardise(X[kept], groups[kept]))  # the sum of the largest floats is infinite
+        # What thousands of small fits need not check again.
+        with config_context(assume_finite=True, skip_parameter_validation=True):
+            self._fit(standardised, y[kept], groups[kept])
         return self
 
     def predict(self, X: ArrayLike) -> Array:
