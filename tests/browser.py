@@ -39,15 +39,88 @@ POINTS_OF_MARKS = """(place) => {
     return points;
   });
 }"""
-# [column, [[direction, other columns that claim one, numbers of the rows] for each of two clicks]] for each header.
-SORTED_BY_EACH = """(table) => {
-  const after = (button) => {
-    button.click();
-    const rows = [...table.tBodies[0].rows].map((row) => Number(row.dataset.row));
-    return [button.closest('th').getAttribute('aria-sort'), table.querySelectorAll('[aria-sort]').length - 1, rows];
+# What stands in the rows of a table that can be seen, from top to bottom: [number in the dataset, text] of each.
+ROWS_SHOWN = """const rowsShown = (table) => [...table.tBodies[0].rows].filter((row) => !row.hidden)
+  .map((row) => [Number(row.dataset.row), row.textContent]);"""
+# [dataset, numbers of the rows, [column, [[direction, other columns that claim one, numbers] for each of two clicks]] for
+# each header] for each table.
+SORTED_BY_EACH = f"""() => {{
+  {ROWS_SHOWN}
+  const numbers = (table) => [...table.tBodies[0].rows].map((row) => Number(row.dataset.row));
+  return [...document.querySelectorAll('table[data-of]')].map((table) => {{
+    const before = rowsShown(table).map(([number]) => number);
+    const after = (button) => {{
+      button.click();
+      const way = button.closest('th').getAttribute('aria-sort');
+      return [way, table.querySelectorAll('[aria-sort]').length - 1, numbers(table)];
+    }};
+    const buttons = [...table.querySelectorAll('[data-sorts]')];
+    return [table.dataset.of, before, buttons.map((button) => [button.dataset.sorts, [after(button), after(button)]])];
+  }});
+}}"""
+# Whether each of these lists of texts is sorted as the browser's language sorts.
+ARE_SORTED = """(lists) => {
+  const { compare } = new Intl.Collator();
+  return lists.map((texts) => texts.every((text, i) => i === 0 || compare(String(texts[i - 1]), String(text)) <= 0));
+}"""
+# [rows before, word, rows that have it, what is said of their number, whether the rows come back] for each filter that
+# some control shows, by a word of the last row.
+FILTERED = f"""() => {{
+  {ROWS_SHOWN}
+  const filter = (input) => {{
+    const table = document.getElementById(input.dataset.filters);
+    const fill = (text) => {{ input.value = text; input.dispatchEvent(new Event('input')); return rowsShown(table); }};
+    const before = rowsShown(table);
+    const [word] = before.at(-1)[1].trim().split(/\\s+/);
+    if (!word) return [];
+    const left = fill(word.toUpperCase());
+    const told = input.closest('.filter').querySelector('[role=status]').textContent;
+    return [[before, word, left, told, JSON.stringify(fill('')) === JSON.stringify(before)]];
+  }};
+  return [...document.querySelectorAll('input[data-filters]')]
+    .filter((input) => !input.parentElement.closest('[hidden]')).flatMap(filter);
+}}"""
+# For each control of a name (the first, the middle, the last) and each value that it is given: what it says of itself,
+# and, of all that follows the name: the keys of the rows that are chosen, [keys, rows that are chosen] of each table, and
+# [value, is hidden] of each part.
+CHOSEN = """async () => {
+  const all = (selector, within = document) => [...within.querySelectorAll(selector)];
+  const keys = (rows) => rows.map((row) => row.dataset.key);
+  const followed = (name) => ({
+    keys: keys(all(`table[data-follows='${name}'] tr.chosen`)),
+    tables: all(`table[data-follows='${name}']`)
+      .map((table) => [keys(all('tbody tr', table)), all('tr.chosen', table).length]),
+    parts: all(`[data-shown-for='${name}']`).map((part) => [part.dataset.value, part.hidden]),
+  });
+  const told = (control, events) => events.forEach((event) => control.dispatchEvent(new Event(event, { bubbles: true })));
+  const ways = { // [value, how to choose it] for each value to be given
+    range: (control, values) => [...new Set([0, values.length - 1])].map((at) => [
+      values[at], () => { control.value = at; told(control, ['input']); },
+    ]),
+    select: (control) => [...control.options].slice(-2).map(({ value }) => [
+      value, () => { control.value = value; told(control, ['input', 'change']); },
+    ]),
+    button: (control) => [[control.dataset.value, () => control.dispatchEvent(new MouseEvent('click', { bubbles: true }))]],
   };
-  const buttons = [...table.querySelectorAll('[data-sorts]')];
-  return buttons.map((button) => [button.dataset.sorts, [after(button), after(button)]]);
+  const found = [];
+  for (const name of new Set(all('[data-select]').map((control) => control.dataset.select))) {
+    const controls = all(`[data-select='${name}']`);
+    for (const at of new Set([0, Math.floor(controls.length / 2), controls.length - 1])) {
+      const control = controls[at];
+      const kind = control.type === 'range' ? 'range' : control.localName === 'select' ? 'select' : 'button';
+      const values = kind === 'range' ? JSON.parse(control.dataset.values) : [];
+      for (const [value, choose] of ways[kind](control, values)) {
+        choose();
+        const output = document.getElementById(control.dataset.output);
+        found.push({
+          kind, values, value, max: control.max, output: output && output.innerText,
+          pressed: control.getAttribute('aria-pressed'), ...followed(name),
+        });
+        await new Promise((drawn) => setTimeout(drawn)); // charts follow in their own time
+      }
+    }
+  }
+  return found;
 }"""
 # [dataset, name of the file, csv] for each download, which Chromium would ask about if there are many.
 DOWNLOADED = """async () => {
@@ -216,104 +289,52 @@ def check_hover(page: "Page") -> None:
         page.mouse.move(1, 1)
 
 
-def rows_shown(page: "Page", table: str) -> list[tuple[int, str]]:
-    """Number in the dataset and text of the rows of an HTML table that can be seen, from top to bottom."""
-    found = page.locator(f"#{table} tbody").evaluate(
-        "(body) => [...body.rows].filter((row) => !row.hidden).map((row) => [Number(row.dataset.row), row.textContent])"
-    )
-    return [tuple(row) for row in found]
-
-
-def tables_of(page: "Page") -> list[tuple[str, str]]:
-    """id and dataset of every HTML table."""
-    found = page.locator("table[data-of]").evaluate_all(
-        "(tables) => tables.map((table) => [table.id, table.dataset.of])"
-    )
-    return [tuple(table) for table in found]
-
-
 def check_sorting(page: "Page") -> None:
     """Every column, up and down: numbers by their values, texts as the browser's language sorts them, none last."""
-    data = data_of(page)
-    for table, dataset in tables_of(page):
-        before = sorted(number for number, _ in rows_shown(page, table))
-        for column, ways in page.locator(f"#{table}").evaluate(SORTED_BY_EACH):
+    data, texts = data_of(page), []
+    for dataset, before, columns in page.evaluate(SORTED_BY_EACH):
+        for column, ways in columns:
             assert [way for way, *_ in ways] in (["ascending", "descending"], ["descending", "ascending"])
             values = data[dataset]["columns"][column]
             for way, others, found in ways:
-                assert sorted(found) == before and others == 0
-                require_sorted(page, [values[number] for number in found], down=way == "descending")
+                assert sorted(found) == sorted(before) and others == 0
+                known = known_first([values[number] for number in found])
+                upwards = known[::-1] if way == "descending" else known
+                if all(isinstance(value, int | float) for value in known):
+                    assert upwards == sorted(known)
+                else:
+                    texts.append(upwards)
+    for ordered, found in zip(page.evaluate(ARE_SORTED, texts), texts, strict=True):
+        assert ordered, found
 
 
-def require_sorted(page: "Page", values: list, down: bool) -> None:
+def known_first(values: list) -> list:
+    """The values that are known, behind which the others must stand."""
     known = [value for value in values if value is not None]
     assert values == known + [None] * (len(values) - len(known))
-    if all(isinstance(value, int | float) for value in known):
-        assert known == sorted(known, reverse=down)
-    else:
-        order = (
-            "(values) => values.every((value, i) => i === 0 || String(values[i - 1]).localeCompare(String(value)) <= 0)"
-        )
-        assert page.evaluate(order, known[::-1] if down else known), known
+    return known
 
 
 def check_filters(page: "Page") -> None:
     """A word of the last row leaves the rows that have it, and says how many."""
-    for filter in page.locator("input[data-filters]").all():
-        if filter.locator("xpath=ancestor::*[@hidden]").count():  # of a value that no control has now
-            continue
-        table = filter.get_attribute("data-filters")
-        before = rows_shown(page, table)
-        words = before[-1][1].split()
-        if not words:
-            continue
-        fill = "(input, text) => { input.value = text; input.dispatchEvent(new Event('input')); }"
-        filter.evaluate(fill, words[0].upper())  # some are hidden until a control shows them
-        left = [row for row in before if words[0].lower() in row[1].lower()]
-        assert rows_shown(page, table) == left
-        count = filter.locator("xpath=ancestor::*[contains(@class, 'filter')]").locator("[role=status]").text_content()
-        assert re.search(rf"\b{len(left)}\b", count), count
-        filter.evaluate(fill, "")
-        assert rows_shown(page, table) == before
+    for before, word, left, told, is_undone in page.evaluate(FILTERED):
+        assert left == [row for row in before if word.lower() in row[1].lower()]
+        assert re.search(rf"\b{len(left)}\b", told), told
+        assert is_undone
 
 
 def check_choices(page: "Page") -> None:
     """Each control chooses: what follows its name shows the row or the part of that value."""
-    for name in dict.fromkeys(
-        page.locator("[data-select]").evaluate_all("(all) => all.map((one) => one.dataset.select)")
-    ):
-        controls = page.locator(f"[data-select='{name}']")
-        for control in [controls.nth(n) for n in {0, controls.count() // 2, controls.count() - 1}]:
-            kind = control.evaluate("(one) => one.type || one.localName")
-            if kind == "range":
-                values = json.loads(control.get_attribute("data-values"))
-                assert int(control.get_attribute("max")) == len(values) - 1
-                for at in {0, len(values) - 1}:
-                    control.evaluate("(one, at) => { one.value = at; one.dispatchEvent(new Event('input')); }", at)
-                    require_chosen(page, name, values[at])
-                if told := control.get_attribute("data-output"):
-                    assert page.locator(f"#{told}").inner_text() == str(values[len(values) - 1])
-            elif kind.startswith("select"):
-                for value in control.locator("option").evaluate_all("(all) => all.map((one) => one.value)")[-2:]:
-                    control.select_option(value, force=True)
-                    require_chosen(page, name, value)
-            else:
-                control.dispatch_event("click")
-                require_chosen(page, name, control.get_attribute("data-value"))
-                assert control.get_attribute("aria-pressed") == "true"
-
-
-def require_chosen(page: "Page", name: str, value: object) -> None:
-    text = str(value)
-    chosen = f"table[data-follows='{name}'] tr.chosen"
-    assert set(page.locator(chosen).evaluate_all("(rows) => rows.map((row) => row.dataset.key)")) <= {text}
-    for table in page.locator(f"table[data-follows='{name}']").all():
-        keys = table.locator("tbody tr").evaluate_all("(rows) => rows.map((row) => row.dataset.key)")
-        assert table.locator("tr.chosen").count() == keys.count(text)
-    parts = page.locator(f"[data-shown-for='{name}']").evaluate_all(
-        "(all) => all.map((one) => [one.dataset.value, one.hidden])"
-    )
-    assert all(hidden == (of != text) for of, hidden in parts)
+    for chosen in page.evaluate(CHOSEN):
+        text = str(chosen["value"])
+        assert set(chosen["keys"]) <= {text}
+        assert all(count == keys.count(text) for keys, count in chosen["tables"])
+        assert all(hidden == (of != text) for of, hidden in chosen["parts"])
+        if chosen["kind"] == "range":
+            assert int(chosen["max"]) == len(chosen["values"]) - 1
+            assert chosen["output"] in (None, text)
+        elif chosen["kind"] == "button":
+            assert chosen["pressed"] == "true"
 
 
 def check_downloads(page: "Page") -> None:
