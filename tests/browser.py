@@ -221,15 +221,14 @@ def check_page(browser: "Browser", path: Path) -> None:
         check_fits(page)
         check_charts(page)
         check_hover(page)
+        check_keyboard(page)
+        check_print(page)
         unfold(page)
         check_sorting(page)
         check_filters(page)
         check_choices(page)
         check_downloads(page)
         check_accessible(page)
-    with opened(browser, path) as page:
-        check_keyboard(page)
-        check_print(page)
     with opened(browser, path, PHONE) as page:
         check_fits(page)
         unfold(page)
