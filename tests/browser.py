@@ -42,8 +42,8 @@ POINTS_OF_MARKS = """(place) => {
 # What stands in the rows of a table that can be seen, from top to bottom: [number in the dataset, text] of each.
 ROWS_SHOWN = """const rowsShown = (table) => [...table.tBodies[0].rows].filter((row) => !row.hidden)
   .map((row) => [Number(row.dataset.row), row.textContent]);"""
-# [dataset, numbers of the rows, [column, [[direction, other columns that claim one, numbers] for each of two clicks]] for
-# each header] for each table.
+# [dataset, numbers of the rows, [column, [[direction, other columns that claim one, numbers] for each of two clicks]]
+# for each header] for each table.
 SORTED_BY_EACH = f"""() => {{
   {ROWS_SHOWN}
   const numbers = (table) => [...table.tBodies[0].rows].map((row) => Number(row.dataset.row));
@@ -81,8 +81,8 @@ FILTERED = f"""() => {{
     .filter((input) => !input.parentElement.closest('[hidden]')).flatMap(filter);
 }}"""
 # For each control of a name (the first, the middle, the last) and each value that it is given: what it says of itself,
-# and, of all that follows the name: the keys of the rows that are chosen, [keys, rows that are chosen] of each table, and
-# [value, is hidden] of each part.
+# and, of all that follows the name: the keys of the rows that are chosen, [keys, rows that are chosen] of each table,
+# and [value, is hidden] of each part.
 CHOSEN = """async () => {
   const all = (selector, within = document) => [...within.querySelectorAll(selector)];
   const keys = (rows) => rows.map((row) => row.dataset.key);
@@ -92,7 +92,9 @@ CHOSEN = """async () => {
       .map((table) => [keys(all('tbody tr', table)), all('tr.chosen', table).length]),
     parts: all(`[data-shown-for='${name}']`).map((part) => [part.dataset.value, part.hidden]),
   });
-  const told = (control, events) => events.forEach((event) => control.dispatchEvent(new Event(event, { bubbles: true })));
+  const told = (control, events) => {
+    for (const event of events) control.dispatchEvent(new Event(event, { bubbles: true }));
+  };
   const ways = { // [value, how to choose it] for each value to be given
     range: (control, values) => [...new Set([0, values.length - 1])].map((at) => [
       values[at], () => { control.value = at; told(control, ['input']); },
@@ -100,7 +102,9 @@ CHOSEN = """async () => {
     select: (control) => [...control.options].slice(-2).map(({ value }) => [
       value, () => { control.value = value; told(control, ['input', 'change']); },
     ]),
-    button: (control) => [[control.dataset.value, () => control.dispatchEvent(new MouseEvent('click', { bubbles: true }))]],
+    button: (control) => [[
+      control.dataset.value, () => control.dispatchEvent(new MouseEvent('click', { bubbles: true })),
+    ]],
   };
   const found = [];
   for (const name of new Set(all('[data-select]').map((control) => control.dataset.select))) {

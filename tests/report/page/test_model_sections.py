@@ -12,6 +12,7 @@ from proxycast.experiments.model_selection.model_ranking import ranking_tables
 from proxycast.experiments.model_selection.model_tables import model_selection_tables
 from proxycast.experiments.model_selection.writer_comparison import WRITERS_SCHEMA
 from proxycast.report.page.of_models.model_sections import MOST_DRAWN, MOST_PAIRED, model_sections
+from proxycast.report.page.of_models.solution_numbers import writers_compared
 from section_checks import (
     assert_lists_name_what_is_there,
     assert_rows_are_the_tables,
@@ -98,6 +99,15 @@ def test_undecided_pairs_are_counted_and_marked(sections, tables):
     assert (
         block.markup.count(">?</td>") == len(undecided) and block.markup.count(">&gt;</td>") == own["told_apart"].sum()
     )
+
+
+def test_marks_of_means_have_tooltips_for_they_cover_a_single_draw(tables):
+    [block] = writers_compared(tables["model_selection/writers"].filter(draw=0))
+    points = [layer["encoding"] for layer in block.spec["layer"] if layer["mark"]["type"] == "point"]
+    assert len(points) == 2
+    fields = [{shown["field"] for shown in encoding["tooltip"]} for encoding in points]
+    assert fields == [{"name", "problems", "draw", "shown"}, {"name", "problems", "draws", "shown"}]
+    assert marks(drawn(block), "symbol") == 2 * 6  # three writers, two numbers of problems
 
 
 def test_predicted_ranks_are_means_over_folds(sections, tables):

@@ -38,12 +38,14 @@ def writers_compared(writers: pl.DataFrame | None) -> list[Block]:
     shape = alt.Shape("name:N", legend=legend, scale=alt.Scale(domain=named))
     x = alt.X("problems:O", sort=numbers, title="Problems of each task", axis=alt.Axis(labelAngle=0))
     y = alt.Y("shown:Q", title="Spearman's ρ, mean over folds", scale=alt.Scale(zero=False))
-    tooltip = ["name:N", "problems:O", "draw:O", alt.Tooltip("shown:Q", title="rho", format=".3f")]
-    mean = base.transform_aggregate(shown="mean(shown)", groupby=["name", "problems"])
+    of_draw = ["name:N", "problems:O", "draw:O", alt.Tooltip("shown:Q", title="rho", format=".3f")]
+    # A mean covers its draw where there is one draw only, so it has a tooltip of its own.
+    of_mean = ["name:N", "problems:O", "draws:Q", alt.Tooltip("shown:Q", title="mean rho", format=".3f")]
+    mean = base.transform_aggregate(shown="mean(shown)", draws="count()", groupby=["name", "problems"])
     chart = alt.layer(
-        base.mark_point(size=18, opacity=0.5, filled=True).encode(x=x, y=y, color=colour, tooltip=tooltip),
+        base.mark_point(size=18, opacity=0.5, filled=True).encode(x=x, y=y, color=colour, tooltip=of_draw),
         mean.mark_line(strokeWidth=2).encode(x=x, y=y, color=colour, detail="name:N"),
-        mean.mark_point(size=60, filled=True, opacity=1).encode(x=x, y=y, color=colour, shape=shape),
+        mean.mark_point(size=60, filled=True, opacity=1).encode(x=x, y=y, color=colour, shape=shape, tooltip=of_mean),
     ).add_params(alt.param(name=WRITERS_METHOD, value=methods[0]), alt.param(name=FIGURE, value="spearman"))
     selects = [Select(FIGURE, "ρ", FIGURES)]
     several = len(methods) > 1
