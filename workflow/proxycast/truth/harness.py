@@ -318,20 +318,21 @@ def _run_task(
 
     chat = own.chat_template if wanted.apply_chat_template is None else wanted.apply_chat_template
     seeds = ("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed")
+    options = dict(
+        num_fewshot=wanted.num_fewshot,
+        limit=harness.limit,
+        apply_chat_template=chat,
+        gen_kwargs=dict(harness.generation) or None,
+        task_manager=manager,
+        confirm_run_unsafe_code=harness.run_unsafe_code,
+        log_samples=False,
+        bootstrap_iters=0,
+        **dict.fromkeys(seeds, harness.seed),
+    )
     try:
-        found = simple_evaluate(
-            model,
-            tasks=[wanted.task],
-            num_fewshot=wanted.num_fewshot,
-            limit=harness.limit,
-            apply_chat_template=chat,
-            gen_kwargs=dict(harness.generation) or None,
-            task_manager=manager,
-            confirm_run_unsafe_code=harness.run_unsafe_code,
-            log_samples=False,
-            bootstrap_iters=0,
-            **dict.fromkeys(seeds, harness.seed),
-        )
+        # For each task it would ask pip, CMake and others what is installed: a second for what is not kept.
+        with patch("torch.utils.collect_env.get_pretty_env_info", return_value=""):
+            found = simple_evaluate(model, tasks=[wanted.task], **options)
     except ValueError as error:
         if harness.run_unsafe_code or "unsafe" not in str(error):
             raise
