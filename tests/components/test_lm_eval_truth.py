@@ -112,7 +112,8 @@ def ours(folder: Path, problems: list[Solution]) -> float:
 
 
 def test_accuracy_is_ours_and_a_finished_task_is_kept(model_folder, include_path, problems, tmp_path, monkeypatch):
-    folder, results = model_folder(), tmp_path / "lm_eval"
+    folder, results, environments = model_folder(), tmp_path / "lm_eval", []
+    monkeypatch.setattr("torch.utils.collect_env.get_pretty_env_info", lambda: environments.append("asked for") or "")
     tasks = {
         "choices": CHOICES,
         "both": HarnessTask(task="toy_group", metric="acc,none"),
@@ -126,6 +127,7 @@ def test_accuracy_is_ours_and_a_finished_task_is_kept(model_folder, include_path
     kept = json.loads((results / "c1" / "choices.json").read_text())
     assert kept["lm_eval_version"] == LM_EVAL
     assert (kept["versions"], kept["n-shot"]) == ({"toy_choice": 3}, {"toy_choice": 0})
+    assert environments == []
 
     with monkeypatch.context() as patch:  # a rerun loads no model
         patch.setattr("proxycast.truth.harness.loaded_model", lambda *_: pytest.fail("loaded"))
