@@ -18,7 +18,7 @@ def texts(figure):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Text, "draw", draw)
-        figure.canvas.draw()
+        figure.draw_without_rendering()  # only the places of the texts are asked for, no pixel
     return [text for text, _ in drawn], np.array([box for _, box in drawn])
 
 

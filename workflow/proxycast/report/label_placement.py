@@ -54,7 +54,7 @@ def place_labels(
     The marker of an empty label is kept free too. `lines` are segments (x0, y0, x1, y1) in data units, such as error
     bars, that labels avoid where they can; `obstacles` are texts already there. Greedy, the most crowded point first,
     then a few sweeps in which each label may move again; deterministic. The axes must have their final place and
-    limits: call `figure.draw_without_rendering()` before.
+    limits: call `style.settled` before.
     """
     if not len(labels):
         return []

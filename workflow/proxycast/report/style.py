@@ -196,7 +196,9 @@ def settled(figure: Figure) -> Figure:
 
     With no engine at all, not even the placeholder that "none" leaves, for which `savefig` would draw each file twice.
     """
-    figure.draw_without_rendering()
+    engine = figure.get_layout_engine()
+    if engine is not None and figure.axes:
+        engine.execute(figure)  # what else drawing the figure does, drawing its files does again
     with matplotlib.rc_context({"figure.autolayout": False, "figure.constrained_layout.use": False}):
         figure.set_layout_engine(None)
     return figure

@@ -110,7 +110,7 @@ def _legend_below_title(figure: Figure, title: str, handles: list, columns: int,
     lines = -(-len(handles) // columns)
     style.grow(figure, lines)
     style.add_title(figure, title, warning)
-    figure.draw_without_rendering()  # the title is placed
+    figure.get_layout_engine().execute(figure)  # the title is placed
     top = figure._suptitle.get_window_extent().y0 / figure.bbox.height
     place = {"loc": "upper left", "bbox_to_anchor": (0, top), "borderpad": 0.2, "borderaxespad": 0.2}
     legend = figure.legend(handles=handles, ncols=columns, frameon=False, fontsize=style.SMALL, **place)
