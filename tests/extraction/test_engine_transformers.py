@@ -476,9 +476,8 @@ def test_nan_weights_name_model_solution_and_position(model_folder, where):
 # Greedy generation
 
 
-def greedy(folder, tokenizer, prompt, steps) -> str:
+def greedy(model, tokenizer, prompt, steps) -> str:
     """Arg max after arg max, each from a forward pass over everything before it."""
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
     ids = tokenizer(prompt)["input_ids"]
     length = len(ids)
     for _ in range(steps):
@@ -499,7 +498,8 @@ def test_generation_is_greedy_and_batches_change_nothing(model_folder, architect
     prompts = [prompt + solution[: i + 1] for i, (_, prompt, solution) in enumerate(PROBLEMS)] + ["Q: cat", "Q: hat"]
     texts = engine.generate(prompts, 12)
     assert texts == [engine.generate([prompt], 12)[0] for prompt in prompts]
-    assert texts == [greedy(folder, tokenizer, prompt, 12) for prompt in prompts]
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    assert texts == [greedy(model, tokenizer, prompt, 12) for prompt in prompts]
     assert len(set(texts)) > 3
 
 

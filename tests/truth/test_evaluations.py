@@ -170,8 +170,8 @@ def test_problems_behind_a_value(write):
 def test_problems_follow_from_published_accuracies():
     table = pl.read_csv(PUBLISHED / "datadecide_accuracy_1b.csv")
     for task in PROBLEMS.keys() - {"mmlu"}:
-        accuracies = table.filter(task=task)["acc_1b_default_seed"]
-        smallest = next(n for n in range(1, 20_000) if ((accuracies * n) - (accuracies * n).round()).abs().max() < 1e-6)
+        accuracies = table.filter(task=task)["acc_1b_default_seed"].to_numpy()
+        smallest = next(n for n in range(1, 20_000) if abs(accuracies * n - (accuracies * n).round()).max() < 1e-6)
         assert PROBLEMS[task] == smallest
 
 
