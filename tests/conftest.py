@@ -262,12 +262,35 @@ def tiny_model(architecture: str = "llama", vocabulary: int = 352, seed: int = 0
     raise ValueError(architecture)
 
 
+@pytest.fixture(scope="session")
+def tiny_folders(tmp_path_factory) -> Callable[[dict], Path]:
+    """A function: the folder of tiny_model(**kind) and its tokenizer, made once in this process; to be copied."""
+    made: dict[tuple, tuple[Path, object]] = {}
+
+    def folder_of(kind: dict) -> Path:
+        import torch
+
+        key = tuple(sorted(kind.items()))
+        if key not in made:
+            folder = tmp_path_factory.mktemp("tiny")
+            tiny_model(**kind).save_pretrained(folder)
+            byte_level_tokenizer().save_pretrained(folder)
+            made[key] = folder, torch.get_rng_state()
+        folder, state = made[key]
+        torch.set_rng_state(state)  # as if the model had been made now
+        return folder
+
+    return folder_of
+
+
 @pytest.fixture
-def model_folder(tmp_path):
+def model_folder(tmp_path, tiny_folders):
     """A function that saves a tiny model and its tokenizer: model_folder(name, **of tiny_model) -> folder."""
 
     def build(name: str = "model", model=None, tokenizer=None, **kind) -> Path:
         folder = tmp_path / name
+        if model is None and tokenizer is None:
+            return shutil.copytree(tiny_folders(kind), folder, copy_function=shutil.copyfile, dirs_exist_ok=True)
         (model or tiny_model(**kind)).save_pretrained(folder)
         (tokenizer or byte_level_tokenizer()).save_pretrained(folder)
         return folder
