@@ -29,6 +29,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from string import Template
 
+import forked_python
 import jsonschema
 import numpy as np
 import polars as pl
@@ -317,7 +318,7 @@ def with_programs(project: Path, *always: str) -> Path:  # noqa: F811
     python = shlex.quote(sys.executable)
     programs = {
         "python": f'exec {python} "$@"',
-        "snakemake": f'exec {python} -m snakemake {shlex.join(always)} "$@"',
+        "snakemake": f'exec {shlex.join(forked_python.command("-m", "snakemake", *always))} "$@"',
         "proxycast": f"exec {python} -c 'from proxycast.command.main import app; app()' \"$@\"",
         "python3": "exit 0",
         "pip": "exit 0",

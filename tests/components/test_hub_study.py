@@ -10,10 +10,9 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
+import forked_python
 import polars as pl
 import pytest
 import yaml
@@ -160,10 +159,8 @@ def project(tmp_path) -> Path:
 def snakemake(project: Path, endpoint: str, *arguments: str, fails: bool = False) -> str:
     hub = {"HF_ENDPOINT": endpoint, "HF_TOKEN": TOKEN, "HF_HOME": str(project / "cache"), "HF_HUB_OFFLINE": "0"}
     hub["PYTHONPATH"] = str(project / "workflow")  # its own library, which a test may break
-    command = [sys.executable, "-m", "snakemake", "--configfile", "config/study.yaml", "--cores", "2", *arguments]
-    finished = subprocess.run(
-        command, cwd=project, env=os.environ | hub, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    command = ["snakemake", "--configfile", "config/study.yaml", "--cores", "2", *arguments]
+    finished = forked_python.run(*command, cwd=project, env=os.environ | hub, merged=True, forked_jobs="")
     assert (finished.returncode != 0) == fails, finished.stdout[-5000:]
     return finished.stdout
 

@@ -1,10 +1,10 @@
 """A judge from one study applied in another, as a user does it: models in folders, no truth, one command."""
 
 import subprocess
-import sys
 from itertools import product
 from pathlib import Path
 
+import forked_python
 import polars as pl
 import pytest
 from conftest import copy_project, write_json
@@ -17,8 +17,8 @@ CORPORA, TASKS = ("core", "web_edu"), ("days_after", "homes", "products")
 
 
 def snakemake(project: Path) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "snakemake", "--configfile", "config/fresh.yaml", "--cores", "2"]
-    return subprocess.run(command, cwd=project, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    command = ["snakemake", "--configfile", "config/fresh.yaml", "--cores", "2"]
+    return forked_python.run(*command, cwd=project, merged=True)
 
 
 def finish_fresh(project: Path, smoke: Path) -> None:

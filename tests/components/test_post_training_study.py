@@ -1,10 +1,9 @@
 """The study of post-trained models, smaller: from one command to its report."""
 
-import subprocess
-import sys
 from itertools import combinations
 from pathlib import Path
 
+import forked_python
 import numpy as np
 import polars as pl
 import pytest
@@ -41,9 +40,9 @@ def finish_post_trained(project: Path) -> None:
     study["selection"] = {"bootstrap_replicates": 200}
     study["model_selection"] |= {"draws": 2}
     write_json(study, path)
-    command = [sys.executable, "-m", "snakemake", "--configfile", f"config/{STUDY}.yaml", "--cores", "2"]
+    command = ["snakemake", "--configfile", f"config/{STUDY}.yaml", "--cores", "2"]
     for _ in range(2):
-        run = subprocess.run(command, cwd=project, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        run = forked_python.run(*command, cwd=project, merged=True)
         assert run.returncode == 0, run.stdout[-5000:]
     assert "Nothing to be done" in run.stdout
 

@@ -5,12 +5,11 @@ They train two dozen models and half a dozen curves, some minutes each, so they 
 
 import json
 import re
-import subprocess
-import sys
 from itertools import combinations
 from math import comb
 from pathlib import Path
 
+import forked_python
 import numpy as np
 import polars as pl
 import pytest
@@ -26,8 +25,8 @@ METRIC = "multiple_choice_accuracy"
 
 
 def run(project: Path, study: str, *arguments: str) -> str:
-    command = [sys.executable, "-m", "snakemake", "--configfile", f"config/{study}.yaml", "--cores", "2", *arguments]
-    finished = subprocess.run(command, cwd=project, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    command = ["snakemake", "--configfile", f"config/{study}.yaml", "--cores", "2", *arguments]
+    finished = forked_python.run(*command, cwd=project, merged=True)
     assert finished.returncode == 0, finished.stdout[-5000:]
     return finished.stdout
 

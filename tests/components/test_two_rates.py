@@ -1,10 +1,9 @@
 """Corpora of text without a truth: one size trained at two learning rates, and means of a run's last checkpoints."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
+import forked_python
 import polars as pl
 import pytest
 from conftest import byte_level_tokenizer, copy_project, write_json, write_rows
@@ -44,9 +43,10 @@ def project(tmp_path_factory) -> Path:
     write_json({"name": "sums", "solutions": "own/sums.jsonl"}, project / "config/tasks/mine/sums.yaml")
     write_json(LADDER, project / "config/ladders/mine.yaml")
     write_json(STUDY, project / "config/rates.yaml")
-    command = [sys.executable, "-m", "snakemake", "--configfile", "config/rates.yaml", "--cores", "2"]
+    command = ["snakemake", "--configfile", "config/rates.yaml", "--cores", "2"]
     environment = os.environ | {"PYTHONPATH": str(project / "workflow"), "CUDA_VISIBLE_DEVICES": ""}
-    subprocess.run(command, cwd=project, env=environment, check=True)
+    run = forked_python.run(*command, cwd=project, env=environment, merged=True)
+    assert run.returncode == 0, run.stdout[-5000:]
     return project
 
 

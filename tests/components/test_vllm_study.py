@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import forked_python
 import polars as pl
 import psutil
 import pytest
@@ -21,10 +22,8 @@ KEY = ["checkpoint", "task", "statistic", "weighting"]
 
 
 def run(project: Path, *arguments: str, study: str = "smoke", **environment: str) -> str:
-    command = [sys.executable, "-m", "snakemake", "--configfile", f"config/{study}.yaml", "--cores", "2", *arguments]
-    finished = subprocess.run(
-        command, cwd=project, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | environment
-    )
+    command = ["snakemake", "--configfile", f"config/{study}.yaml", "--cores", "2", *arguments]
+    finished = forked_python.run(*command, cwd=project, merged=True, env=os.environ | environment, forked_jobs="vllm")
     assert finished.returncode == 0, finished.stdout[-5000:]
     return finished.stdout
 

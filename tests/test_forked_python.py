@@ -1,0 +1,60 @@
+"""What is forked is as `python` would be: exit status, streams, folder, environment, and what is left behind a kill."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import forked_python
+import psutil
+import pytest
+
+ENDS = {
+    "import sys; sys.exit(7)": 7,
+    "import sys; sys.exit()": 0,
+    "import sys; sys.exit('no such file')": 1,
+    "raise ValueError('wrong')": 1,
+    "import os, signal; os.kill(os.getpid(), signal.SIGTERM)": -signal.SIGTERM,
+    "import atexit; atexit.register(print, 'the end')": 0,
+    "import threading; threading.Timer(0.2, print, ['late']).start()": 0,
+    "import os, sys; print(os.getcwd(), os.environ['COLOUR'], sys.argv, __name__, sys.stdin.read())": 0,
+}
+
+
+@pytest.mark.parametrize("code, status", ENDS.items(), ids=range(len(ENDS)))
+def test_it_ends_as_python_does(code, status, tmp_path):
+    (tmp_path / "ends.py").write_text(code)
+    environment = os.environ | {"COLOUR": "green", "PYTHONPATH": str(tmp_path)}
+    forked = forked_python.run("ends", "one", cwd=tmp_path, env=environment)
+    command = [sys.executable, "-m", "ends", "one"]
+    real = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL
+    )
+    assert (forked.returncode, forked.stdout) == (real.returncode, real.stdout)
+    assert forked.returncode == status
+    assert forked.stderr.splitlines()[-1:] == real.stderr.splitlines()[-1:]
+
+
+def test_what_takes_too_long_is_killed(tmp_path):
+    (tmp_path / "sleeps.py").write_text("import os, time; print(os.getpid(), flush=True); time.sleep(60)")
+    with pytest.raises(TimeoutError):
+        forked_python.run("sleeps", cwd=tmp_path, timeout=0.5)
+
+
+def test_who_asks_and_is_killed_leaves_nothing(tmp_path):
+    (tmp_path / "sleeps.py").write_text("import os, time; print(os.getpid(), flush=True); time.sleep(60)")
+    command = forked_python.command("-m", "sleeps")
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as asking:
+        sleeping = psutil.Process(int(asking.stdout.readline()))
+        asking.kill()
+    sleeping.wait(30)
+
+
+def test_a_script_that_is_forked_cannot_change_what_was_read_at_import(tmp_path):
+    (tmp_path / "script.py").write_text("print('ran')")
+    command = forked_python.command("script.py")
+    for home, said in ((os.environ.get("HF_HOME"), "ran"), (str(tmp_path), "another HF_HOME")):
+        environment = os.environ | ({"HF_HOME": home} if home else {})
+        run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert said in run.stdout + run.stderr
+        assert (run.returncode == 0) == (said == "ran")
