@@ -38,7 +38,7 @@ def finish_post_trained(project: Path) -> None:
     study["writers"]["teacher"]["checkpoint"] = "steps_much-gpt2-334k-sft_styles-seed0-step150"
     study["extraction"]["temperatures"] = [0.5, 0.8, 1, 1.26, 2]
     study["selection"] = {"bootstrap_replicates": 200}
-    study["model_selection"] |= {"draws": 2}
+    study["model_selection"] |= {"draws": 1}
     write_json(study, path)
     command = ["snakemake", "--configfile", f"config/{STUDY}.yaml", "--cores", "2"]
     for _ in range(2):
