@@ -61,36 +61,36 @@ def _next(requests: socket.socket) -> tuple[dict, list[int]]:
         events.register(descriptor, select.POLLIN)
     forks, replies = {}, {}  # by descriptor of the process, and of who waits for it
     while True:
-        for descriptor, _ in events.poll():
-            if descriptor == 0:
-                for pid, _ in forks.values():
-                    os.kill(pid, signal.SIGKILL)
-                os._exit(0)
-            if descriptor == requests.fileno():
-                message, streams, *_ = socket.recv_fds(requests, 1 << 20, 3)
-                pid = os.fork()
-                if not pid:
-                    for each in (requests.fileno(), streams.pop(), *forks, *replies):
-                        os.close(each)
-                    return json.loads(message), streams
-                for stream in streams[:2]:
-                    os.close(stream)
-                process, reply = os.pidfd_open(pid), streams[2]
-                forks[process], replies[reply] = (pid, reply), pid
-                events.register(process, select.POLLIN)
-                events.register(reply, select.POLLRDHUP)
-            elif descriptor in replies:
-                os.kill(replies.pop(descriptor), signal.SIGKILL)
-                events.unregister(descriptor)
-            else:
-                pid, reply = forks.pop(descriptor)
-                status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-                if replies.pop(reply, None):
-                    events.unregister(reply)
-                    with suppress(BrokenPipeError):
-                        os.write(reply, str(status).encode())
-                events.unregister(descriptor)
-                os.close(descriptor), os.close(reply)
+        descriptor, _ = events.poll()[0]  # to handle one may be to close another
+        if descriptor == 0:
+            for pid, _ in forks.values():
+                os.kill(pid, signal.SIGKILL)
+            os._exit(0)
+        if descriptor == requests.fileno():
+            message, streams, *_ = socket.recv_fds(requests, 1 << 20, 3)
+            pid = os.fork()
+            if not pid:
+                for each in (requests.fileno(), streams.pop(), *forks, *replies):
+                    os.close(each)
+                return json.loads(message), streams
+            for stream in streams[:2]:
+                os.close(stream)
+            process, reply = os.pidfd_open(pid), streams[2]
+            forks[process], replies[reply] = (pid, reply), pid
+            events.register(process, select.POLLIN)
+            events.register(reply, select.POLLRDHUP)
+        elif descriptor in replies:
+            os.kill(replies.pop(descriptor), signal.SIGKILL)
+            events.unregister(descriptor)
+        else:
+            pid, reply = forks.pop(descriptor)
+            status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+            if replies.pop(reply, None):
+                events.unregister(reply)
+                with suppress(BrokenPipeError):
+                    os.write(reply, str(status).encode())
+            events.unregister(descriptor)
+            os.close(descriptor), os.close(reply)
 
 
 def _fork_jobs(place: str) -> None:
