@@ -29,7 +29,7 @@ JOBS += ["torch._inductor.compile_fx", "safetensors.torch", "scipy.stats", "scip
 JOBS += ["matplotlib.pyplot", "matplotlib.backends.backend_svg", "jinja2.environment", "pydantic", "rich.progress"]
 VLLM = [*JOBS, "vllm.entrypoints.llm", "vllm.model_executor.models.llama", "vllm.v1.worker.cpu_worker"]
 IMPORTED = {"snakemake": SNAKEMAKE, "jobs": JOBS, "vllm": VLLM}
-READ_AT_IMPORT = ("HF_", "TRANSFORMERS_")  # variables that a fork cannot change
+READ_AT_IMPORT = {"HF_HOME", "HF_ENDPOINT", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"}
 
 
 def ask(place: str, words: list[str], streams: tuple[int, int], timeout: float | None = None, **more) -> int:
@@ -126,8 +126,8 @@ def _become(request: dict, streams: list[int], paths: list[str]) -> None:
         sys.argv[1:] = arguments[1:]
         runpy.run_module(arguments[0], run_name="__main__", alter_sys=True)
         return
-    if late := sorted(name for name in changed if name.startswith(READ_AT_IMPORT)):
-        sys.exit(f"{kind} cannot be forked with another {', '.join(late)}: start its Snakemake without forked_jobs")
+    if changed & READ_AT_IMPORT:  # by what is imported: too late for a fork
+        os.execv(sys.executable, [sys.executable, *request["words"]])
     if "OMP_NUM_THREADS" in changed:
         from threadpoolctl import threadpool_limits
 

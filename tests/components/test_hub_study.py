@@ -160,7 +160,7 @@ def snakemake(project: Path, endpoint: str, *arguments: str, fails: bool = False
     hub = {"HF_ENDPOINT": endpoint, "HF_TOKEN": TOKEN, "HF_HOME": str(project / "cache"), "HF_HUB_OFFLINE": "0"}
     hub["PYTHONPATH"] = str(project / "workflow")  # its own library, which a test may break
     command = ["snakemake", "--configfile", "config/study.yaml", "--cores", "2", *arguments]
-    finished = forked_python.run(*command, cwd=project, env=os.environ | hub, merged=True, forked_jobs="")
+    finished = forked_python.run(*command, cwd=project, env=os.environ | hub, merged=True)
     assert (finished.returncode != 0) == fails, finished.stdout[-5000:]
     return finished.stdout
 
