@@ -5,6 +5,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import polars as pl
@@ -13,6 +14,7 @@ from tqdm import tqdm
 from proxycast.config.extraction import ExtractionOptions
 from proxycast.extraction.engines.base import Engine
 from proxycast.extraction.schema import TOKEN_STATS_SCHEMA
+from proxycast.extraction.weights_ahead import WeightsAhead
 from proxycast.jobs import PROGRESS_SECONDS
 from proxycast.solutions.rows import Solution
 from proxycast.solutions.tokenisation import ScoredSequence, tokenize
@@ -70,40 +72,72 @@ def walk(
     `code`. `measure(checkpoint, folder, tasks)` yields a table with a column `task` for each of these tasks, in order.
 
     Returns checkpoint -> fingerprint over its tasks. Rows whose fingerprint is the same are kept; `measure` is called
-    for the other tasks only. The file is the one of a first run. Every folder is checked before the first model runs.
+    for the other tasks only. The file is the one of a first run. Every folder is checked before the first model runs;
+    the bytes of new checkpoints' weights are read ahead of their engine (`WeightsAhead`), and a table is written while
+    the next checkpoint is measured.
     """
     for _, folder in checkpoints:
         check_folder(folder)
-    tasks_of: dict[str, dict[str, str]] = {}  # checkpoint -> task -> fingerprint
-    for checkpoint, folder in checkpoints:
-        weights = model_fingerprint(folder)
-        tasks_of[checkpoint] = {task: fingerprint(weights, own, code) for task, own in made_from[checkpoint].items()}
-    fingerprints = {checkpoint: fingerprint(list(tasks.items())) for checkpoint, tasks in tasks_of.items()}
-    parts = {checkpoint: parts_dir / f"{checkpoint}.parquet" for checkpoint, _ in checkpoints}
     for unfinished in parts_dir.glob(".*.parquet"):  # of a job that was killed while it wrote
         unfinished.unlink(missing_ok=True)
-    to_measure = {checkpoint: _not_in(parts[checkpoint], tasks) for checkpoint, tasks in tasks_of.items()}
-    total, left = (sum(map(len, found.values())) for found in (tasks_of, to_measure))
+    parts = {checkpoint: parts_dir / f"{checkpoint}.parquet" for checkpoint, _ in checkpoints}
+    # What a file holds may be of other weights; where there is none, they are read while a model runs.
+    ahead = WeightsAhead({checkpoint: folder for checkpoint, folder in checkpoints if not parts[checkpoint].exists()})
+    tasks_of = {
+        checkpoint: _of_tasks(made_from[checkpoint], model_fingerprint(folder), code)
+        for checkpoint, folder in checkpoints
+        if checkpoint not in ahead
+    }
+    to_measure = {
+        checkpoint: list(tasks) if checkpoint in ahead else _not_in(parts[checkpoint], tasks_of[checkpoint])
+        for checkpoint, tasks in made_from.items()
+    }
+    total, left = (sum(map(len, found.values())) for found in (made_from, to_measure))
     log.info("%d of %d tasks of %d checkpoints are done already", total - left, total, len(checkpoints))
-    with tqdm(total=left, unit="task", mininterval=PROGRESS_SECONDS, file=sys.stderr, disable=not left) as bar:
+    with (
+        tqdm(total=left, unit="task", mininterval=PROGRESS_SECONDS, file=sys.stderr, disable=not left) as bar,
+        ThreadPoolExecutor(1) as writer,  # of one table, while the next model is loaded
+    ):
+        written = writer.submit(bool)  # nothing before the first one
         for checkpoint, folder in checkpoints:
-            if table_fingerprint(parts[checkpoint]) == fingerprints[checkpoint]:
+            if checkpoint not in ahead and table_fingerprint(parts[checkpoint]) == _of_all(tasks_of[checkpoint]):
                 continue
             bar.set_description(checkpoint, refresh=False)
-            started, tasks, missing = time.monotonic(), tasks_of[checkpoint], to_measure[checkpoint]
-            tables = _rows_in(parts[checkpoint], tasks.keys() - missing)
+            started, missing = time.monotonic(), to_measure[checkpoint]
+            tables = _rows_in(parts[checkpoint], made_from[checkpoint].keys() - missing)
+            ahead.begin(checkpoint)
             if missing:
                 for task, table in zip(missing, measure(checkpoint, folder, missing), strict=True):
                     tables[task] = table
                     bar.update()
-            # One chunk a task: polars lays a file out by chunks.
-            table = pl.concat([tables[task].rechunk() for task in tasks])
-            write_table(table, parts[checkpoint], fingerprints[checkpoint], metadata={TASKS: json.dumps(tasks)})
-            log.info(
-                "%s of %s written: %d rows in %.1f s, %d of %d tasks measured",
-                *(parts_dir.parent.name, checkpoint, len(table), time.monotonic() - started, len(missing), len(tasks)),
-            )
-    return fingerprints
+            if checkpoint in ahead:
+                tasks_of[checkpoint] = _of_tasks(made_from[checkpoint], ahead.fingerprint(checkpoint), code)
+            written.result()
+            written = writer.submit(_write, parts[checkpoint], tables, tasks_of[checkpoint], len(missing), started)
+        written.result()
+    return {checkpoint: _of_all(tasks_of[checkpoint]) for checkpoint, _ in checkpoints}
+
+
+def _of_tasks(made_from: Mapping[str, str], weights: str, code: str) -> dict[str, str]:
+    """Task -> fingerprint of its rows, for a checkpoint with these weights."""
+    return {task: fingerprint(weights, own, code) for task, own in made_from.items()}
+
+
+def _of_all(tasks: Mapping[str, str]) -> str:
+    """The fingerprint of a checkpoint's table, from those of its tasks."""
+    return fingerprint(list(tasks.items()))
+
+
+def _write(
+    part: Path, tables: Mapping[str, pl.DataFrame], tasks: Mapping[str, str], measured: int, started: float
+) -> None:
+    # One chunk a task: polars lays a file out by chunks.
+    table = pl.concat([tables[task].rechunk() for task in tasks])
+    write_table(table, part, _of_all(tasks), metadata={TASKS: json.dumps(tasks)})
+    log.info(
+        "%s of %s written: %d rows in %.1f s, %d of %d tasks measured",
+        *(part.parent.parent.name, part.stem, len(table), time.monotonic() - started, measured, len(tasks)),
+    )
 
 
 def _not_in(part: Path, tasks: Mapping[str, str]) -> list[str]:
