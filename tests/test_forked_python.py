@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 
 import forked_python
 import psutil
@@ -36,9 +37,12 @@ def test_it_ends_as_python_does(code, status, tmp_path):
 
 
 def test_what_takes_too_long_is_killed(tmp_path):
-    (tmp_path / "sleeps.py").write_text("import os, time; print(os.getpid(), flush=True); time.sleep(60)")
+    (tmp_path / "sleeps.py").write_text("import os, time; open('pid', 'w').write(str(os.getpid())); time.sleep(60)")
+    forked_python.run("platform", cwd=tmp_path)  # the server has imported what it needs
     with pytest.raises(TimeoutError):
-        forked_python.run("sleeps", cwd=tmp_path, timeout=0.5)
+        forked_python.run("sleeps", cwd=tmp_path, timeout=3)
+    with suppress(psutil.NoSuchProcess):
+        psutil.Process(int((tmp_path / "pid").read_text())).wait(30)
 
 
 def test_who_asks_and_is_killed_leaves_nothing(tmp_path):

@@ -1,6 +1,7 @@
 """What a sweep does beside the model that runs: it reads the next weights, and writes the table before."""
 
 import threading
+from concurrent.futures import Future
 
 import polars as pl
 import pytest
@@ -108,16 +109,33 @@ def test_what_was_measured_is_written_when_the_next_model_fails(folders, tmp_pat
     assert [path.name for path in (tmp_path / "parts").iterdir()] == ["step0.parquet"]
 
 
-def test_weights_that_are_not_as_they_were_written_leave_no_table(folders, tmp_path, monkeypatch):
+@pytest.mark.parametrize("damaged", NAMES[:2])
+def test_weights_that_are_not_as_they_were_written_leave_no_table(folders, tmp_path, monkeypatch, damaged):
+    """Of a checkpoint behind the first they are known while another one is measured, so no engine gets them."""
+    found, measured = threading.Event(), []
+
+    class Told(Future):
+        def set_exception(self, error):
+            super().set_exception(error)
+            found.set()
+
     def fingerprint(folder):
-        if folder.name == "step1":
+        if folder.name == damaged:
             raise InputError(f"{folder}: damaged")
         return model_fingerprint(folder)
 
+    def measure(checkpoint, folder, tasks):
+        measured.append(checkpoint)
+        assert found.wait(SOON)
+        yield TABLE
+
+    monkeypatch.setattr(weights_ahead, "Future", Told)
     monkeypatch.setattr(weights_ahead, "model_fingerprint", fingerprint)
-    with pytest.raises(InputError, match="step1: damaged"):
-        run(folders, tmp_path / "parts", lambda *_: iter([TABLE]))
-    assert [path.name for path in (tmp_path / "parts").iterdir()] == ["step0.parquet"]
+    with pytest.raises(InputError, match=f"{damaged}: damaged"):
+        run(folders, tmp_path / "parts", measure)
+    before = NAMES[: NAMES.index(damaged)]
+    assert sorted(path.stem for path in (tmp_path / "parts").glob("*")) == before
+    assert measured in (before, NAMES[:1])
 
 
 def test_files_of_a_run_before_are_compared_before_the_first_model_runs(folders, fingerprinted, tmp_path):

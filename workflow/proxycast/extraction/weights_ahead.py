@@ -27,12 +27,17 @@ class WeightsAhead:
         return checkpoint in self._folders
 
     def begin(self, checkpoint: str) -> None:
-        """The checkpoint is about to be loaded: its weights and those of the next one are read. In order, each once."""
+        """The checkpoint is about to be loaded: its weights and those of the next one are read. In order, each once.
+
+        Raises the error of `model_fingerprint` if the weights have been read by now, before an engine is given them.
+        """
         if checkpoint in self:
             self._allowed.release()
+            if self._found[checkpoint].done():
+                self._found[checkpoint].result()
 
     def fingerprint(self, checkpoint: str) -> str:
-        """`model_fingerprint` of a checkpoint that has begun, whose error it raises."""
+        """`model_fingerprint` of a checkpoint that has begun, whose error it raises; waits until it is there."""
         return self._found[checkpoint].result()
 
     def _read(self) -> None:
