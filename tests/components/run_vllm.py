@@ -5,6 +5,7 @@ interpreter; vLLM's CPU build looks for a Triton with a CPU backend, and gets th
 """
 
 import json
+import logging
 import os
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ import polars as pl
 def main() -> None:
     settings, out = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
     os.environ |= settings["environment"]
+    logging.basicConfig(level=logging.INFO)
     if settings["runner"] == "v2":
         os.environ |= {"VLLM_USE_V2_MODEL_RUNNER": "1", "TRITON_INTERPRET": "1"}
         pretend_cpu_backend()

@@ -87,7 +87,10 @@ NOT_IN_PLACE = {"qwen3_moe"}
 
 
 @pytest.mark.parametrize("kind", sorted(set(AWKWARD) - {THROUGH_TRANSFORMERS, NOT_IN_FLOAT32}))
-def test_agrees_with_float32_logits_and_reloads_in_place(kind, tmp_path, vllm_engine, caplog):
+def test_agrees_with_float32_logits_and_reloads_in_place(kind, tmp_path, vllm_engine, caplog, monkeypatch):
+    """With the head as a matrix, as on a GPU; the other tests take vLLM's logits, as is faster on a CPU."""
+    monkeypatch.setattr("proxycast.extraction.engines.workers.vllm_worker.MATRIX_ON", {"cpu"})
+    caplog.set_level(logging.INFO)
     folders = [AWKWARD[kind](tmp_path / str(seed), seed) for seed in (0, 1)]
     engine, running = vllm_engine(), []
     for folder in (*folders, *folders):
@@ -98,6 +101,7 @@ def test_agrees_with_float32_logits_and_reloads_in_place(kind, tmp_path, vllm_en
         assert_agrees(table, reference(folder, sequences))
         assert table["position"].to_list() == [p for s in sequences for p in range(s.start, s.stop)]
         assert table["token"].to_list() == [t for s in sequences for t in s.token_ids[s.start : s.stop]]
+    assert "(the head as a matrix)" in caplog.text and "vLLM's logits" not in caplog.text
     # The first two have an engine each; the third proves that loading in place says the same as its own engine did.
     if kind in NOT_IN_PLACE:
         assert len(set(map(id, running))) == 4 and caplog.text.count("off those by a new engine; so each") == 1
@@ -170,7 +174,7 @@ def test_another_architecture_gets_another_engine(tmp_path, llama_folders, vllm_
 
 
 def test_what_vllm_says_of_unloaded_layers_is_heard():
-    from proxycast.extraction.engines.vllm_worker import _unloaded_layers
+    from proxycast.extraction.engines.workers.vllm_worker import _unloaded_layers
     from vllm.model_executor.model_loader.reload import layerwise
 
     with _unloaded_layers() as unloaded:
@@ -286,12 +290,15 @@ PROCESSES = {
 
 def run_apart(tmp_path: Path, folders: list[Path], runner="v1", environment=None, options=None):
     """Statistics and continuations of four tokens by a vLLM engine in a process of its own."""
+    workers = (options or {}).get("tensor_parallel_size", 1)
+    how = "(vLLM's logits, which are faster on a CPU)" if workers == 1 else f"(the head in {workers} slices)"
     settings = dict(runner=runner, environment=environment or {}, options=options or {}, texts=TEXTS)
     (tmp_path / "options.json").write_text(json.dumps(settings | {"folders": [str(f) for f in folders]}))
     out = tmp_path / "out.parquet"
     command = [sys.executable, Path(__file__).with_name("run_vllm.py"), tmp_path / "options.json", out]
     finished = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300)
     assert finished.returncode == 0, finished.stdout[-6000:]
+    assert how in finished.stdout
     return pl.read_parquet(out), json.loads(out.with_suffix(".json").read_text())
 
 
@@ -336,7 +343,7 @@ def test_an_answer_without_the_hook_is_an_error(llama_folders, vllm_engine):
 
 
 def test_other_tokens_than_asked_for_are_an_error(llama_folders, vllm_engine):
-    from proxycast.extraction.engines.vllm import HookError
+    from proxycast.extraction.engines.vllm_replies import HookError, arranged
 
     engine = vllm_engine()
     engine.load(llama_folders[0])
@@ -344,27 +351,69 @@ def test_other_tokens_than_asked_for_are_an_error(llama_folders, vllm_engine):
     asked = np.concatenate([s.token_ids[s.start : s.stop] for s in sequences])
     spans = np.array([(i, 0, s.start, s.stop - s.start) for i, s in enumerate(sequences)], np.int32)
     columns = np.arange(6 * len(asked), dtype=np.float32)
-    arranged = engine._arranged(sequences, spans.tobytes(), asked.tobytes(), columns.tobytes())
-    np.testing.assert_array_equal(arranged, columns.reshape(6, -1))
+    found = arranged(engine._folder, sequences, spans.tobytes(), asked.tobytes(), columns.tobytes())
+    np.testing.assert_array_equal(found, columns.reshape(6, -1))
     wrong = asked.copy()
     wrong[len(asked) - 1] += 1
     with pytest.raises(HookError, match=f"cat: asked for token {asked[-1]} at position {sequences[1].stop - 1}, got "):
-        engine._arranged(sequences, spans.tobytes(), wrong.tobytes(), columns.tobytes())
+        arranged(engine._folder, sequences, spans.tobytes(), wrong.tobytes(), columns.tobytes())
     short = spans[:1], asked[: spans[0, 3]], columns.reshape(6, -1)[:, : spans[0, 3]]
     with pytest.raises(HookError, match=f"cat: .*position {sequences[1].start}, got nothing"):
-        engine._arranged(sequences, *(part.tobytes() for part in short))
+        arranged(engine._folder, sequences, *(part.tobytes() for part in short))
 
 
-def test_other_log_probs_than_stock_are_an_error(llama_folders, vllm_engine, monkeypatch):
-    from proxycast.extraction.engines import vllm_worker
-    from proxycast.extraction.engines.vllm import HookError
-
-    reduce = vllm_worker.token_stats_from_hidden
+def says_less_by_a_hundredth(monkeypatch, module) -> None:
+    reduce = module.token_stats_from_hidden
     monkeypatch.setattr(
-        vllm_worker,
+        module,
         "token_stats_from_hidden",
         lambda *args, **kw: (stats := reduce(*args, **kw))._replace(logprob=stats.logprob - 0.01),
     )
+
+
+def test_a_head_whose_matrix_says_something_else_is_not_taken(llama_folders, vllm_engine, monkeypatch, caplog):
+    from proxycast.extraction.engines.workers import vllm_head
+
+    monkeypatch.setattr("proxycast.extraction.engines.workers.vllm_worker.MATRIX_ON", {"cpu"})
+    says_less_by_a_hundredth(monkeypatch, vllm_head)
+    engine = vllm_engine()
+    with caplog.at_level(logging.INFO):
+        engine.load(llama_folders[0])
+    assert "(vLLM's logits: by the matrix, logprob are others)" in caplog.text
+    sequences = tokenize(TEXTS, engine.tokenizer, engine.context)
+    assert_agrees(engine.token_stats(sequences), reference(llama_folders[0], sequences))
+
+
+def test_what_stands_behind_a_head_is_seen(llama_folders, vllm_engine):
+    from proxycast.extraction.engines.workers.vllm_head import NotAMatrix, head_of
+
+    engine = vllm_engine()
+    engine.load(llama_folders[0])
+    runner = runner_of(engine)
+    arguments = runner.model, engine.vocabulary, 64, torch.float32, torch.device("cpu")
+    assert head_of(*arguments).ranks == 1
+    for changed, against in [
+        (lambda hidden, compute: compute(hidden) + 1, "something stands behind the head"),
+        (lambda hidden, compute: compute(hidden * 2), "something stands in front of the head"),
+        (lambda hidden, compute: compute(hidden) * torch.nan, "they are not finite"),
+        (lambda hidden, compute: hidden @ torch.ones(64, engine.vocabulary), "0 layers of vLLM's LogitsProcessor"),
+    ]:
+        model = torch.nn.ModuleList([runner.model])
+        model.compute_logits = lambda hidden, changed=changed: changed(hidden, runner.model.compute_logits)
+        with pytest.raises(NotAMatrix, match=against):
+            head_of(model, *arguments[1:])
+
+
+def test_other_log_probs_than_stock_are_an_error(llama_folders, vllm_engine, monkeypatch):
+    from proxycast.extraction.engines.vllm import HookError
+    from proxycast.extraction.engines.workers import vllm_worker
+    from proxycast.extraction.engines.workers.vllm_head import NotAMatrix
+
+    def no_matrix(*arguments):
+        raise NotAMatrix("not now")
+
+    monkeypatch.setattr(vllm_worker, "head_of", no_matrix)
+    says_less_by_a_hundredth(monkeypatch, vllm_worker)
     with pytest.raises(HookError, match="by the hook and by vLLM itself differ by 0.01 nats"):
         vllm_engine().load(llama_folders[0])
 
@@ -445,7 +494,7 @@ class FakeRunner:
 
 
 def test_a_changed_signature_or_attribute_is_an_error():
-    from proxycast.extraction.engines.vllm_worker import Collected, _install_v1, _install_v2
+    from proxycast.extraction.engines.workers.vllm_worker import Collected, _install_v1, _install_v2
     from vllm.v1.worker.gpu.sample.prompt_logprob import PromptLogprobsWorker
 
     with pytest.raises(RuntimeError, match="_get_prompt_logprobs_dict takes .*surprise.*knows"):

@@ -12,7 +12,7 @@ import pytest
 import torch
 from proxycast.cluster.cost_model import model_in
 from proxycast.config.extraction import ExtractionOptions
-from proxycast.extraction.engines.reading import (
+from proxycast.extraction.engines.modules.reading import (
     NotReadable,
     Reader,
     Sharing,

@@ -3,6 +3,7 @@
 import json
 import logging
 import random
+import threading
 
 import numpy as np
 import polars as pl
@@ -10,6 +11,7 @@ import pytest
 from conftest import tiny_model
 from proxycast.config.extraction import ExtractionOptions
 from proxycast.config.tasks import Task
+from proxycast.extraction import sweep as module
 from proxycast.extraction.engines.base import token_stats_table
 from proxycast.extraction.engines.transformers import TransformersEngine
 from proxycast.extraction.sweep import EXTRACTED_SCHEMA, TASKS, _not_in, extract, walk
@@ -32,6 +34,9 @@ class Recorder:
 
     def __init__(self):
         self.tokenizers, self.loads, self.read = TokenizerCache(), [], []
+
+    def reads(self, folder):
+        return self.tokenizers.load(folder), self.context
 
     def load(self, folder):
         if self.loads[-1:] != [folder.name]:
@@ -284,3 +289,46 @@ def test_truth_does_not_depend_on_the_tail_of_solutions(truth):
 def test_a_table_of_bad_faith_has_no_finished_tasks(tmp_path, said):
     write_table(pl.DataFrame({"a": [1]}), tmp_path / "x.parquet", "mark", metadata={TASKS: said})
     assert _not_in(tmp_path / "x.parquet", {"a": "x"}) == ["a"]
+
+
+@pytest.fixture
+def tokenised(monkeypatch):
+    """What has been tokenised: (first key, context) of each call, and an event for the first of them."""
+    calls, first, tokenize = [], threading.Event(), module.tokenize
+
+    def told(texts, tokenizer, context, **reading):
+        found = tokenize(texts, tokenizer, context, **reading)
+        calls.append((texts[0][0], context))
+        first.set()
+        return found
+
+    monkeypatch.setattr(module, "tokenize", told)
+    return calls, first
+
+
+def test_texts_are_tokenised_once_a_sweep_while_the_first_model_is_loaded(sweep, tasks, tokenised, monkeypatch):
+    calls, first = tokenised
+    load = Recorder.load
+
+    def waits(self, folder):
+        assert first.wait(30)
+        load(self, folder)
+
+    monkeypatch.setattr(Recorder, "load", waits)
+    read, loads, _ = sweep(tasks)
+    assert loads == ["folder0", "folder1"] and len(read) == 8
+    assert calls == [(f"{task}/s0", 256) for task in TASK_NAMES]
+
+
+def test_a_checkpoint_with_another_context_is_tokenised_anew(sweep, tasks, tokenised):
+    engine = Recorder()
+    sweep(tasks, engine=engine)
+    engine.context = 255
+    sweep(tasks, "others", engine=engine)
+    assert [context for _, context in tokenised[0]] == [256] * 4 + [255] * 4
+
+
+def test_a_text_that_cannot_be_tokenised_is_named_by_the_sweep(sweep, tasks):
+    tasks["d"][2] = tasks["d"][2].model_copy(update={"solution": "x" * 999})
+    with pytest.raises(InputError, match="d/s2: found 1009 tokens .*set extraction.windowing"):
+        sweep(tasks, options=OPTIONS.model_copy(update={"windowing": False}))

@@ -5,6 +5,8 @@ import os
 import re
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from proxycast.extraction import token_stats as module
 from proxycast.extraction.schema import TokenStats
-from proxycast.extraction.token_stats import Head, token_stats, token_stats_from_hidden
+from proxycast.extraction.token_stats import Head, Slice, token_stats, token_stats_from_hidden, token_stats_of_slice
 
 
 def brute_force(logits: torch.Tensor, targets: torch.Tensor) -> list[tuple[float, ...]]:
@@ -167,3 +169,99 @@ def test_the_kernels_of_a_gpu_in_tritons_interpreter():
     )
     passed = re.search(r"(\d+) passed", done.stdout)
     assert done.returncode == 0 and passed and int(passed[1]) >= 50, done.stdout + done.stderr
+
+
+def shared_among(workers: int, run):
+    """`run(worker, total, gather)` for each worker in a thread of its own, whose exchanges wait for the others."""
+    barrier, given = threading.Barrier(workers), [None] * workers
+
+    def exchange(worker: int, value: torch.Tensor) -> list[torch.Tensor]:
+        given[worker] = value
+        barrier.wait(10)
+        found = list(given)
+        barrier.wait(10)
+        return found
+
+    def of(worker: int):
+        return run(
+            worker,
+            lambda values: torch.stack(exchange(worker, values)).sum(0),
+            lambda parts: torch.stack(exchange(worker, parts), dim=1),
+        )
+
+    with ThreadPoolExecutor(workers) as pool:
+        return list(pool.map(of, range(workers)))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(0, 2**32),
+    st.lists(st.integers(0, 90), min_size=1, max_size=4).filter(lambda sizes: sum(sizes) >= 2),
+    st.integers(0, 9),
+    st.sampled_from(["any", "ties", "masked", "far"]),
+)
+@example(0, [1, 1], 3, "any")
+@example(0, [0, 2, 0], 3, "ties")
+@example(0, [200, 5, 300], 7, "far")
+def test_workers_that_share_the_vocabulary_find_the_statistics_of_the_whole(seed, sizes, rows, kind):
+    """Worker by worker, the head's rows are its slice; with 1,600 bytes a chunk, some rows at a time."""
+    generator, vocabulary = torch.Generator().manual_seed(seed), sum(sizes)
+    weight, hidden = torch.randn(vocabulary, 6, generator=generator), torch.randn(rows, 6, generator=generator)
+    if kind == "ties":  # whole numbers, whose products and sums are exact
+        weight, hidden = weight.round(), hidden.round()
+    bias = torch.randn(vocabulary, generator=generator).round()
+    targets = torch.randint(0, vocabulary, (rows,), generator=generator)
+    if kind == "masked":  # a whole slice, and every other token
+        bias[: sizes[0]] = bias[::2] = -torch.inf
+        bias[targets] = 0.0
+    if kind == "far":
+        bias[sizes[0] :] -= 200.0
+    starts = np.cumsum([0, *sizes])
+
+    def run(worker, total, gather):
+        own = slice(starts[worker], starts[worker + 1])
+        part = Slice(Head(weight[own], bias[own]), int(starts[worker]), total, gather)
+        return token_stats_of_slice(hidden, part, targets, vocabulary, chunk_bytes=1600)
+
+    found = shared_among(len(sizes), run)
+    logits = Head(weight, bias)(hidden)
+    for stats in found:
+        assert all(torch.equal(a, b) for a, b in zip(stats, found[0]))  # each worker knows the same
+        if rows:
+            slack = 0 if kind == "ties" else 1  # a tie by rounding, between products of other shapes
+            expected = np.array(brute_force(logits, targets))
+            for column, name in enumerate(stats._fields[:4]):
+                np.testing.assert_allclose(
+                    getattr(stats, name).numpy(), expected[:, column], rtol=1e-5, atol=2e-6, err_msg=name
+                )
+            assert np.abs(stats.n_greater.numpy() - expected[:, 4]).max() <= slack
+            assert np.abs(stats.n_equal.numpy() - expected[:, 5]).max() <= slack
+    assert all(len(column) == rows for column in found[0])
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("column", [1, 8])
+def test_a_bad_logit_shows_whichever_worker_has_it(value, column):
+    bias = torch.zeros(10)
+    bias[column] = value
+    hidden, weight = torch.zeros(2, 3), torch.zeros(10, 3)
+
+    def run(worker, total, gather):
+        own = slice(5 * worker, 5 * worker + 5)
+        part = Slice(Head(weight[own], bias[own]), 5 * worker, total, gather)
+        return token_stats_of_slice(hidden, part, torch.tensor([2, 7]), 10)
+
+    for stats in shared_among(2, run):
+        assert bad_rows(stats) == [0, 1]
+
+
+def test_workers_exchange_a_targets_logit_and_six_numbers_a_token():
+    exchanged = []
+
+    def seen(tensor: torch.Tensor, gather=False) -> torch.Tensor:
+        exchanged.append(tuple(tensor.shape))
+        return tensor[:, None] if gather else tensor
+
+    part = Slice(Head(torch.randn(300, 4)), 0, seen, lambda parts: seen(parts, gather=True))
+    token_stats_of_slice(torch.randn(10, 4), part, torch.arange(10), 300, chunk_bytes=4 * 300 * 6)
+    assert exchanged == [(6,), (6, 6), (4,), (6, 4)]

@@ -10,7 +10,7 @@ from proxycast import processes
 
 WORKER = """
 import os, time
-import proxycast.extraction.engines.vllm_worker
+import proxycast.extraction.engines.workers.vllm_worker
 print("worker", os.getpid(), flush=True)
 time.sleep(120)
 """
@@ -76,7 +76,7 @@ import proxycast.extraction.token_stats
 for said in sys.argv[1:]:
     if not os.fork():
         os.environ["PROXYCAST_JOB_PROCESS"] = said
-        import proxycast.extraction.engines.vllm_worker
+        import proxycast.extraction.engines.workers.vllm_worker
         time.sleep(2.5)
         os._exit(0)
 print([os.wait()[1] for _ in sys.argv[1:]])

@@ -46,7 +46,7 @@ def test_modules_are_found_however_they_are_imported():
     """Within functions, through others, as attributes of a package."""
     assert {
         "extraction/engines/transformers",
-        "extraction/engines/vllm_worker",
+        "extraction/engines/workers/vllm_worker",
         "extraction/token_stats_triton",
         "truth/targets",
     } <= names("score")

@@ -5,8 +5,9 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import polars as pl
 from tqdm import tqdm
@@ -16,10 +17,14 @@ from proxycast.extraction.engines.base import Engine
 from proxycast.extraction.schema import TOKEN_STATS_SCHEMA
 from proxycast.extraction.weights_ahead import WeightsAhead
 from proxycast.jobs import PROGRESS_SECONDS
+from proxycast.jobs.background import in_background
 from proxycast.solutions.rows import Solution
-from proxycast.solutions.tokenisation import ScoredSequence, tokenize
+from proxycast.solutions.tokenisation import ScoredSequence, require_known, tokenize
 from proxycast.tables import fingerprint, table_fingerprint, table_metadata, write_table
 from proxycast.weights.model_folder import check_folder, model_fingerprint
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 log = logging.getLogger(__name__)
 
@@ -45,11 +50,13 @@ def extract(
     With `options.temperatures` the columns `tempered_schema` of them are behind it.
 
     Returns checkpoint -> fingerprint. Rows of a task are kept if weights, tokenizer, solutions, options and `code` (a
-    fingerprint) are the same; other tasks are read. Every folder is checked before the first model runs.
+    fingerprint) are the same; other tasks are read. Every folder is checked before the first model runs. The solutions
+    are tokenised once for each tokenizer, while weights are loaded.
     """
     tokenized = tokenized_solutions(tasks, options)
 
     def measure(checkpoint: str, folder: Path, to_read: Sequence[str]) -> Iterator[pl.DataFrame]:
+        tokenized.begin(engine, folder, to_read)
         engine.load(folder)
         yield from read_tasks(engine, tokenized, checkpoint, to_read, options.temperatures)
 
@@ -169,21 +176,42 @@ class TokenizedTexts:
         self, texts: Mapping[str, Sequence[tuple[str, str, str]]], chat_template: bool = False, **reading: object
     ):
         self.texts, self.chat_template, self.reading = texts, chat_template, reading
-        self.tokenizer = self.limits = None
-        self.sequences: dict[str, list[ScoredSequence]] = {}
+        self._tokenizer = self._context = None
+        self._sequences: dict[str, list[ScoredSequence]] = {}
+        self._known: dict[str, int] = {}  # task -> the vocabulary that its tokens were compared with
+        self._ahead: Future | None = None
+
+    def begin(self, engine: Engine, folder: Path, tasks: Collection[str]) -> None:
+        """Tokenise `tasks` for the checkpoint in `folder`, in the background: the engine is about to load it."""
+        tokenizer, context = engine.reads(folder)
+        self._finish()
+        self._ahead = in_background(lambda: self._tokenise(tokenizer, context, tasks))
 
     def for_engine(self, engine: Engine, tasks: Iterable[str]) -> dict[str, list[ScoredSequence]]:
         """The sequences of `tasks`, in their order. Raises InputError of `solutions.tokenize` for any of them."""
-        limits = dict(context=engine.context, vocabulary=engine.vocabulary)
-        if engine.tokenizer is not self.tokenizer or limits != self.limits:
-            self.tokenizer, self.limits, self.sequences = engine.tokenizer, limits, {}
         tasks = list(tasks)
+        self._finish()
+        self._tokenise(engine.tokenizer, engine.context, tasks)
         for task in tasks:
-            if task not in self.sequences:
+            if self._known.get(task) != engine.vocabulary:
+                require_known(self._sequences[task], engine.tokenizer, engine.vocabulary)
+                self._known[task] = engine.vocabulary
+        return {task: self._sequences[task] for task in tasks}
+
+    def _finish(self) -> None:
+        """Wait for what has begun, and raise its error."""
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None:
+            ahead.result()
+
+    def _tokenise(self, tokenizer: "PreTrainedTokenizerFast", context: int, tasks: Iterable[str]) -> None:
+        if tokenizer is not self._tokenizer or context != self._context:
+            self._tokenizer, self._context, self._sequences, self._known = tokenizer, context, {}, {}
+        for task in tasks:
+            if task not in self._sequences:
                 texts = self.texts[task]
                 chat = self.chat_template and any(prompt for _, prompt, _ in texts)
-                self.sequences[task] = tokenize(texts, engine.tokenizer, chat_template=chat, **limits, **self.reading)
-        return {task: self.sequences[task] for task in tasks}
+                self._sequences[task] = tokenize(texts, tokenizer, context, chat_template=chat, **self.reading)
 
 
 def tokenized_solutions(tasks: Mapping[str, Sequence[Solution]], options: ExtractionOptions) -> TokenizedTexts:

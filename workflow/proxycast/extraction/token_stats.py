@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 
+import numpy as np
 import torch
 
 from proxycast.extraction.schema import TokenStats
@@ -60,6 +61,28 @@ class Head:
         return logits if bias is None else logits.add_(bias)
 
 
+@dataclass(frozen=True)
+class Slice:
+    """One worker's slice of the vocabulary: the head of its tokens, and how it meets the other workers.
+
+    first: the token id of the head's first logit. total: (n,) of each worker to their sum. gather: (6, n) of each
+    worker to (6, workers, n). All workers must call `token_stats_of_slice` with the same hidden states and targets.
+    """
+
+    head: Head
+    first: int
+    total: Callable[[torch.Tensor], torch.Tensor]
+    gather: Callable[[torch.Tensor], torch.Tensor]
+
+
+def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
+    """The array there; a GPU is not waited for."""
+    tensor = torch.from_numpy(array)
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()  # without it the copy would wait for the batch before
+    return tensor.to(device, non_blocking=True)
+
+
 def token_stats(logits: torch.Tensor, targets: torch.Tensor) -> TokenStats:
     """Six statistics for each row of `logits` (n, V), V >= 2, at the token `targets` (n,).
 
@@ -87,6 +110,41 @@ def token_stats_from_hidden(
         return kernels.fused(hidden, head.weight, targets, head.bias, head.scale, head.softcap)
     parts = [token_stats(*chunk) for chunk in _head_chunks(hidden, head, targets, vocabulary, chunk_bytes)]
     return TokenStats(*(torch.cat(column) for column in zip(*parts)))
+
+
+def token_stats_of_slice(
+    hidden: torch.Tensor, own: Slice, targets: torch.Tensor, vocabulary: int, chunk_bytes: int | None = None
+) -> TokenStats:
+    """`token_stats_from_hidden` of a head whose `vocabulary` tokens several workers share, the same on each of them.
+
+    Each reduces the logits of its own tokens. Exchanged are the target's logit, which one worker has, and then six
+    numbers a token, never logits.
+    """
+    head, tokens = own.head, len(own.head.weight)  # a worker may be left without tokens
+    kernels, here = _kernels(hidden.device), targets - own.first
+    inside = (here >= 0) & (here < tokens)  # (n,)
+    if kernels is not None and hidden.dtype == head.weight.dtype and hidden.itemsize == 2:
+        form = head.bias, head.scale, head.softcap
+        target_logits = (
+            kernels.target_logits(hidden, head.weight, here, *form) if tokens else hidden.new_zeros(len(hidden))
+        )
+        target_logits = own.total(target_logits.float().masked_fill(~inside, 0.0))
+        parts = (
+            kernels.fused_parts(hidden, head.weight, here, target_logits, *form)
+            if tokens
+            else _parts(torch.full((len(hidden), 2), -torch.inf, device=hidden.device), target_logits)
+        )
+        return kernels.statistics_of(own.gather(parts), target_logits)
+    here = here.clamp(0, max(tokens - 1, 0))
+    chunk, columns = _chunk_rows(_head_bytes(hidden.device, chunk_bytes), vocabulary), []
+    for start in range(0, max(len(hidden), 1), chunk):  # as many on each worker, however large its slice
+        rows = slice(start, start + chunk)
+        logits = head(hidden[rows])
+        if (missing := 2 - tokens) > 0:  # tokens of probability 0
+            logits = torch.nn.functional.pad(logits, (0, missing), value=-torch.inf)
+        target = own.total(logits.gather(1, here[rows].unsqueeze(1)).squeeze(1).masked_fill(~inside[rows], 0.0))
+        columns.append(_statistics(_together(own.gather(_parts(logits, target))), target))
+    return TokenStats(*(torch.cat(column) for column in zip(*columns)))
 
 
 def token_stats_at_temperatures(
@@ -152,11 +210,13 @@ def _head_chunks(
     chunk_bytes: int | None,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """(`head(hidden)`, targets), some rows at a time: `chunk_bytes` of float32 logits."""
-    if chunk_bytes is None:
-        chunk_bytes = HEAD_BYTES_CPU if hidden.device.type == "cpu" else HEAD_BYTES_GPU
-    chunk = _chunk_rows(chunk_bytes, vocabulary)
+    chunk = _chunk_rows(_head_bytes(hidden.device, chunk_bytes), vocabulary)
     for start in range(0, max(len(hidden), 1), chunk):
         yield head(hidden[start : start + chunk]), targets[start : start + chunk]
+
+
+def _head_bytes(device: torch.device, chunk_bytes: int | None) -> int:
+    return chunk_bytes or (HEAD_BYTES_CPU if device.type == "cpu" else HEAD_BYTES_GPU)
 
 
 def _kernels(device: torch.device) -> ModuleType | None:
@@ -177,49 +237,89 @@ def _import_kernels() -> ModuleType | None:
 
 
 def _token_stats(logits: torch.Tensor, targets: torch.Tensor) -> TokenStats:
+    target = logits.gather(1, targets.unsqueeze(1)).float().squeeze(1)
+    return _statistics(_parts(logits, target), target)
+
+
+def _parts(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Six numbers (6, n), float32, of logits (n, V) of some tokens, V >= 2, and the logit `target` (n,) of any token.
+
+    The largest two; with z = logit - largest, the sum of exp(z) without the largest entry (whose exp is 1) and that of
+    z exp(z); how many are above the target, and equal to it.
+    """
     rows, vocabulary = logits.shape
     chunk = _chunk_rows(SCRATCH_BYTES_CPU if logits.device.type == "cpu" else SCRATCH_BYTES_GPU, vocabulary)
     scratch = torch.empty(2, min(chunk, rows), vocabulary, dtype=torch.float32, device=logits.device)
     parts = []
     for start in range(0, max(rows, 1), chunk):
         part = logits[start : start + chunk]
-        parts.append(_reduce(part.float(), targets[start : start + chunk], *scratch[:, : len(part)]))
-    return TokenStats(*(torch.cat(column) for column in zip(*parts)))
+        parts.append(_reduce(part.float(), target[start : start + chunk, None], *scratch[:, : len(part)]))
+    return torch.cat(parts, dim=1)
+
+
+def _statistics(parts: torch.Tensor, target: torch.Tensor) -> TokenStats:
+    """`_parts` of a whole vocabulary to statistics.
+
+    With m the row's largest logit, z = logit - m and s the sum of exp(z) without the largest entry: ln p = z - ln(1 +
+    s) and H = ln(1 + s) - sum(z exp z) / (1 + s). Without the 1, s keeps a nearly certain prediction exact.
+    """
+    largest, second, rest, weighted, n_greater, n_equal = parts
+    log_total = torch.log1p(rest)
+    return TokenStats(
+        logprob=(target - largest) - log_total,
+        max_logprob=-log_total,
+        second_logprob=(second - largest) - log_total,
+        entropy=log_total - weighted / (1 + rest),
+        n_greater=n_greater.int(),
+        n_equal=n_equal.int(),
+    )
+
+
+def _together(parts: torch.Tensor) -> torch.Tensor:
+    """`_parts` (6, workers, n) of the slices of a vocabulary to those (6, n) of the whole.
+
+    Each slice's sums move from its own largest logit to the row's, and its largest entry is one of the rest, in all
+    slices but one. A slice of masked logits has sums of 0, which -infinity - top would turn into NaN.
+    """
+    largest, second, rest, weighted, n_greater, n_equal = parts
+    top, at = largest.max(0)
+    others = largest.scatter(0, at.unsqueeze(0), -torch.inf)
+    shift = (largest - top).masked_fill(largest == -torch.inf, 0.0)
+    summed = rest + (others > -torch.inf)
+    weights = shift.exp()
+    return torch.stack(
+        [
+            top,
+            torch.maximum(others.amax(0), second.amax(0)),
+            (weights * summed).sum(0),
+            # Far below the top, exp(shift) is 0 and the shift may be large, but never infinite.
+            (weights * (weighted + shift * summed)).sum(0),
+            n_greater.sum(0),
+            n_equal.sum(0),
+        ]
+    )
 
 
 def _chunk_rows(chunk_bytes: int, vocabulary: int) -> int:
     return max(1, chunk_bytes // (4 * vocabulary))
 
 
-def _reduce(logits: torch.Tensor, targets: torch.Tensor, shifted: torch.Tensor, scratch: torch.Tensor) -> TokenStats:
-    """One chunk, float32 (n, V); `shifted` and `scratch` are buffers of the same shape.
-
-    With m the largest logit, z = logit - m and s the sum of exp(z) without the largest entry (whose exp is 1): ln p = z
-    - ln(1 + s) and H = ln(1 + s) - sum(z exp z) / (1 + s). Without the 1, s keeps a nearly certain prediction exact.
-    """
-    target = logits.gather(1, targets.unsqueeze(1))  # (n, 1)
+def _reduce(logits: torch.Tensor, target: torch.Tensor, shifted: torch.Tensor, scratch: torch.Tensor) -> torch.Tensor:
+    """`_parts` of one chunk, float32 (n, V); `shifted` and `scratch` are buffers of the same shape."""
     largest, second, at_largest = _two_largest(logits)  # (n, 1) each
     # Sums of float32 0 and 1 are far faster than those of booleans, and exact up to 2^24 tokens.
     n_greater = torch.gt(logits, target, out=scratch).sum(1)
     n_equal = torch.eq(logits, target, out=scratch).sum(1)
-    torch.sub(logits, largest, out=shifted)
+    torch.sub(logits, largest.masked_fill(largest == -torch.inf, 0.0), out=shifted)
     torch.exp(shifted, out=scratch).scatter_(1, at_largest, 0.0)
-    rest = scratch.sum(1)  # s, (n,)
-    log_total = torch.log1p(rest)
+    rest = scratch.sum(1)
     weighted = scratch.mul_(shifted)
     # Sum of z exp z, (n,), without the NaN of masked tokens (0 * -infinity); NaN logits still show in logprob. On a CPU
     # the slower sum is taken only where it is needed; a GPU would have to be waited for.
     total = weighted.nansum(1) if weighted.is_cuda else weighted.sum(1)
     if not weighted.is_cuda and total.isnan().any():
         total = weighted.nansum(1)
-    return TokenStats(
-        logprob=(target - largest).squeeze(1) - log_total,
-        max_logprob=-log_total,
-        second_logprob=(second - largest).squeeze(1) - log_total,
-        entropy=log_total - total / (1 + rest),
-        n_greater=n_greater.int(),
-        n_equal=n_equal.int(),
-    )
+    return torch.stack([largest.squeeze(1), second.squeeze(1), rest, total, n_greater, n_equal])
 
 
 def _two_largest(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -384,6 +384,12 @@ def window_spans(start: int, stop: int, context: int, stride: int, leading: int)
     return spans
 
 
+def require_known(sequences: Iterable[ScoredSequence], tokenizer: "PreTrainedTokenizerFast", vocabulary: int) -> None:
+    """Raise InputError, naming the key, for a token id of `vocabulary` (the number of embeddings) or above."""
+    for sequence in sequences:
+        _require_known(sequence.key, sequence.token_ids, tokenizer, vocabulary)
+
+
 def _require_known(
     key: str, token_ids: np.ndarray, tokenizer: "PreTrainedTokenizerFast", vocabulary: int | None
 ) -> None:

@@ -88,13 +88,15 @@ def evaluate_checkpoints(
     by_name = {task.name: task for task in tasks}
 
     def measure(checkpoint: str, folder: Path, to_measure: Sequence[str]) -> Iterator[pl.DataFrame]:
+        choices.begin(engine, folder, to_measure)
         engine.load(folder)
+        tokenized = choices.for_engine(engine, to_measure)
         patterns = {name: by_name[name].answer_pattern if checkpoint in generate else None for name in to_measure}
         drawn = {}
         if target.sampling:
             asked = [by_name[name] for name in to_measure if patterns[name] is not None]
             drawn = draw_texts(engine, asked, problems, target.sampling)
-        for name, tokens in choices.for_engine(engine, to_measure).items():
+        for name, tokens in tokenized.items():
             settings = patterns[name], by_name[name].max_new_tokens, tokens, drawn.get(name), target.decodes_greedily
             yield evaluate(engine, checkpoint, folder, name, problems[name], *settings)
 

@@ -1,6 +1,7 @@
 """Engines: a checkpoint's folder and token sequences in, token statistics out. Importing this imports no torch."""
 
 import logging
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -8,11 +9,12 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 import polars as pl
 
-from proxycast.config.extraction import SamplingOptions
+from proxycast.config.extraction import ExtractionOptions, SamplingOptions
 from proxycast.extraction.schema import TOKEN_STATS_SCHEMA, TokenStats, tempered_schema
 from proxycast.options import InputError
 from proxycast.solutions.tokenisation import ScoredSequence
 from proxycast.tables import fingerprint
+from proxycast.weights.model_config import context_of
 from proxycast.weights.tokenizer import Written
 
 if TYPE_CHECKING:
@@ -40,6 +42,9 @@ class Engine(Protocol):
 
     def load(self, folder: Path) -> None:
         """Make the checkpoint in `folder` the loaded one. Raises InputError for a folder that is not a whole model."""
+
+    def reads(self, folder: Path) -> tuple["PreTrainedTokenizerFast", int]:
+        """`tokenizer` and `context` of the checkpoint in `folder`, as they are once it is loaded."""
 
     @property
     def tokenizer(self) -> "PreTrainedTokenizerFast":
@@ -113,6 +118,12 @@ def token_stats_table(
             "the weights are broken, or too large for bfloat16"
         )
     return table
+
+
+def longest_read(folder: Path, options: ExtractionOptions, without_limit: int = sys.maxsize) -> int:
+    """Most tokens that the model in `folder` reads at once; `without_limit` for architectures that have none."""
+    own = min(context_of(folder, options.trust_remote_code, options.architecture), without_limit)
+    return min(own, options.max_model_len or own)
 
 
 def require_room(folder: Path, prompts: Sequence[str], encoded: Sequence[np.ndarray], context: int) -> None:

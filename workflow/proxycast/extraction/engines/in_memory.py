@@ -15,8 +15,8 @@ import torch
 
 from proxycast.config.extraction import ExtractionOptions
 from proxycast.extraction.engines.base import BATCH_TOKENS
-from proxycast.extraction.engines.model_head import head_by_config
-from proxycast.extraction.engines.reading import rope_reset
+from proxycast.extraction.engines.modules.model_head import head_by_config
+from proxycast.extraction.engines.modules.reading import rope_reset
 from proxycast.extraction.engines.transformers import TransformersEngine
 from proxycast.options import InputError, one_line
 from proxycast.solutions.tokenisation import ScoredSequence

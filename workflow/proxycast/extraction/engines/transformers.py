@@ -16,24 +16,39 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice, takewhile
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 import polars as pl
 import torch
 
 from proxycast.config.extraction import ExtractionOptions, SamplingOptions
-from proxycast.extraction.engines import reading
-from proxycast.extraction.engines.base import BATCH_TOKENS, file_states, require_room, token_stats_table
-from proxycast.extraction.engines.model_head import body_of, count_embeddings, count_logits, exact_head, head_by_config
-from proxycast.extraction.engines.model_loading import build_model, free_memory, load_in_place, require_tied
-from proxycast.extraction.engines.reading import Reader, Sharing, prove, rope_reset
-from proxycast.extraction.token_stats import token_stats, token_stats_at_temperatures, token_stats_from_hidden
+from proxycast.extraction.engines.base import BATCH_TOKENS, file_states, longest_read, require_room, token_stats_table
+from proxycast.extraction.engines.modules import reading
+from proxycast.extraction.engines.modules.draw import Draw
+from proxycast.extraction.engines.modules.model_head import (
+    body_of,
+    count_embeddings,
+    count_logits,
+    exact_head,
+    head_by_config,
+)
+from proxycast.extraction.engines.modules.model_loading import build_model, free_memory, load_in_place, require_tied
+from proxycast.extraction.engines.modules.reading import Reader, Sharing, prove, rope_reset
+from proxycast.extraction.token_stats import (
+    to_device,
+    token_stats,
+    token_stats_at_temperatures,
+    token_stats_from_hidden,
+)
 from proxycast.options import InputError, library_errors, one_line
 from proxycast.solutions.tokenisation import ScoredSequence, prompt_tokens
-from proxycast.weights.model_config import context_of, read_config
+from proxycast.weights.model_config import read_config
 from proxycast.weights.model_folder import check_folder
 from proxycast.weights.tokenizer import TokenizerCache, Written, continuations, end_tokens
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 log = logging.getLogger(__name__)
 
@@ -155,8 +170,11 @@ class TransformersEngine:
     @property
     def context(self) -> int:
         """Most tokens that the loaded model reads at once; no limit for architectures that have none."""
-        context = context_of(self._folder, self.options.trust_remote_code, self.options.architecture)
-        return min(context, self.options.max_model_len or context)
+        return longest_read(self._folder, self.options)
+
+    def reads(self, folder: Path) -> tuple["PreTrainedTokenizerFast", int]:
+        """The tokenizer and the context of the checkpoint in `folder`, loaded or not."""
+        return self._tokenizers.load(folder), longest_read(folder, self.options)
 
     @property
     def vocabulary(self) -> int:
@@ -315,7 +333,7 @@ class TransformersEngine:
             row[: len(sequence.token_ids)] = sequence.token_ids
         rows = np.concatenate([i * width + np.arange(s.start - 1, s.stop - 1) for i, s in enumerate(batch)])
         targets = np.concatenate([sequence.token_ids[sequence.start : sequence.stop] for sequence in batch])
-        token_ids, rows, targets = (self._to_device(array) for array in (token_ids, rows, targets))
+        token_ids, rows, targets = (to_device(array, self._device) for array in (token_ids, rows, targets))
         found = self._pass(token_ids).flatten(0, 1)[rows]
         if temperatures:
             head = self._head or (lambda logits: logits)
@@ -325,12 +343,6 @@ class TransformersEngine:
         else:
             stats = token_stats_from_hidden(found, self._head, targets, self.vocabulary)
         return torch.stack([column.float() for column in stats])
-
-    def _to_device(self, array: np.ndarray) -> torch.Tensor:
-        tensor = torch.from_numpy(array)
-        if self._device.type == "cuda":
-            tensor = tensor.pin_memory()  # without it the copy would wait for the batch before
-        return tensor.to(self._device, non_blocking=True)
 
     def generate(self, prompts: Sequence[str], max_new_tokens: int, stop: Sequence[str] = ()) -> list[str]:
         """Each prompt's greedy continuation, ended before the end-of-text token, a `stop` string or the context's end.
@@ -372,7 +384,7 @@ class TransformersEngine:
                 batch = waiting[: max(1, self._batch_tokens // (length + room))]
                 found = self._within_memory(
                     lambda batch=batch, room=room: self._continue(
-                        self._to_device(np.stack([encoded[i] for i in batch])), room, stop, ends, processors(batch)
+                        np.stack([encoded[i] for i in batch]), room, stop, ends, processors(batch)
                     ),
                     *(len(batch), len(batch) * (length + room)),
                 )
@@ -384,7 +396,7 @@ class TransformersEngine:
 
     def _continue(
         self,
-        token_ids: torch.Tensor,
+        token_ids: np.ndarray,
         max_new_tokens: int,
         stop: Sequence[str],
         ends: list[int],
@@ -393,6 +405,7 @@ class TransformersEngine:
         """The tokens that follow `token_ids` (b, T)."""
         from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
+        token_ids = to_device(token_ids, self._device)
         length = token_ids.shape[1]
         self._forget()
 
@@ -416,28 +429,3 @@ class TransformersEngine:
             stopping_criteria=StoppingCriteriaList([stopped]),
         )
         return output[:, length:].tolist()
-
-
-class Draw:
-    """A logits processor that makes greedy decoding draw at random, each text by its own seed.
-
-    The argmax of log p + g, with g = -ln(e) and e exponential, is a draw from p (the Gumbel-max trick: Gumbel,
-    Statistical Theory of Extreme Values, 1954). p is the model's at `temperature`, cut to `top_p`.
-    """
-
-    def __init__(self, options: SamplingOptions, seeds: Sequence[int], device: torch.device):
-        from transformers import TemperatureLogitsWarper, TopPLogitsWarper
-
-        self._warpers = [TemperatureLogitsWarper(options.temperature)]
-        if options.top_p < 1:  # else it sorts the tokens to keep them all
-            self._warpers.append(TopPLogitsWarper(options.top_p))
-        self._generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
-
-    def __call__(self, token_ids: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-        """`logits` (b, V) of the next token."""
-        for warp in self._warpers:
-            logits = warp(token_ids, logits)
-        noise = torch.empty_like(logits)
-        for row, generator in zip(noise, self._generators):
-            row.exponential_(generator=generator)
-        return logits - noise.log_()

@@ -9,27 +9,37 @@ token ids. Before weights are loaded into a running engine, a proof compares the
 import gc
 import logging
 import os
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import polars as pl
 
 from proxycast.config.extraction import NO_TEMPERATURES, ExtractionOptions, SamplingOptions
-from proxycast.extraction.engines.base import BATCH_TOKENS, KV_CACHE_BYTES, file_states, require_room, token_stats_table
+from proxycast.extraction.engines.base import (
+    BATCH_TOKENS,
+    KV_CACHE_BYTES,
+    file_states,
+    longest_read,
+    require_room,
+    token_stats_table,
+)
+from proxycast.extraction.engines.vllm_replies import HookError, arranged, groups
 from proxycast.extraction.engines.vllm_support import prepare_environment, require_divisible, unsupported
-from proxycast.extraction.engines.vllm_worker import EXTRA_ARGS_KEY, JOB_PROCESS, SENTINEL, this_process
+from proxycast.extraction.engines.workers.vllm_worker import EXTRA_ARGS_KEY, JOB_PROCESS, SENTINEL, this_process
 from proxycast.jobs.garbage import no_collection
 from proxycast.options import InputError, one_line
 from proxycast.solutions.tokenisation import ScoredSequence, prompt_tokens
 from proxycast.tables import write_json
-from proxycast.weights.model_config import context_of, renamed_config
+from proxycast.weights.model_config import renamed_config
 from proxycast.weights.model_files import INDEX, safetensors_header, shards, weight_files
 from proxycast.weights.model_folder import check_folder
 from proxycast.weights.tokenizer import TokenizerCache, Written, continuations, end_tokens
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +52,7 @@ CHECK_TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}  # nats; two runs of one p
 RELOAD_TOLERANCE = 1e-4
 NEW_ENGINES = "so each checkpoint of this architecture gets a new engine, which is slower"
 WITHOUT_LIMIT = 1 << 17  # tokens read at once of a model without a limit (Mamba): vLLM makes room for its longest text
-WORKER = "proxycast.extraction.engines.vllm_worker.PromptStats"
+WORKER = "proxycast.extraction.engines.workers.vllm_worker.PromptStats"
 
 
 # The kind of a checkpoint, for a running engine: config.json, and the name and shape of each tensor.
@@ -55,10 +65,6 @@ class Fresh(NamedTuple):
     folder: Path
     state: list[tuple[str, int, int]]  # of its files when it was loaded
     statistics: np.ndarray  # (6, n), of the check prompt
-
-
-class HookError(RuntimeError):
-    """vLLM did not do what the hook in its workers needs: a bug or an unknown version, never the user's input."""
 
 
 class VllmEngine:
@@ -162,8 +168,11 @@ class VllmEngine:
     @property
     def context(self) -> int:
         """Most tokens that the loaded model reads at once."""
-        own = context_of(self._folder, self.options.trust_remote_code, self.options.architecture)
-        return min(WITHOUT_LIMIT if own == sys.maxsize else own, self.options.max_model_len or own)
+        return longest_read(self._folder, self.options, WITHOUT_LIMIT)
+
+    def reads(self, folder: Path) -> tuple["PreTrainedTokenizerFast", int]:
+        """The tokenizer and the context of the checkpoint in `folder`, loaded or not."""
+        return self._tokenizers.load(folder), longest_read(folder, self.options, WITHOUT_LIMIT)
 
     @property
     def vocabulary(self) -> int:
@@ -178,7 +187,7 @@ class VllmEngine:
         """
         if temperatures:
             raise InputError(f"{self._folder}: {NO_TEMPERATURES}")
-        parts = [self._statistics(group) for group in _groups(sequences, CALL_TOKENS)]
+        parts = [self._statistics(group) for group in groups(sequences, CALL_TOKENS)]
         columns = np.concatenate([np.empty((6, 0), np.float32), *parts], axis=1)
         return token_stats_table(sequences, columns, self.vocabulary, str(self._folder))
 
@@ -318,28 +327,7 @@ class VllmEngine:
         replies = [reply for reply in self._llm.collective_rpc("proxycast_take") if reply is not None]
         if not replies:
             raise HookError(f"{self._folder}: no worker of vLLM has token statistics")
-        return self._arranged(sequences, *replies[0])  # workers that share a layer have all seen the same
-
-    def _arranged(self, sequences: Sequence[ScoredSequence], spans: bytes, token_ids: bytes, columns: bytes):
-        """What a worker collected (`Collected.take`) in the order of the sequences (6, n), every token compared."""
-        sequence, _, position, count = np.frombuffer(spans, np.int32).reshape(-1, 4).T
-        scored = np.array([s.stop - s.start for s in sequences])
-        first = np.cumsum(scored) - scored - np.array([s.start for s in sequences])  # where position 0 would stand
-        within = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
-        at = np.repeat(first[sequence] + position, count) + within
-        asked = np.concatenate([s.token_ids[s.start : s.stop] for s in sequences])
-        seen = np.full(len(asked), -1)
-        seen[at] = np.frombuffer(token_ids, np.int64)
-        if not np.array_equal(seen, asked):
-            wrong = int((seen != asked).argmax())
-            which = int(np.searchsorted(np.cumsum(scored), wrong, side="right"))
-            raise HookError(
-                f"{self._folder}: {sequences[which].key}: asked for token {asked[wrong]} at position "
-                f"{wrong - first[which]}, got {'nothing' if seen[wrong] < 0 else f'token {seen[wrong]}'}"
-            )
-        arranged = np.empty((6, len(asked)), np.float32)
-        arranged[:, at] = np.frombuffer(columns, np.float32).reshape(6, -1)
-        return arranged
+        return arranged(self._folder, sequences, *replies[0])  # workers that share a layer have all seen the same
 
     def _run(self, token_ids: Sequence[np.ndarray], settings: Sequence[dict]) -> list:
         """vLLM's outputs for prompts; one greedy token of each where `settings` say nothing else.
@@ -427,16 +415,3 @@ def _why(error: Exception) -> str:
     if hasattr(error, "errors"):
         return "; ".join(problem["msg"].removeprefix("Value error, ") for problem in error.errors())
     return one_line(error)
-
-
-def _groups(sequences: Sequence[ScoredSequence], tokens: int) -> Iterator[list[ScoredSequence]]:
-    """Consecutive sequences with together at most `tokens` tokens, or one that has more."""
-    group, total = [], 0
-    for sequence in sequences:
-        if group and total + len(sequence.token_ids) > tokens:
-            yield group
-            group, total = [], 0
-        group.append(sequence)
-        total += len(sequence.token_ids)
-    if group:
-        yield group

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from proxycast.config.extraction import ExtractionOptions
 from proxycast.extraction.engines.base import FLOAT32_ON_GPU
-from proxycast.extraction.engines.reading import ropes
+from proxycast.extraction.engines.modules.reading import ropes
 from proxycast.jobs.garbage import no_collection
 from proxycast.options import InputError
 from proxycast.weights.model_config import context_of, read_config
