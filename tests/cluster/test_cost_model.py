@@ -144,6 +144,15 @@ def test_the_studys_own_number_of_gpus_counts():
     assert model_jobs(H100, **SEVENTY | {"engine": "transformers"}).needs("score", "a-x-seed0").gpus == 1
 
 
+def test_copies_of_the_engine_have_gpus_and_memory_of_their_own_and_share_the_time():
+    one, two = (model_jobs(H100, data_parallel_size=copies, **SEVENTY).needs("score", "a-x-seed0") for copies in (1, 2))
+    assert (one.gpus, two.gpus) == (4, 8)
+    assert two.gpu_memory_gb == one.gpu_memory_gb and two.memory_mb == pytest.approx(2 * one.memory_mb)
+    assert two.seconds < one.seconds
+    small = model_jobs(H100, **SEVENTY | {"engine": "transformers", "data_parallel_size": 3})
+    assert small.needs("score", "a-x-seed0").gpus == 3
+
+
 @pytest.mark.parametrize("site", [None, Site()])
 def test_without_gpus_none_is_asked_for(site):
     assert set(asked(model_jobs(site))) == {"mem_mb", "runtime"}
@@ -224,6 +233,9 @@ def test_the_engine_uses_what_was_asked_for():
     assert with_gpus(options, {"mem_mb": 1000}) == options
     own = ExtractionOptions(engine="vllm").with_overrides(ModelOptions(tensor_parallel_size=1))
     assert with_gpus(own, {"gpu": 8}).tensor_parallel_size == 1
+    copies = ExtractionOptions(engine="vllm", data_parallel_size=4)
+    assert with_gpus(copies, {"gpu": 8}).tensor_parallel_size == 2
+    assert with_gpus(copies, {"gpu": 4}).tensor_parallel_size == 1
 
 
 def test_a_retry_gets_twice_as_much_up_to_what_there_is():

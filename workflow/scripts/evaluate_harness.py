@@ -21,6 +21,7 @@ def evaluate(snakemake) -> None:
     torch.set_num_threads(snakemake.threads if torch.cuda.is_available() else 1)
     params = snakemake.params
     wanted = job_options(load_plan(snakemake.config, where="the study"), params.corpus, params.checkpoints)
+    wanted = [options.model_copy(update={"data_parallel_size": 1}) for options in wanted]  # lm-eval has one engine
     rows = harness_rows(
         [(name, Path(folder)) for name, folder, _ in params.checkpoints],
         [with_gpus(options, snakemake.resources) for options in wanted],

@@ -127,7 +127,8 @@ def engine_on(device: Device, options: ExtractionOptions) -> str:
 
 
 def gpu_memory_bytes(model: ModelShape, options: ExtractionOptions, gpus: int) -> float:
-    """Memory on each of `gpus` GPUs that share the layers: weights and cache are split, activations are not."""
+    """Memory on each of `gpus` GPUs: those of a copy of the engine share weights and cache, not activations."""
+    gpus = max(1, gpus // options.data_parallel_size)
     engine, dtype = engine_on("cuda", options), options.dtype
     tokens = options.batch_tokens or BATCH_TOKENS["cuda"]
     split = model.weight_bytes(dtype)
@@ -139,7 +140,15 @@ def gpu_memory_bytes(model: ModelShape, options: ExtractionOptions, gpus: int) -
 
 
 def gpus_for(model: ModelShape, options: ExtractionOptions, site: Site, where: str) -> int:
-    """The number of GPUs that the study gives, or the smallest power of two with enough memory; 1 for transformers."""
+    """GPUs of a copy of the engine, as the study says or the smallest power of two with enough memory, times copies.
+
+    An engine on transformers has one.
+    """
+    single = options.model_copy(update={"data_parallel_size": 1})
+    return _gpus_of_copy(model, single, site, where) * options.data_parallel_size
+
+
+def _gpus_of_copy(model: ModelShape, options: ExtractionOptions, site: Site, where: str) -> int:
     stages = options.pipeline_parallel_size
     if engine_on("cuda", options) == "transformers":
         return 1
@@ -159,7 +168,13 @@ def gpus_for(model: ModelShape, options: ExtractionOptions, site: Site, where: s
 
 
 def host_memory_bytes(model: ModelShape, options: ExtractionOptions, device: Device, gpus: int) -> float:
-    """Memory of the engine and of the weights (on a GPU: while they are copied); without a GPU activations too."""
+    """Memory of the engine and of the weights (on a GPU: while they are copied); without a GPU activations too.
+
+    Each copy of the engine takes as much.
+    """
+    if (copies := options.data_parallel_size) > 1:
+        single = options.model_copy(update={"data_parallel_size": 1})
+        return copies * host_memory_bytes(model, single, device, max(1, gpus // copies))
     engine = engine_on(device, options)
     memory = HOST_GB[device][engine] * GB + model.weight_bytes(options.dtype)
     if device == "cuda":

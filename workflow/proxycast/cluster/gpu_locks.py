@@ -25,8 +25,11 @@ TELL_SECONDS = 60.0  # between two lines in the log of a job that waits for GPUs
 
 
 def with_gpus(options: ExtractionOptions, resources: Mapping) -> ExtractionOptions:
-    """`options` with tensor parallelism over the GPUs that a job asked for, unless they set it themselves."""
-    gpus = asked_gpus(resources) // options.pipeline_parallel_size
+    """`options` with tensor parallelism over the GPUs that a job asked for, unless they set it themselves.
+
+    Copies of an engine (`data_parallel_size`) have equal shares of the GPUs.
+    """
+    gpus = asked_gpus(resources) // (options.pipeline_parallel_size * options.data_parallel_size)
     if "tensor_parallel_size" in options.model_fields_set or gpus <= 1:
         return options
     return options.model_copy(update={"tensor_parallel_size": gpus})

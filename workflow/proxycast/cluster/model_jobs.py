@@ -237,6 +237,8 @@ class ModelJobs:
         gpus, memory, least, on_gpu, start, work = 0, 0.0, 0.0, 0.0, 0.0, 0.0
         pairs = list(zip(checkpoints, extraction_options(self.plan, checkpoints)))
         for checkpoint, options in pairs:
+            if rule == "evaluate_harness":  # lm-eval has one
+                options = options.model_copy(update={"data_parallel_size": 1})
             model = self.model(checkpoint)
             own = self._gpus(model, options, f"{self.plan.where}: {checkpoint.checkpoint}") if device == "cuda" else 0
             gpus, engine = max(gpus, own), engine_on(device, options)

@@ -56,6 +56,12 @@ class ModelOptions(Options):
     pipeline_parallel_size: int = Field(
         1, ge=1, description="vLLM: number of groups of GPUs that the layers are divided among"
     )
+    data_parallel_size: int = Field(
+        1,
+        ge=1,
+        description="copies of the engine that divide the texts of a checkpoint, each on GPUs of its own; a job asks for "
+        "as many GPUs as all of them take",
+    )
     gpu_memory_fraction: float = Field(0.9, gt=0, le=1, description="vLLM: share of each GPU's memory it may use")
 
 
@@ -123,7 +129,8 @@ class ExtractionOptions(ModelOptions):
 
         Nor `temperatures`, which only add columns to token statistics: see `that_change_token_stats`.
         """
-        rounding = {"batch_tokens", "device", "tensor_parallel_size", "pipeline_parallel_size", "gpu_memory_fraction"}
+        sizes = {"tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size"}
+        rounding = {"batch_tokens", "device", "gpu_memory_fraction"} | sizes
         return self.model_dump(exclude=rounding | {"temperatures"})
 
     def that_change_token_stats(self) -> dict:

@@ -12,6 +12,10 @@ log = logging.getLogger(__name__)
 
 def make_engine(options: ExtractionOptions) -> Engine:
     """The engine that `options.engine` names, which is no longer auto; only now are its heavy packages imported."""
+    if options.data_parallel_size > 1:
+        from proxycast.extraction.engines.data_parallel import DataParallelEngine
+
+        return DataParallelEngine(options, make_engine(options.model_copy(update={"data_parallel_size": 1})))
     match options.engine:
         case "transformers":
             from proxycast.extraction.engines.transformers import TransformersEngine
