@@ -1,4 +1,4 @@
-"""Processes of this machine by number (PID) and start time, because numbers are reused.
+"""Processes of this machine by number (PID) and start time, because numbers are reused; GPUs that this one sees.
 
 The start time is in clock ticks since boot, as in /proc, so setting the clock does not change it.
 """
@@ -99,3 +99,11 @@ def _stat_of(process: int) -> tuple[int, int] | None:
 
 def _process_numbers() -> Iterator[int]:
     return (int(name) for name in os.listdir("/proc") if name.isdigit())
+
+
+def visible_gpus() -> tuple[str, ...]:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them, found without torch."""
+    if (chosen := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        return tuple(name.strip() for name in chosen.split(",") if name.strip() and name.strip() != "-1")
+    # CUDA counts what a process sees from 0: in a container the only one may be /dev/nvidia3.
+    return tuple(str(number) for number, _ in enumerate(Path("/dev").glob("nvidia[0-9]*")))

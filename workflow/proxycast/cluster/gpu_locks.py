@@ -14,6 +14,7 @@ from pathlib import Path
 from proxycast.config.extraction import ExtractionOptions
 from proxycast.jobs import open_private
 from proxycast.options import InputError, one_line
+from proxycast.processes import visible_gpus
 
 log = logging.getLogger(__name__)
 
@@ -38,14 +39,6 @@ def with_gpus(options: ExtractionOptions, resources: Mapping) -> ExtractionOptio
 def asked_gpus(resources: Mapping) -> int:
     """GPUs in a job's resources, in either dialect."""
     return int(resources.get("gpu") or str(resources.get("gres") or "gpu:0").rpartition(":")[2])
-
-
-def visible_gpus() -> tuple[str, ...]:
-    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them, found without torch."""
-    if (chosen := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
-        return tuple(name.strip() for name in chosen.split(",") if name.strip() and name.strip() != "-1")
-    # CUDA counts what a process sees from 0: in a container the only one may be /dev/nvidia3.
-    return tuple(str(number) for number, _ in enumerate(Path("/dev").glob("nvidia[0-9]*")))
 
 
 @contextmanager

@@ -29,7 +29,6 @@ from proxycast.cluster.cost_model import (
     host_memory_bytes,
     model_in,
 )
-from proxycast.cluster.gpu_locks import visible_gpus
 from proxycast.cluster.site import Site
 from proxycast.compute import scoring_flops, training_flops
 from proxycast.config.extraction import ExtractionOptions, Writer
@@ -37,6 +36,7 @@ from proxycast.config.training import CONTEXT
 from proxycast.extraction.engines.base import FLOAT32_ON_GPU
 from proxycast.jobs.benchmarks import read_benchmark
 from proxycast.options import InputError
+from proxycast.processes import visible_gpus
 from proxycast.solutions.rows import GENERIC_TEXT
 from proxycast.study.checkpoints import (
     Checkpoint,

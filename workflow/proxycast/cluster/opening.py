@@ -14,12 +14,12 @@ from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
 
 from proxycast.cluster.disk import disk_plan
-from proxycast.cluster.gpu_locks import visible_gpus
 from proxycast.cluster.model_jobs import ModelJobs
 from proxycast.cluster.site import Site, read_site, require_site_kept, site_of_profile
 from proxycast.cluster.slurm_plugin import repair_plugin
 from proxycast.config.study import Study
 from proxycast.options import InputError, printable
+from proxycast.processes import visible_gpus
 from proxycast.report import snakemake_report
 from proxycast.study.checkpoint_plan import checkpoints_of_command, plan_checkpoints, runs_jobs
 from proxycast.study.checkpoints import Checkpoint

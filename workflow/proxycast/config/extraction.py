@@ -59,7 +59,7 @@ class ModelOptions(Options):
     data_parallel_size: int = Field(
         1,
         ge=1,
-        description="copies of the engine that divide the texts of a checkpoint, each on GPUs of its own; a job asks for "
+        description="copies of the engine that divide each checkpoint's texts, each on GPUs of its own; a job asks for "
         "as many GPUs as all of them take",
     )
     gpu_memory_fraction: float = Field(0.9, gt=0, le=1, description="vLLM: share of each GPU's memory it may use")

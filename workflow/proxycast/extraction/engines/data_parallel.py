@@ -25,9 +25,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import polars as pl
 
-import proxycast
 from proxycast import processes
-from proxycast.cluster.gpu_locks import visible_gpus
 from proxycast.config.extraction import ExtractionOptions, SamplingOptions
 from proxycast.options import InputError
 from proxycast.solutions.tokenisation import ScoredSequence
@@ -110,7 +108,7 @@ class DataParallelEngine:
         options = self.options.model_copy(update={"data_parallel_size": 1})
         shares = _shares_of_gpus(self.options)
         log.info("%d copies of the engine, each on %s", len(shares), " or ".join(map(_place, shares)))
-        library = str(Path(proxycast.__file__).parents[1])
+        library = str(Path(processes.__file__).parents[1])
         for gpus in shares:
             ours, theirs = Pipe()
             path = os.pathsep.join(filter(None, [library, os.environ.get("PYTHONPATH")]))
@@ -160,7 +158,7 @@ def _shares_of_gpus(options: ExtractionOptions) -> list[tuple[str, ...]]:
     copies, size = options.data_parallel_size, options.tensor_parallel_size * options.pipeline_parallel_size
     if not torch.cuda.is_available() or options.device == "cpu":
         return [()] * copies
-    gpus = visible_gpus()
+    gpus = processes.visible_gpus()
     if (there := len(gpus) // size) < copies:
         log.warning(
             "%d GPUs are there for copies of the engine on %d each: %d instead of %d", len(gpus), size, there, copies
