@@ -14,13 +14,14 @@ from proxycast.study.code_fingerprint import LIBRARY, _plans, code_fingerprint, 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted((ROOT / "workflow/scripts").glob("*.py"))
 # What no script computes with: commands, checks before the first job, faults of Snakemake's report, weights that
-# planning counts, and what people call from a shell or from Python.
+# planning counts, and what people call from a shell or from Python; a process that passes calls on to an engine.
 NO_RESULTS = {
     "experiments/opposed_pairs",
     "plan",
     "progress",
     "weights/experts",
     "callbacks",
+    "extraction/engines/engine_process",
     "extraction/engines/in_memory",
     "report/page/several_studies",
 }

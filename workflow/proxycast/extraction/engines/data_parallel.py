@@ -3,9 +3,6 @@
 For a large checkpoint that fits on one GPU (or on `tensor_parallel_size` of them) in a job that has more. All copies
 load the same checkpoint. Each gets consecutive texts, about as many tokens as the others, and nothing is exchanged
 while they run; so the numbers are those of one engine, up to the rounding of other batches.
-
-As a module it is such a process: `python -m proxycast.extraction.engines.data_parallel DESCRIPTOR`, with one end of a
-pipe. It ends with its parent, whatever that dies of.
 """
 
 import logging
@@ -13,11 +10,7 @@ import os
 import signal
 import subprocess
 import sys
-import threading
-import time
-import traceback
-from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from collections.abc import Iterable, Sequence
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -38,6 +31,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+COPY = "proxycast.extraction.engines.engine_process"
 END_SECONDS = 30.0  # for a copy to free its model, before it is killed
 
 
@@ -113,7 +107,7 @@ class DataParallelEngine:
             ours, theirs = Pipe()
             path = os.pathsep.join(filter(None, [library, os.environ.get("PYTHONPATH")]))
             environment = os.environ | {"PYTHONPATH": path} | ({"CUDA_VISIBLE_DEVICES": ",".join(gpus)} if gpus else {})
-            command = [sys.executable, "-m", __name__, str(theirs.fileno())]
+            command = [sys.executable, "-m", COPY, str(theirs.fileno())]
             process = subprocess.Popen(command, env=environment, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
             theirs.close()
             self._copies.append(Copy(process, ours, _place(gpus)))
@@ -183,59 +177,3 @@ def _threads_of_each(copies: int) -> int:
     import torch
 
     return max(1, torch.get_num_threads() // copies)
-
-
-# --- in the process of a copy
-
-
-def serve(pipe: Connection) -> None:
-    """Answer each (method, arguments) with (None, result) or (kind of error, message), until the pipe is closed."""
-    engine: Engine | None = None
-
-    def start(options: ExtractionOptions, threads: int, level: int, parent: int) -> None:
-        nonlocal engine
-        import torch
-
-        from proxycast.extraction.engines.factory import make_engine
-
-        threading.Thread(target=_end_with, args=(parent, processes.start_of(parent)), daemon=True).start()
-        logging.basicConfig(level=level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-        torch.set_num_threads(threads)
-        engine = make_engine(options)
-
-    def load(folder: Path) -> int:
-        engine.load(folder)
-        return engine.vocabulary
-
-    while True:
-        try:
-            method, arguments = pipe.recv()
-        except EOFError:
-            break
-        pipe.send(_answered({"start": start, "load": load}.get(method, partial(_call, engine, method)), arguments))
-    if engine is not None:
-        engine.close()
-
-
-def _call(engine: "Engine", method: str, *arguments: object) -> object:
-    return getattr(engine, method)(*arguments)
-
-
-def _answered(method: Callable, arguments: tuple) -> tuple[type[Exception] | None, object]:
-    try:
-        return None, method(*arguments)
-    except InputError as error:
-        return InputError, str(error)
-    except Exception:
-        return RuntimeError, f"in a copy of the engine:\n{traceback.format_exc()}"
-
-
-def _end_with(parent: int, start: int | None) -> None:
-    """The pipe tells a copy that waits; one that computes looks whether its parent is still there."""
-    while start is not None and processes.start_of(parent) == start:
-        time.sleep(1)
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-if __name__ == "__main__":
-    serve(Connection(int(sys.argv[1])))
