@@ -153,6 +153,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--budget", type=float, default=1800, help="seconds of all stages together")
     parser.add_argument("--out", type=Path, default=Path("results/gpu-benchmark"), help="folder of the results")
     parser.add_argument("--models", type=Path, help="folder of the models; they stay there")
+    parser.add_argument("--repeats", type=int, help="of each timing of the engines; default: 3")
     parser.add_argument("--rehearse", action="store_true", help="on a CPU, with tiny shapes")
     parser.add_argument("--commit", default=None, help="what to call the code; default: the checked-out commit")
     args = parser.parse_args(arguments)
@@ -173,7 +174,7 @@ def main() -> None:
     written = {"machine": here, "stages": stages}
     context, command = forking(), shlex.join(["python", "tests/benchmarks/gpu.py", *sys.argv[1:]])
     with models_folder(args.models) as models:
-        place = Place(out, models.resolve(), args.rehearse)
+        place = Place(out, models.resolve(), args.rehearse, args.repeats)
         for name in args.stages:
             left = args.budget - (time.monotonic() - began)
             missing = [module for module in STAGES[name].needs if not installed(module)]

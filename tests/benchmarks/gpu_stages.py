@@ -118,11 +118,15 @@ def _tiny() -> Scale:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a stage runs and writes. `out`: results; `models`: folders of models, which later stages find there."""
+    """Where a stage runs and writes. `out`: results; `models`: folders of models, which later stages find there.
+
+    `repeats`: of each timing; None: as many as the scale has.
+    """
 
     out: Path
     models: Path
     rehearsed: bool
+    repeats: int | None = None
 
     @property
     def scale(self) -> Scale:
@@ -147,7 +151,7 @@ class Notes:
     def time(self, name: str, work: Callable[[], object], tokens: int, repeats: int | None = None) -> float:
         """Note the seconds of each repeat, after one that warms up; returns their median."""
         seconds = []
-        for i in range(1 + (repeats or self.place.scale.repeats)):
+        for i in range(1 + (repeats or self.place.repeats or self.place.scale.repeats)):
             gc.collect()
             began = time.perf_counter()
             work()

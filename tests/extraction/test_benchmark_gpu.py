@@ -12,6 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
+from conftest import ROOT
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import gpu
@@ -79,6 +81,14 @@ def test_every_row_is_there_when_nothing_is_measured(tmp_path):
     goals = [goal for row in found for goal in row.goals]
     assert len(goals) == sum(map(len, GOALS.values())) + 2  # of the fused head and of float32
     assert all(str(goal).endswith("not measured") for goal in goals)
+
+
+def test_the_shapes_that_are_trained_are_datadecides():
+    ladder = yaml.safe_load((ROOT / "config/ladders/datadecide.yaml").read_text())
+    scale = gpu_stages._full()
+    assert (scale.vocabulary, scale.length) == (ladder["vocabulary"], ladder["sequence_length"])
+    for size, shape in scale.trained.items():
+        assert shape == {key: value for key, value in ladder["sizes"][size].items() if key != "steps"}
 
 
 def timed(tokens: int, *seconds: float) -> dict:
