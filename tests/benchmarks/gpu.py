@@ -103,14 +103,16 @@ def run_stage(context: BaseContext, name: str, place: Place, limit: float) -> di
     began = time.monotonic()
     process = context.Process(target=run, args=(name, place, log, answer), name=name)
     process.start()
-    process.join(limit)
-    state = "ok" if process.exitcode == 0 else f"failed ({process.exitcode})"
-    if process.exitcode is None:
-        state = f"ended after its {limit:.0f} s"
+    try:
+        process.join(limit)
+        state = "ok" if process.exitcode == 0 else f"failed ({process.exitcode})"
+        if process.exitcode is None:
+            state = f"ended after its {limit:.0f} s"
+    finally:  # also when this process is told to end
         process.kill()
-    with suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)  # what the stage left running
-    process.join()
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)  # what the stage left running
+        process.join()
     found = {"state": state, "seconds": round(time.monotonic() - began, 1)}
     found["figures"] = json.loads(answer.read_text()) if answer.exists() else {}
     if state != "ok" and log.exists():
@@ -165,6 +167,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main() -> None:
     args = parse()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # ends the stage, takes the models away
     prepare_environment(args.rehearse)
     began, out = time.monotonic(), args.out.resolve()
     here = machine(args.rehearse, args.commit or commit_here())
