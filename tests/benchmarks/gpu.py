@@ -165,6 +165,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
+def repeating(args: argparse.Namespace) -> str:
+    """The command that measures the table again: it may hold stages of several runs, and folders are the machine's."""
+    options = ["--rehearse"] * args.rehearse + ["--repeats", str(args.repeats)] * bool(args.repeats)
+    return shlex.join(["python", "tests/benchmarks/gpu.py", *options])
+
+
 def main() -> None:
     args = parse()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # ends the stage, takes the models away
@@ -175,7 +181,7 @@ def main() -> None:
     if not stages:
         shutil.rmtree(out / "tables", ignore_errors=True)
     written = {"machine": here, "stages": stages}
-    context, command = forking(), shlex.join(["python", "tests/benchmarks/gpu.py", *sys.argv[1:]])
+    context, command = forking(), repeating(args)
     with models_folder(args.models) as models:
         place = Place(out, models.resolve(), args.rehearse, args.repeats)
         for name in args.stages:
