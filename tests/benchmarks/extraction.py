@@ -210,19 +210,43 @@ class Floor:
     seconds: float
 
 
-def floors(shape: Shape, lengths: list[tuple[int, int]], rates: tuple[float, float]) -> tuple[Floor, Floor]:
-    """Of the prefill alone, and with the statistics. lengths: (tokens, scored tokens) of each document.
+@dataclass(frozen=True)
+class Work:
+    """What one pass over texts has to do: FLOPs of the body, and with the head; bytes of logits."""
 
-    All products run at the rate of a large one; the head counts for the scored tokens alone, and their logits are
-    written and read once, as float32, at the rate of a large copy.
+    body: float
+    whole: float
+    logit_bytes: float
+
+    def floors(self, rates: tuple[float, float]) -> tuple[Floor, Floor]:
+        """Of the prefill alone, and with the statistics. All products run at the rate of a large one."""
+        return (
+            Floor(self.body, self.body / rates[0]),
+            Floor(self.whole, self.whole / rates[0] + self.logit_bytes / rates[1]),
+        )
+
+
+def work_of(shape: Shape, lengths: list[tuple[int, int]]) -> Work:
+    """lengths: (tokens, scored tokens) of each document.
+
+    The head counts for the scored tokens alone, and their logits are written and read once, as float32, at the rate of
+    a large copy.
     """
     tokens, scored = (sum(column) for column in zip(*lengths))
     pairs = sum(length * (length + 1) // 2 for length, _ in lengths)  # a token attends to itself and what precedes it
     attention = 4 * shape.layers * shape.heads * shape.head_dimension * pairs
     body = 2 * shape.body_parameters * tokens + attention
-    whole = body + 2 * shape.hidden * shape.vocabulary * scored
-    logit_bytes = 2 * 4 * shape.vocabulary * scored
-    return Floor(body, body / rates[0]), Floor(whole, whole / rates[0] + logit_bytes / rates[1])
+    return Work(body, body + 2 * shape.hidden * shape.vocabulary * scored, 2 * 4 * shape.vocabulary * scored)
+
+
+def floors(shape: Shape, lengths: list[tuple[int, int]], rates: tuple[float, float]) -> tuple[Floor, Floor]:
+    return work_of(shape, lengths).floors(rates)
+
+
+def data_sheet_peak(card: str) -> float | None:
+    """FLOP/s in bfloat16 of a GPU by its name; None of one that `DENSE_BF16` lacks."""
+    words = card.replace("-", " ").split()
+    return next((rate for name, rate in DENSE_BF16.items() if name in words), None)
 
 
 def ratio(fast: Measured, slow: Measured) -> float:
@@ -314,8 +338,7 @@ def benchmark(
         rows = measure_rows(case, args.rows, args.repeats, tokens_of, bar)
     limits = floors(shape, lengths, rates)
     tokens, scored = (sum(column) for column in zip(*lengths))
-    words = gpu_name().replace("-", " ").split()
-    peak = next((rate for name, rate in DENSE_BF16.items() if name in words and args.device == "cuda"), None)
+    peak = data_sheet_peak(gpu_name()) if args.device == "cuda" else None
     lines = table(title, rows, tokens, limits, peak)
     lines.append(
         f"{documents} texts of {min(t for t, _ in lengths)} to {max(t for t, _ in lengths)} tokens: {tokens:,} tokens, "

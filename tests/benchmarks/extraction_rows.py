@@ -22,6 +22,7 @@ from functools import cache, partial
 from pathlib import Path
 
 from proxycast.config.extraction import ExtractionOptions
+from proxycast.extraction.engines.base import Engine
 from proxycast.extraction.engines.factory import make_engine
 from proxycast.solutions.tokenisation import ScoredSequence, tokenize
 
@@ -111,11 +112,18 @@ def library_functions() -> list[tuple[str, str]]:
 
 def prepare(folder: Path, shape: Shape, documents: int, dtype: str, device: str) -> list[tuple[int, int]]:
     """Write tokenizer, random model and texts into `folder`; returns (tokens, scored tokens) of each document."""
+    lengths = write_texts(folder, shape.vocabulary, documents)
+    write_model(folder, shape, dtype, device)
+    return lengths
+
+
+def write_texts(folder: Path, vocabulary: int, documents: int) -> list[tuple[int, int]]:
+    """Write a tokenizer of at most `vocabulary` tokens and the texts; returns (tokens, scored tokens) of each text."""
     from proxycast.training.miniature.suite_tokenizer import save_tokenizer, train_tokenizer
     from transformers import AutoTokenizer
 
     functions = library_functions()
-    save_tokenizer(train_tokenizer(map("".join, functions), min(TOKENIZER_VOCABULARY, shape.vocabulary)), folder)
+    save_tokenizer(train_tokenizer(map("".join, functions), min(TOKENIZER_VOCABULARY, vocabulary)), folder)
     candidates = [(f"{i:04}", *function) for i, function in enumerate(functions[: 20 * documents + 100])]
     sequences = tokenize(candidates, AutoTokenizer.from_pretrained(folder), sys.maxsize)
     chosen = [
@@ -126,11 +134,11 @@ def prepare(folder: Path, shape: Shape, documents: int, dtype: str, device: str)
     if len(chosen) < documents:
         raise ValueError(f"{documents} documents asked for; found {len(chosen)} of {SHORTEST} to {LONGEST} tokens")
     (folder / DOCUMENTS_FILE).write_text(json.dumps([document for document, _ in chosen]))
-    _write_model(folder, shape, dtype, device)
     return [(len(sequence.token_ids), sequence.stop - sequence.start) for _, sequence in chosen]
 
 
-def _write_model(folder: Path, shape: Shape, dtype: str, device: str) -> None:
+def write_model(folder: Path, shape: Shape, dtype: str, device: str, seed: int = 0) -> None:
+    """Write a Llama with random weights into `folder`."""
     import torch
     from transformers import AutoModelForCausalLM, LlamaConfig
 
@@ -150,7 +158,7 @@ def _write_model(folder: Path, shape: Shape, dtype: str, device: str) -> None:
         eos_token_id=0,
         pad_token_id=1,
     )
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
     model.save_pretrained(folder)
@@ -172,7 +180,7 @@ def rates(device: str, core: int | None) -> tuple[float, float]:
         for _ in range(10):
             began = time.perf_counter()
             work()
-            _wait(device)
+            wait(device)
             seconds.append(time.perf_counter() - began)
         return min(seconds)
 
@@ -184,18 +192,26 @@ def rates(device: str, core: int | None) -> tuple[float, float]:
 Loaded = tuple[Callable[[], object], Callable[[object], Sums]]
 
 
-def proxycast_engine(case: Case, engine: str, temperatures: tuple[float, ...] = ()) -> Loaded:
-    """Ours. The time holds tokenisation and the finished table, as in a study."""
-    documents = case.documents
+def loaded_engine(case: Case, engine: str) -> Engine:
+    """Ours, with the case's model."""
     options = ExtractionOptions(
         engine=engine, batch_tokens=case.batch_tokens, dtype=case.dtype, device=case.device, tail_tokens=CONTEXT
     )
     loaded = make_engine(options)
     loaded.load(Path(case.folder))
+    return loaded
+
+
+def tokenized(documents: list[Document], engine: Engine) -> list[ScoredSequence]:
+    return tokenize(documents, engine.tokenizer, engine.context, CONTEXT)
+
+
+def proxycast_engine(case: Case, engine: str, temperatures: tuple[float, ...] = ()) -> Loaded:
+    """Ours. The time holds tokenisation and the finished table, as in a study."""
+    documents, loaded = case.documents, loaded_engine(case, engine)
 
     def score():
-        sequences = tokenize(documents, loaded.tokenizer, loaded.context, options.tail_tokens)
-        return loaded.token_stats(sequences, temperatures)
+        return loaded.token_stats(tokenized(documents, loaded), temperatures)
 
     def sums(table) -> Sums:
         return {key: rows["logprob"].cast(float).sum() for (key,), rows in table.group_by("key")}
@@ -203,17 +219,28 @@ def proxycast_engine(case: Case, engine: str, temperatures: tuple[float, ...] = 
     return score, sums
 
 
-def stock_vllm(case: Case, prompt_logprobs: int | None) -> Loaded:
-    """vLLM's own output in its leanest form. None: no log-probs at all, the prefill that every row has to do."""
-    from vllm import LLM, SamplingParams
+def stock_model(case: Case, max_logprobs: int, **settings):
+    """vLLM as it comes."""
+    from vllm import LLM
 
-    sequences = _sequences(case)
-    if prompt_logprobs == -1:
-        sequences = few(sequences, case.vocabulary)
+    return LLM(case.folder, max_logprobs=max_logprobs, disable_log_stats=True, **vllm_settings(case) | settings)
+
+
+def stock_outputs(model, sequences: list[ScoredSequence], prompt_logprobs: int | None) -> Callable[[], object]:
+    """vLLM's own output in its leanest form. None: no log-probs at all, the prefill that every row has to do."""
+    from vllm import SamplingParams
+
     logprobs = {} if prompt_logprobs is None else dict(prompt_logprobs=prompt_logprobs, flat_logprobs=True)
     parameters = SamplingParams(temperature=0.0, max_tokens=1, detokenize=False, **logprobs)
-    model = LLM(case.folder, max_logprobs=prompt_logprobs or 1, disable_log_stats=True, **vllm_settings(case))
     prompts = [{"prompt_token_ids": sequence.token_ids.tolist()} for sequence in sequences]
+    return lambda: model.generate(prompts, parameters, use_tqdm=False)
+
+
+def stock_vllm(case: Case, prompt_logprobs: int | None) -> Loaded:
+    sequences = sequences_of(case)
+    if prompt_logprobs == -1:
+        sequences = few(sequences, case.vocabulary)
+    score = stock_outputs(stock_model(case, prompt_logprobs or 1), sequences, prompt_logprobs)
 
     def sums(outputs) -> Sums:
         if prompt_logprobs is None:
@@ -225,7 +252,7 @@ def stock_vllm(case: Case, prompt_logprobs: int | None) -> Loaded:
             found[sequence.key] = sum(flat.logprobs[flat.start_indices[t]] for t in scored)
         return found
 
-    return lambda: model.generate(prompts, parameters, use_tqdm=False), sums
+    return score, sums
 
 
 def lm_eval_vllm(case: Case) -> Loaded:
@@ -266,7 +293,7 @@ def whole_logits(case: Case) -> Loaded:
     """What one writes first: text by text, all logits, then `log_softmax` and the six statistics."""
     import torch
 
-    model, sequences = _transformers(case), _sequences(case)
+    model, sequences = _transformers(case), sequences_of(case)
 
     @torch.inference_mode()
     def score():
@@ -289,7 +316,7 @@ def transformers_prefill(case: Case) -> Loaded:
     """The body alone in padded batches of like lengths: no head, no logits."""
     import torch
 
-    model, sequences = _transformers(case).base_model, _sequences(case)
+    model, sequences = _transformers(case).base_model, sequences_of(case)
     batches = [
         torch.nn.utils.rnn.pad_sequence([torch.from_numpy(sequence.token_ids) for sequence in batch], True)
         for batch in _batches(sequences, case.batch_tokens)
@@ -336,7 +363,7 @@ def make_vllm_known() -> None:
     importlib.metadata.version = lambda name: vllm.__version__ if name == "vllm" else original(name)
 
 
-def _sequences(case: Case) -> list[ScoredSequence]:
+def sequences_of(case: Case) -> list[ScoredSequence]:
     from transformers import AutoTokenizer
 
     return tokenize(case.documents, AutoTokenizer.from_pretrained(case.folder), CONTEXT)
@@ -448,7 +475,7 @@ class Memory:
         return int(status.read_text().split(f"{field}:")[1].split()[0]) * 1024 / 1e6
 
 
-def _wait(device: str) -> None:
+def wait(device: str) -> None:
     if device == "cuda":
         import torch
 
@@ -470,7 +497,7 @@ def measure(case: Case, row: str) -> Iterator[dict]:
         gc.collect()
         began, cpu_began = time.perf_counter(), time.process_time()
         output = score()
-        _wait(case.device)
+        wait(case.device)
         seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - cpu_began
         del output
         peak = memory.peak()

@@ -11,11 +11,14 @@ import argparse
 import itertools
 import statistics
 import sys
+import time
 from collections.abc import Callable
 
 import torch
+from extraction_rows import rates
 
-VOCABULARIES, DEPTHS, ROWS = (50_304, 152_064), (2048, 4096), (1024, 8192, 16_384)
+VOCABULARIES, DEPTHS, ROWS = (49_152, 128_256, 152_064), (2048, 4096), (1024, 8192, 32_768)
+LOGIT_ROWS = (16, 4096)
 REPEATS = 15
 OTHER_TILES = [
     *[(128, 256, 64, 8, stages) for stages in (3, 4)],
@@ -24,22 +27,43 @@ OTHER_TILES = [
 ]
 
 
+def kernels() -> tuple[Callable, Callable]:
+    """`fused` and `from_logits`; without a GPU, plain torch of the same arguments, to rehearse."""
+    if torch.cuda.is_available():
+        from proxycast.extraction.token_stats_triton import from_logits, fused
+
+        return fused, from_logits
+    from proxycast.extraction.token_stats import Head, token_stats, token_stats_from_hidden
+
+    def fused(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor):
+        return token_stats_from_hidden(hidden, Head(weight), targets, len(weight))
+
+    return fused, token_stats
+
+
 def seconds(work: Callable[[], object]) -> float:
     """Median over REPEATS, by the GPU's clock, after two runs to compile and to warm up."""
     work(), work()
     times = []
     for _ in range(REPEATS):
-        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        work()
-        stop.record()
-        stop.synchronize()
-        times.append(start.elapsed_time(stop) / 1e3)
+        if torch.cuda.is_available():
+            start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            work()
+            stop.record()
+            stop.synchronize()
+            times.append(start.elapsed_time(stop) / 1e3)
+        else:
+            began = time.perf_counter()
+            work()
+            times.append(time.perf_counter() - began)
     return statistics.median(times)
 
 
-def peak_bytes(work: Callable[[], object]) -> int:
-    """Most memory that `work` adds to what is there."""
+def peak_bytes(work: Callable[[], object]) -> int | None:
+    """Most memory that `work` adds to what is there; None without a GPU."""
+    if not torch.cuda.is_available():
+        return None
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
@@ -50,23 +74,42 @@ def peak_bytes(work: Callable[[], object]) -> int:
 
 def plain(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """The log-probability alone, all logits in memory."""
-    logits = torch.mm(hidden, weight.T, out_dtype=torch.float32)
+    if hidden.is_cuda:
+        logits = torch.mm(hidden, weight.T, out_dtype=torch.float32)
+    else:
+        logits = hidden.float() @ weight.float().T
     return torch.log_softmax(logits, 1).gather(1, targets.unsqueeze(1))
 
 
-def ceilings() -> tuple[float, float]:
-    """Multiplications and additions per second, and bytes per second."""
-    a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
-    flops = 2 * 8192**3 / seconds(lambda: torch.mm(a, b))
-    source = torch.empty(1 << 30, dtype=torch.uint8, device="cuda")
-    target = torch.empty_like(source)
-    return flops, 2 * len(source) / seconds(lambda: target.copy_(source))
+def inputs(n: int, vocabulary: int, depth: int, device: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    hidden = torch.randn(n, depth, device=device).mul_(depth**-0.5).bfloat16()
+    weight = torch.randn(vocabulary, depth, device=device).bfloat16()
+    return hidden, weight, torch.randint(0, vocabulary, (n,), device=device)
 
 
-def inputs(n: int, vocabulary: int, depth: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    hidden = torch.randn(n, depth, device="cuda").mul_(depth**-0.5).bfloat16()
-    weight = torch.randn(vocabulary, depth, device="cuda").bfloat16()
-    return hidden, weight, torch.randint(0, vocabulary, (n,), device="cuda")
+def measure_fused(n: int, vocabulary: int, depth: int, device: str, ceilings: tuple[float, float]) -> dict:
+    """Time, floor (both seconds) and peak memory (bytes) of `fused`, and of `plain` beside it (None: out of memory)."""
+    given, (fused, _), work = inputs(n, vocabulary, depth, device), kernels(), 2 * n * vocabulary * depth
+    found = {
+        "seconds": seconds(lambda: fused(*given)),
+        "peak": peak_bytes(lambda: fused(*given)),
+        "floor": max(work / ceilings[0], 2 * (vocabulary + n) * depth / ceilings[1]),
+        "flops": work,
+        "logit_bytes": 4 * n * vocabulary,
+    }
+    try:
+        found |= {"plain_seconds": seconds(lambda: plain(*given)), "plain_peak": peak_bytes(lambda: plain(*given))}
+    except torch.OutOfMemoryError:
+        found |= {"plain_seconds": None, "plain_peak": None}
+    torch.cuda.empty_cache()  # nothing, without a GPU
+    return found
+
+
+def measure_from_logits(n: int, vocabulary: int, dtype: torch.dtype, device: str, bandwidth: float) -> dict:
+    """Time of `from_logits` and of one reading of the logits at the copy's rate, both in seconds."""
+    logits = torch.randn(n, vocabulary, device=device).to(dtype)
+    targets, (_, from_logits) = torch.randint(0, vocabulary, (n,), device=device), kernels()
+    return {"seconds": seconds(lambda: from_logits(logits, targets)), "floor": logits.nbytes / bandwidth}
 
 
 def main() -> None:
@@ -75,48 +118,44 @@ def main() -> None:
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         sys.exit("fused_head.py: torch sees no GPU here, and there is nothing to measure without one")
-    from proxycast.extraction.token_stats_triton import Tile, from_logits, fused
-
-    flops, bandwidth = ceilings()
+    ceilings = rates("cuda", None)
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}: a bfloat16 product of 8192 x 8192 matrices runs")
-    print(f"at {flops / 1e12:.0f} TFLOP/s, a copy at {bandwidth / 1e12:.2f} TB/s (read and written).\n")
+    print(f"at {ceilings[0] / 1e12:.0f} TFLOP/s, a copy at {ceilings[1] / 1e12:.2f} TB/s (read and written).\n")
     print("| V | d | N | fused ms | TFLOP/s | share of floor | peak MiB | torch mm + log_softmax ms | its peak MiB |")
     print("|---|---|---|---|---|---|---|---|---|")
     for vocabulary, depth, n in itertools.product(VOCABULARIES, DEPTHS, ROWS):
-        given = inputs(n, vocabulary, depth)
-        time, peak = seconds(lambda given=given: fused(*given)), peak_bytes(lambda given=given: fused(*given))
-        work = 2 * n * vocabulary * depth
-        floor = max(work / flops, 2 * (vocabulary + n) * depth / bandwidth)
-        try:
-            other = f"{seconds(lambda given=given: plain(*given)) * 1e3:.2f}"
-            other += f" | {peak_bytes(lambda given=given: plain(*given)) >> 20}"
-        except torch.OutOfMemoryError:
-            other = "out of memory | "
-        torch.cuda.empty_cache()
+        found = measure_fused(n, vocabulary, depth, "cuda", ceilings)
+        time_, other = found["seconds"], "out of memory | "
+        if found["plain_seconds"]:
+            other = f"{found['plain_seconds'] * 1e3:.2f} | {found['plain_peak'] >> 20}"
         print(
-            f"| {vocabulary} | {depth} | {n} | {time * 1e3:.2f} | {work / time / 1e12:.0f} | {floor / time:.0%} "
-            f"| {peak >> 20} | {other} |",
+            f"| {vocabulary} | {depth} | {n} | {time_ * 1e3:.2f} | {found['flops'] / time_ / 1e12:.0f} "
+            f"| {found['floor'] / time_:.0%} | {found['peak'] >> 20} | {other} |",
             flush=True,
         )
 
     print("\n| V | N | logits | from_logits ms | share of one reading at the copy's rate |\n|---|---|---|---|---|")
-    for vocabulary, n, dtype in itertools.product(VOCABULARIES, (16, 4096), (torch.float32, torch.bfloat16)):
-        logits = torch.randn(n, vocabulary, device="cuda").to(dtype)
-        targets = torch.randint(0, vocabulary, (n,), device="cuda")
-        time = seconds(lambda logits=logits, targets=targets: from_logits(logits, targets))
-        share, kind = logits.nbytes / bandwidth / time, str(dtype).removeprefix("torch.")
-        print(f"| {vocabulary} | {n} | {kind} | {time * 1e3:.3f} | {share:.0%} |", flush=True)
+    for vocabulary, n, dtype in itertools.product(VOCABULARIES, LOGIT_ROWS, (torch.float32, torch.bfloat16)):
+        found = measure_from_logits(n, vocabulary, dtype, "cuda", ceilings[1])
+        kind, share = str(dtype).removeprefix("torch."), found["floor"] / found["seconds"]
+        print(f"| {vocabulary} | {n} | {kind} | {found['seconds'] * 1e3:.3f} | {share:.0%} |", flush=True)
 
     if arguments.tiles:
-        given = inputs(8192, 152_064, 4096)
-        print("\n| rows | columns | depth | warps | stages | fused ms at V 152064, d 4096, N 8192 |")
-        print("|---|---|---|---|---|---|")
-        for tile in OTHER_TILES:
-            try:
-                found = f"{seconds(lambda tile=tile: fused(*given, tile=Tile(*tile))) * 1e3:.2f}"
-            except Exception as error:  # a tile that does not fit this GPU
-                found = type(error).__name__
-            print(f"| {' | '.join(map(str, tile))} | {found} |", flush=True)
+        print_tiles()
+
+
+def print_tiles() -> None:
+    from proxycast.extraction.token_stats_triton import Tile, fused
+
+    given = inputs(8192, 152_064, 4096, "cuda")
+    print("\n| rows | columns | depth | warps | stages | fused ms at V 152064, d 4096, N 8192 |")
+    print("|---|---|---|---|---|---|")
+    for tile in OTHER_TILES:
+        try:
+            found = f"{seconds(lambda tile=tile: fused(*given, tile=Tile(*tile))) * 1e3:.2f}"
+        except Exception as error:  # a tile that does not fit this GPU
+            found = type(error).__name__
+        print(f"| {' | '.join(map(str, tile))} | {found} |", flush=True)
 
 
 if __name__ == "__main__":

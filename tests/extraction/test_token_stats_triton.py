@@ -33,38 +33,35 @@ SMALL = Tile(16, 32, 16, 4, 2)  # the smallest that Triton multiplies: many tile
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
-def reference(logits: np.ndarray, targets: np.ndarray) -> dict[str, np.ndarray]:
-    """Columns of TokenStats from float64 logits (n, V)."""
-    rows = []
-    for row, target in zip(logits, targets):
-        top, second = np.sort(row)[::-1][:2]
-        rest = np.exp(np.delete(row, row.argmax()) - top)  # without the largest, or its rounding drowns the others
-        log_total = np.log1p(rest.sum())
-        z = np.delete(row, row.argmax()) - top
-        weighted = np.sum(rest[rest > 0] * z[rest > 0])
-        rows.append(
-            {
-                "logprob": row[target] - top - log_total,
-                "max_logprob": -log_total,
-                "second_logprob": second - top - log_total,
-                "entropy": log_total - weighted / (1 + rest.sum()),
-                "n_greater": np.sum(row > row[target]),
-                "n_equal": np.sum(row == row[target]),
-            }
-        )
-    return {name: np.array([row[name] for row in rows]) for name in TokenStats._fields}
+def reference(logits: torch.Tensor, targets: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Columns of TokenStats from float64 logits (n, V), on their device."""
+    top, at = logits.max(1, keepdim=True)
+    others = logits.scatter(1, at, -torch.inf)  # without the largest, or its rounding drowns the others
+    z, second = others - top, others.amax(1)
+    e = z.exp()
+    weighted = (e * z).masked_fill_(e == 0, 0.0).sum(1)
+    rest, top, target = e.sum(1), top.squeeze(1), logits.gather(1, targets[:, None])
+    log_total = rest.log1p()
+    return {
+        "logprob": target.squeeze(1) - top - log_total,
+        "max_logprob": -log_total,
+        "second_logprob": second - top - log_total,
+        "entropy": log_total - weighted / (1 + rest),
+        "n_greater": (logits > target).sum(1),
+        "n_equal": (logits == target).sum(1),
+    }
 
 
-def float64_logits(hidden, weight, bias=None, scale=1.0, softcap=None) -> np.ndarray:
+def float64_logits(hidden, weight, bias=None, scale=1.0, softcap=None) -> torch.Tensor:
     logits = hidden.double() @ weight.double().T + (0 if bias is None else bias.double())
-    logits = (logits * scale).cpu().numpy()
-    return logits if softcap is None else np.tanh(logits / softcap) * softcap
+    logits = logits * scale
+    return logits if softcap is None else torch.tanh(logits / softcap) * softcap
 
 
 def check(stats, logits, targets, absolute=1e-5, relative=1e-5, exact_counts=False, margin=1e-4):
     """Counts are exact where the logits are; else a logit within `margin` of the target's may be on either side."""
-    logits, targets = np.asarray(logits, dtype=np.float64), targets.cpu().numpy()
-    expected = reference(logits, targets)
+    assert logits.dtype == torch.float64
+    expected = {name: column.cpu().numpy() for name, column in reference(logits, targets).items()}
     for name, found in zip(TokenStats._fields[:4], stats):
         assert found.dtype == torch.float32 and found.shape == targets.shape
         np.testing.assert_allclose(found.cpu(), expected[name], rtol=relative, atol=absolute, err_msg=name)
@@ -74,10 +71,11 @@ def check(stats, logits, targets, absolute=1e-5, relative=1e-5, exact_counts=Fal
         np.testing.assert_array_equal(n_greater, expected["n_greater"])
         np.testing.assert_array_equal(n_equal, expected["n_equal"])
     else:
-        target = np.take_along_axis(logits, targets[:, None], axis=1)
+        target = logits.gather(1, targets[:, None])
+        above, from_here = ((logits > target + sign * margin).sum(1).cpu().numpy() for sign in (1, -1))
         assert (n_equal >= 1).all()
-        assert (n_greater >= (logits > target + margin).sum(1)).all()
-        assert (n_greater + n_equal <= (logits > target - margin).sum(1)).all()
+        assert (n_greater >= above).all()
+        assert (n_greater + n_equal <= from_here).all()
 
 
 def inputs(seed, n, vocabulary, depth, dtype=torch.float32, spread=1.0, device="cpu"):
@@ -135,7 +133,7 @@ def test_whole_numbers_give_exact_counts(seed, n, vocabulary, depth, dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_tokens_of_equal_weights_are_equal_in_every_tile(dtype):
     hidden, weight, _ = inputs(3, 20, 131, 50, spread=5.0)
-    # Eighths, whose sums are exact in any order: NumPy's, unlike a tensor core's, depends on the column's place.
+    # Eighths, whose sums are exact in any order: a library's, unlike a tensor core's, depends on the column's place.
     hidden, weight = ((tensor * 8).round().div(8).to(dtype) for tensor in (hidden, weight))
     copies = [0, 1, 15, 16, 31, 32, 63, 64, 127, 128, 130]  # both halves of tiles, their edges, the last column
     weight[copies] = weight[5].clone()
@@ -364,15 +362,25 @@ def gpu(test):
     return pytest.mark.gpu(compiled(test))
 
 
+ADJUSTED = {"plain": (False, 1.0, None), "biased": (True, 0.5, None), "capped": (True, 1.0, 30.0)}
+SHAPES = {"whole": (1, 1000, 64), "uneven": (300, 5003, 200), "odd": (129, 50304, 1023)}  # n, vocabulary, depth
+# Each needs kernels of its own, which take seconds to compile. Models have bfloat16: all for it, and for the others
+# each shape and each adjustment once.
+COMPILED = [
+    *((torch.bfloat16, shape, adjusted) for shape in SHAPES for adjusted in ADJUSTED),
+    *((dtype, *pair) for dtype in (torch.float32, torch.float16) for pair in zip(SHAPES, ADJUSTED)),
+]
+
+
 @gpu
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("n, vocabulary, depth", [(1, 1000, 64), (300, 5003, 200), (129, 50304, 1023)])
-def test_compiled_fused_agrees_with_float64(dtype, n, vocabulary, depth):
+@pytest.mark.parametrize("dtype, shape, adjusted", COMPILED)
+def test_compiled_fused_agrees_with_float64(dtype, shape, adjusted):
+    n, vocabulary, depth = SHAPES[shape]
+    biased, scale, softcap = ADJUSTED[adjusted]
     hidden, weight, targets = inputs(0, n, vocabulary, depth, dtype, 5.0, "cuda")
-    bias = torch.randn(vocabulary, device="cuda").to(dtype)
-    for arguments in ((None, 1.0, None), (bias, 0.5, None), (bias, 1.0, 30.0)):
-        logits = float64_logits(hidden, weight, *arguments)
-        check(fused(hidden, weight, targets, *arguments), logits, targets, **ON_TENSOR_CORES)
+    bias = torch.randn(vocabulary, device="cuda").to(dtype) if biased else None
+    logits = float64_logits(hidden, weight, bias, scale, softcap)
+    check(fused(hidden, weight, targets, bias, scale, softcap), logits, targets, **ON_TENSOR_CORES)
 
 
 @gpu
@@ -426,7 +434,7 @@ def test_compiled_from_logits_agrees_with_float64(dtype):
         targets = torch.randint(0, vocabulary, (n,), device="cuda")
         masked = (torch.rand(n, vocabulary, device="cuda") < 0.3).scatter_(1, targets[:, None], False)
         logits.masked_fill_(masked, -torch.inf)
-        check(from_logits(logits, targets), logits.double().cpu(), targets, 1e-5, 1e-5, exact_counts=True)
+        check(from_logits(logits, targets), logits.double(), targets, 1e-5, 1e-5, exact_counts=True)
         logits[0, 1] = torch.nan
         assert not from_logits(logits, targets).logprob[0].isfinite()
 

@@ -104,12 +104,34 @@ def summed_loss(hidden: Tensor, head: Tensor, tokens: Tensor) -> Tensor:
     `hidden` (batch, length, width) is what the head (vocabulary, width) reads. The logits of a few positions exist at a
     time; their gradients are made along with them.
     """
-    options = torch.nn.LinearCrossEntropyOptions(
-        batch_chunk_size=HEAD_ROWS[hidden.device.type], chunking_method=None, acc_policy="balanced"
-    )
-    return F.linear_cross_entropy(
-        hidden[:, :-1].flatten(0, 1), head, tokens[:, 1:].flatten(), reduction="sum", options=options
-    )
+    rows = HEAD_ROWS[hidden.device.type]
+    hidden, targets = hidden[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()
+    if not hasattr(F, "linear_cross_entropy"):  # new in torch 2.13
+        return _SummedLoss.apply(hidden, head, targets, rows)
+    options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=rows, chunking_method=None, acc_policy="balanced")
+    return F.linear_cross_entropy(hidden, head, targets, reduction="sum", options=options)
+
+
+class _SummedLoss(torch.autograd.Function):
+    """`F.linear_cross_entropy`, summed, for torch before 2.13: the gradients of `rows` positions with their logits."""
+
+    @staticmethod
+    def forward(ctx, hidden: Tensor, head: Tensor, targets: Tensor, rows: int) -> Tensor:
+        loss, of_hidden, of_head = hidden.new_zeros(()), torch.empty_like(hidden), torch.zeros_like(head)
+        for start in range(0, len(hidden), rows):
+            part = slice(start, start + rows)
+            logprobs, own = (hidden[part] @ head.T).log_softmax(1), targets[part, None]
+            loss -= logprobs.gather(1, own).sum()
+            of_logits = logprobs.exp_().scatter_add_(1, own, torch.full_like(own, -1, dtype=hidden.dtype))
+            of_hidden[part] = of_logits @ head
+            of_head.addmm_(of_logits.T, hidden[part])
+        ctx.save_for_backward(of_hidden, of_head)
+        return loss
+
+    @staticmethod
+    def backward(ctx, of_loss: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        of_hidden, of_head = ctx.saved_tensors
+        return of_loss * of_hidden, of_loss * of_head, None, None
 
 
 @dataclass(frozen=True)
