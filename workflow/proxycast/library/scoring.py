@@ -98,8 +98,10 @@ def score_checkpoint(
     name = checkpoint or name
     [(engine, _, _)] = engines_for([(name, folder)], [chosen])
     try:
+        texts = tokenized_solutions(solutions, chosen)
+        texts.begin(engine, folder, texts.texts)
         engine.load(folder)
-        return _read(engine, tokenized_solutions(solutions, chosen), name, chosen.temperatures)
+        return _read(engine, texts, name, chosen.temperatures)
     finally:
         engine.close()
 
