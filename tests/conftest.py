@@ -382,3 +382,12 @@ def finish_smoke(project: Path) -> None:
 def smoke(once) -> Path:
     """A project whose smoke study is finished; PROXYCAST_SMOKE may name one that ran already, as in .ci/run."""
     return once("smoke", finish_smoke)
+
+
+def finished(walk):
+    """What a walk of `extraction.sweep` returns, once all of its checkpoints are measured."""
+    while True:
+        try:
+            next(walk)
+        except StopIteration as end:
+            return end.value

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import polars as pl
 import torch
-from conftest import tiny_model
+from conftest import finished, tiny_model
 from proxycast.config.extraction import ExtractionOptions
 from proxycast.extraction.engines.factory import make_engine
 from proxycast.extraction.sweep import extract
@@ -24,7 +24,7 @@ def of_the_workflow(folder: Path, tmp_path: Path, dtype="float32", solutions=SOL
     """The table that a study's job writes for the checkpoint in `folder`."""
     options = ExtractionOptions(**{"device": "cpu", "dtype": dtype, **OPTIONS, **options})
     engine = make_engine(options)
-    extract(engine, [("model", folder)], solutions, options, tmp_path / "parts", code="")
+    finished(extract(engine, [("model", folder)], solutions, options, tmp_path / "parts", code=""))
     return pl.read_parquet(tmp_path / "parts/model.parquet")
 
 

@@ -51,7 +51,7 @@ def swept(folders: dict[str, Path], parts: Path, seconds: float, ahead: bool) ->
         patch.object(weights_ahead, "model_fingerprint", lambda folder: known.get(folder) or model_fingerprint(folder)),
     ):
         made_from = {checkpoint: {"a": "made"} for checkpoint in folders}
-        sweep.walk(list(folders.items()), made_from, measure, parts, code="code")
+        list(sweep.walk(list(folders.items()), made_from, measure, parts, code="code"))
     return begun[0] - started, time.perf_counter() - started
 
 

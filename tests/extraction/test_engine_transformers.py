@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from conftest import CONTEXT, byte_level_tokenizer, tiny_model
+from conftest import CONTEXT, byte_level_tokenizer, finished, tiny_model
 from proxycast.config.extraction import ExtractionOptions
 from proxycast.extraction.engines import transformers as transformers_engine
 from proxycast.extraction.engines.factory import make_engine
@@ -541,7 +541,7 @@ def job(model_folder, tmp_path):
 
 def extracted(engine, **job) -> pl.DataFrame:
     """What `extract` wrote for the checkpoints of the job, in their order."""
-    marks = extract(engine, **job)
+    marks = finished(extract(engine, **job))
     assert list(marks) == [name for name, _ in job["checkpoints"]]
     return pl.concat([pl.read_parquet(job["parts_dir"] / f"{name}.parquet") for name in marks])
 
@@ -577,7 +577,7 @@ def test_extraction_makes_one_row_per_checkpoint_task_and_token(job):
 
 def test_a_killed_extraction_resumes_where_it_stopped(job):
     with pytest.raises(KeyboardInterrupt):
-        extract(CountingEngine(killed_at=3), **job)
+        finished(extract(CountingEngine(killed_at=3), **job))
     assert sorted(os.listdir(job["parts_dir"])) == ["step0.parquet", "step1.parquet"]
     engine = CountingEngine()
     table = extracted(engine, **job)
@@ -598,7 +598,7 @@ def test_a_part_that_is_cut_or_made_from_something_else_is_made_again(job):
 
     def loads(**changed):
         engine = CountingEngine()
-        extract(engine, **job | changed)
+        finished(extract(engine, **job | changed))
         return engine.loads
 
     assert loads(options=OPTIONS.model_copy(update={"batch_tokens": 77})) == []
@@ -618,7 +618,7 @@ def test_every_folder_is_checked_before_the_first_model_runs(job):
     (job["checkpoints"][2][1] / "tokenizer.json").unlink()
     engine = CountingEngine()
     with pytest.raises(InputError, match="folder2: tokenizer.json missing"):
-        extract(engine, **job)
+        finished(extract(engine, **job))
     assert engine.loads == []
 
 
@@ -626,7 +626,7 @@ def test_tokenisation_errors_name_task_and_solution(job):
     job["tasks"]["second"].append(Solution(id="long", prompt="x" * 999, solution="y"))
     job["options"] = OPTIONS.model_copy(update={"windowing": False})
     with pytest.raises(InputError, match=f"^second/long: found \\d+ tokens .* holds {CONTEXT};"):
-        extract(CountingEngine(), **job)
+        finished(extract(CountingEngine(), **job))
 
 
 def test_an_unknown_device_is_an_input_error():

@@ -8,13 +8,13 @@ import threading
 import numpy as np
 import polars as pl
 import pytest
-from conftest import tiny_model
+from conftest import finished, tiny_model
 from proxycast.config.extraction import ExtractionOptions
 from proxycast.config.tasks import Task
 from proxycast.extraction import sweep as module
 from proxycast.extraction.engines.base import token_stats_table
 from proxycast.extraction.engines.transformers import TransformersEngine
-from proxycast.extraction.sweep import EXTRACTED_SCHEMA, TASKS, _not_in, extract, walk
+from proxycast.extraction.sweep import EXTRACTED_SCHEMA, TASKS, _not_in, extract, side_by_side, walk
 from proxycast.options import InputError
 from proxycast.solutions.rows import Solution
 from proxycast.tables import table_fingerprint, table_metadata, write_table
@@ -81,7 +81,7 @@ def sweep(folders, tmp_path):
 
     def run(tasks, parts="parts", options=OPTIONS, code="code", checkpoints=folders, engine=None):
         engine, parts = engine or Recorder(), tmp_path / parts
-        found = extract(engine, checkpoints, tasks, options, parts, code=code)
+        found = finished(extract(engine, checkpoints, tasks, options, parts, code=code))
         assert found == {name: table_fingerprint(parts / f"{name}.parquet") for name, _ in checkpoints}
         return getattr(engine, "read", None), getattr(engine, "loads", None), found
 
@@ -196,7 +196,7 @@ def test_a_text_that_cannot_be_read_stops_before_the_first_new_task_is_read(swee
     engine = Recorder()
     with pytest.raises(InputError, match="^c/long: found"):
         folders = [("step0", tmp_path / "folder0")]
-        extract(engine, folders, tasks | {"c": [long]}, options, tmp_path / "parts", code="code")
+        finished(extract(engine, folders, tasks | {"c": [long]}, options, tmp_path / "parts", code="code"))
     assert engine.read == [] and (tmp_path / "parts/step0.parquet").read_bytes() == before
 
 
@@ -211,7 +211,7 @@ def test_a_killed_sweep_keeps_the_old_rows(sweep, tasks, tmp_path, folders):
             return super().token_stats(sequences)
 
     with pytest.raises(KeyboardInterrupt):
-        extract(Killed(), folders, tasks, OPTIONS, tmp_path / "parts", code="code")
+        finished(extract(Killed(), folders, tasks, OPTIONS, tmp_path / "parts", code="code"))
     tables = [json.loads(table_metadata(tmp_path / f"parts/{name}.parquet")[TASKS]) for name, _ in folders]
     assert [list(table) for table in tables] == [TASK_NAMES, ["b", "a"]]
     assert sweep(tasks)[0] == [("folder1", "d"), ("folder1", "c")]
@@ -221,7 +221,7 @@ def test_a_measurement_that_leaves_a_task_out_writes_nothing(folders, tmp_path):
     made_from = {name: {"a": "1", "b": "2"} for name, _ in folders}
     one = pl.DataFrame({"task": ["a"]})
     with pytest.raises(ValueError, match="shorter"):
-        walk(folders, made_from, lambda *_: iter([one]), tmp_path, code="code")
+        finished(walk(folders, made_from, lambda *_: iter([one]), tmp_path, code="code"))
     assert list(tmp_path.glob("*.parquet")) == []
 
 
@@ -235,7 +235,9 @@ def truth(folders, tasks, tmp_path):
     def run(names="ba", pattern=None, generate=(), parts="targets", checkpoints=folders, options=OPTIONS, **settings):
         engine, parts = Recorder(), tmp_path / parts
         wanted = [Task(name=n, solutions="unused", answer_pattern=(pattern or {}).get(n), **settings) for n in names]
-        found = evaluate_checkpoints(engine, checkpoints, wanted, tasks, options, generate, parts, code="code")
+        found = finished(
+            evaluate_checkpoints(engine, checkpoints, wanted, tasks, options, generate, parts, code="code")
+        )
         assert found == {name: table_fingerprint(parts / f"{name}.parquet") for name, _ in checkpoints}
         return engine.read, pl.concat([pl.read_parquet(parts / f"{name}.parquet") for name, _ in checkpoints])
 
@@ -332,3 +334,63 @@ def test_a_text_that_cannot_be_tokenised_is_named_by_the_sweep(sweep, tasks):
     tasks["d"][2] = tasks["d"][2].model_copy(update={"solution": "x" * 999})
     with pytest.raises(InputError, match="d/s2: found 1009 tokens .*set extraction.windowing"):
         sweep(tasks, options=OPTIONS.model_copy(update={"windowing": False}))
+
+
+def beside(folders, tasks, tmp_path, engine, parts="both"):
+    """Token statistics of all checkpoints and the truth of the last one by one engine, as a scoring job makes them."""
+    wanted = [Task(name=name, solutions="unused") for name in "ba"]
+    stats, truth = tmp_path / parts / "stats", tmp_path / parts / "truth"
+    last = folders[-1:]
+    walks = [
+        extract(engine, folders, tasks, OPTIONS, stats, code="code"),
+        evaluate_checkpoints(engine, last, wanted, tasks, OPTIONS, [], truth, code="code"),
+    ]
+    found = side_by_side(walks, folders)
+    assert [list(each) for each in found] == [[name for name, _ in folders], [name for name, _ in last]]
+    return stats, truth
+
+
+def test_statistics_and_truth_of_a_checkpoint_come_from_one_load(folders, tasks, sweep, truth, tmp_path):
+    engine = Recorder()
+    stats, judged = beside(folders, tasks, tmp_path, engine)
+    assert engine.loads == ["folder0", "folder1"]
+    assert engine.read == [(folder, task) for folder in BOTH for task in TASK_NAMES] + [("folder1", t) for t in "ba"]
+    sweep(tasks)
+    _, alone = truth(checkpoints=folders[1:])
+    for name, _ in folders:
+        assert pl.read_parquet(stats / f"{name}.parquet").equals(pl.read_parquet(tmp_path / f"parts/{name}.parquet"))
+    assert pl.read_parquet(judged / "step1.parquet").equals(alone)
+    again = Recorder()
+    beside(folders, tasks, tmp_path, again)
+    assert again.loads == []
+    (stats / "step0.parquet").unlink()  # of one walk only
+    beside(folders, tasks, tmp_path, again)
+    assert again.loads == ["folder0"]
+
+
+def test_what_one_walk_has_finished_stays_when_another_fails(folders, tasks, tmp_path):
+    class Failing(Recorder):
+        def token_stats(self, sequences, temperatures=()):
+            if (self.loads[-1], "a") in self.read and sequences[0].key.startswith("b/"):
+                raise InputError("the truth of folder1 fails")
+            return super().token_stats(sequences)
+
+    with pytest.raises(InputError, match="truth of folder1 fails"):
+        beside(folders, tasks, tmp_path, Failing())
+    assert sorted(path.name for path in (tmp_path / "both/stats").glob("*.parquet")) == [
+        "step0.parquet",
+        "step1.parquet",
+    ]
+    engine = Recorder()
+    beside(folders, tasks, tmp_path, engine)
+    assert engine.read == [("folder1", "b"), ("folder1", "a")]
+
+
+def test_each_walks_folders_are_checked_before_a_model_runs(folders, tasks, tmp_path):
+    (folders[1][1] / "config.json").unlink()
+    engine = Recorder()
+    with pytest.raises(InputError, match="config.json"):
+        wanted = [Task(name="b", solutions="unused")]
+        truth = evaluate_checkpoints(engine, folders, wanted, tasks, OPTIONS, [], tmp_path / "truth", code="code")
+        side_by_side([extract(engine, folders[:1], tasks, OPTIONS, tmp_path / "stats", code="code"), truth], folders)
+    assert engine.loads == []

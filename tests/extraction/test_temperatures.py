@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from conftest import byte_level_tokenizer, tiny_model
+from conftest import byte_level_tokenizer, finished, tiny_model
 from polars.testing import assert_frame_equal
 from proxycast import InputError, log_values, proxies, rank, score
 from proxycast.config.errors import parse
@@ -218,7 +218,7 @@ def test_extraction_keeps_them_and_a_new_grid_reads_again(model_folder, tmp_path
 
     def run(parts: str, **options) -> tuple[bytes, str]:
         chosen = OPTIONS.model_copy(update=options)
-        extract(make_engine(chosen), folders, tasks, chosen, tmp_path / parts, code="code")
+        finished(extract(make_engine(chosen), folders, tasks, chosen, tmp_path / parts, code="code"))
         file = tmp_path / parts / "step1.parquet"
         return file.read_bytes(), json.loads(table_metadata(file)[TASKS])["sums"]
 

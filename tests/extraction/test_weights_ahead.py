@@ -5,6 +5,7 @@ from concurrent.futures import Future
 
 import polars as pl
 import pytest
+from conftest import finished
 from proxycast.extraction import sweep, weights_ahead
 from proxycast.extraction.sweep import walk
 from proxycast.options import InputError
@@ -37,7 +38,7 @@ def fingerprinted(monkeypatch):
 
 
 def run(folders, parts, measure, code="code"):
-    return walk(folders, {name: {"a": "made"} for name, _ in folders}, measure, parts, code=code)
+    return finished(walk(folders, {name: {"a": "made"} for name, _ in folders}, measure, parts, code=code))
 
 
 def test_the_next_weights_are_read_while_a_model_runs_and_no_others(folders, fingerprinted, tmp_path):

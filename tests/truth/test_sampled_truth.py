@@ -5,6 +5,7 @@ from itertools import product
 
 import polars as pl
 import pytest
+from conftest import finished
 from proxycast.config.errors import parse
 from proxycast.config.extraction import ExtractionOptions
 from proxycast.config.tasks import Task
@@ -63,7 +64,7 @@ def measured(model_folder, tmp_path):
 
     def run(target=TARGET, problems=PROBLEMS, parts="parts", names=("large",)):
         engine, folders, parts = Stub(), [(name, folder) for name in names], tmp_path / parts
-        evaluate_checkpoints(engine, folders, TASKS, problems, OPTIONS, ["large"], parts, target, code="code")
+        finished(evaluate_checkpoints(engine, folders, TASKS, problems, OPTIONS, ["large"], parts, target, code="code"))
         return engine.calls, pl.concat(pl.read_parquet(parts / f"{name}.parquet") for name in names)
 
     return run

@@ -8,7 +8,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
-from conftest import byte_level_tokenizer
+from conftest import byte_level_tokenizer, finished
 from proxycast.config.extraction import ExtractionOptions
 from proxycast.config.tasks import Task
 from proxycast.extraction.engines.factory import make_engine
@@ -126,7 +126,7 @@ def test_a_problem_counts_once_whatever_solutions_it_has(engine, model_folder, t
     assert once.equals(several) and once["n"].to_list() == [5, 5, 5] and len(written) > 5
     task = Task(name="t", solutions="unused", answer_pattern="(.*)", max_new_tokens=2)
     job = [engine, [("c", folder)], [task], {"t": written}, engine.options, ["c"]]
-    assert list(evaluate_checkpoints(*job, tmp_path / "parts", code="code")) == ["c"]
+    assert list(finished(evaluate_checkpoints(*job, tmp_path / "parts", code="code"))) == ["c"]
     assert pl.read_parquet(tmp_path / "parts" / "c.parquet").equals(several)
     assert chance_accuracy({"t": written}) == pytest.approx((1 / 4 + 1 / 3 + 1 / 4 + 1 / 4 + 1 / 3) / 5)
 
@@ -151,7 +151,7 @@ def test_choices_are_read_as_the_options_say(engine, model_folder, tmp_path):
     ):
         options = ExtractionOptions(device="cpu", batch_tokens=200, **{"chat_template": True} | changes)
         job = [engine, [("c", folder)], [task], {"t": problems}, options, []]
-        evaluate_checkpoints(*job, tmp_path / name, code="code")
+        finished(evaluate_checkpoints(*job, tmp_path / name, code="code"))
         table = pl.read_parquet(tmp_path / name / "c.parquet").filter(metric="choice_log_likelihood")
         found[name] = table["value"].item()
     assert found["strip"] == pytest.approx(found["bare"], abs=1e-5)

@@ -8,7 +8,7 @@ from proxycast.cluster.gpu_locks import asked_gpus, own_gpus, with_gpus
 from proxycast.config.tasks import Task
 from proxycast.config.truth import Target
 from proxycast.extraction.engines.factory import engines_for
-from proxycast.extraction.sweep import extract
+from proxycast.extraction.sweep import extract, side_by_side
 from proxycast.jobs import job
 from proxycast.solutions.rows import read_problems, read_solutions
 from proxycast.study.checkpoint_plan import job_options, require_active_parameters
@@ -40,13 +40,16 @@ def score(snakemake) -> None:
     gc.freeze()  # what is imported stays; an engine that frees a model would look through all of it
     for engine, options, group in engines:
         reading = [(name, folder) for name, folder in group if name in read]
-        if reading:
-            parts = Path(output.token_stats).parent
-            token_stats |= extract(engine, reading, solutions, options, parts, code=code)
+        parts = Path(output.token_stats).parent
+        walks = [extract(engine, reading, solutions, options, parts, code=code)]
         if tasks:
             there = generate & {name for name, _ in group}
             parts = Path(output.targets).parent
-            targets |= evaluate_checkpoints(engine, group, tasks, problems, options, there, parts, target, code=code)
+            walks.append(evaluate_checkpoints(engine, group, tasks, problems, options, there, parts, target, code=code))
+        extracted, *evaluated = side_by_side(walks, group)
+        token_stats |= extracted
+        for found in evaluated:
+            targets |= found
         engine.close()
 
     order = [name for name, _ in checkpoints]

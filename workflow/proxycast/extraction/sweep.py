@@ -4,8 +4,9 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,6 +37,10 @@ EXTRACTED_SCHEMA = {
 }
 
 
+# A walk under way: the name of each checkpoint before it is measured, in the end checkpoint -> fingerprint.
+Walk = Generator[str, None, dict[str, str]]
+
+
 def extract(
     engine: Engine,
     checkpoints: Sequence[tuple[str, Path]],
@@ -44,14 +49,14 @@ def extract(
     parts_dir: Path,
     *,
     code: str,
-) -> dict[str, str]:
+) -> Walk:
     """Write `parts_dir/<checkpoint>.parquet` for each (checkpoint, folder): EXTRACTED_SCHEMA, over each task.
 
     With `options.temperatures` the columns `tempered_schema` of them are behind it.
 
-    Returns checkpoint -> fingerprint. Rows of a task are kept if weights, tokenizer, solutions, options and `code` (a
-    fingerprint) are the same; other tasks are read. Every folder is checked before the first model runs. The solutions
-    are tokenised once for each tokenizer, while weights are loaded.
+    The walk (`side_by_side`) returns checkpoint -> fingerprint. Rows of a task are kept if weights, tokenizer,
+    solutions, options and `code` (a fingerprint) are the same; other tasks are read. Every folder is checked before the
+    first model runs. The solutions are tokenised once for each tokenizer, while weights are loaded.
     """
     tokenized = tokenized_solutions(tasks, options)
 
@@ -72,7 +77,7 @@ def walk(
     parts_dir: Path,
     *,
     code: str,
-) -> dict[str, str]:
+) -> Walk:
     """Write `parts_dir/<checkpoint>.parquet`: the rows of each task of the checkpoint, in the order of the tasks.
 
     `made_from`: checkpoint -> task -> fingerprint of what its rows depend on beside the weights, the tokenizer and
@@ -109,6 +114,7 @@ def walk(
         for checkpoint, folder in checkpoints:
             if checkpoint not in ahead and table_fingerprint(parts[checkpoint]) == _of_all(tasks_of[checkpoint]):
                 continue
+            yield checkpoint
             bar.set_description(checkpoint, refresh=False)
             started, missing = time.monotonic(), to_measure[checkpoint]
             tables = _rows_in(parts[checkpoint], made_from[checkpoint].keys() - missing)
@@ -123,6 +129,32 @@ def walk(
             written = writer.submit(_write, parts[checkpoint], tables, tasks_of[checkpoint], len(missing), started)
         written.result()
     return {checkpoint: _of_all(tasks_of[checkpoint]) for checkpoint, _ in checkpoints}
+
+
+def side_by_side(walks: Sequence[Walk], checkpoints: Sequence[tuple[str, Path]]) -> list[dict[str, str]]:
+    """What each of some walks over (some of) `checkpoints` returns.
+
+    A checkpoint is measured by all of them before the next one is loaded. Each walk's checks come before the first
+    model runs; what one has finished stays if another one fails.
+    """
+    order = {name: place for place, (name, _) in enumerate(checkpoints)}
+    with ExitStack() as opened:
+        for each in walks:
+            opened.callback(each.close)  # waits for the table that it writes
+        found, waiting = {}, {}
+
+        def advance(number: int) -> None:
+            try:
+                waiting[number] = order[next(walks[number])]
+            except StopIteration as end:
+                found[number] = end.value
+                waiting.pop(number, None)
+
+        for number in range(len(walks)):
+            advance(number)
+        while waiting:
+            advance(min(waiting, key=lambda number: (waiting[number], number)))
+    return [found[number] for number in range(len(walks))]
 
 
 def _of_tasks(made_from: Mapping[str, str], weights: str, code: str) -> dict[str, str]:

@@ -12,7 +12,7 @@ from proxycast.config.extraction import ExtractionOptions
 from proxycast.config.tasks import Task
 from proxycast.config.truth import Sampling, Target
 from proxycast.extraction.engines.base import Engine, draw_seed
-from proxycast.extraction.sweep import TokenizedTexts, walk
+from proxycast.extraction.sweep import TokenizedTexts, Walk, walk
 from proxycast.metrics import EXACT_MATCH, SAMPLED_EXACT_MATCH
 from proxycast.options import InputError
 from proxycast.sandbox import first_groups
@@ -75,7 +75,7 @@ def evaluate_checkpoints(
     target: Target | None = None,
     *,
     code: str,
-) -> dict[str, str]:
+) -> Walk:
     """`evaluate` each (checkpoint, folder) over each task, into files of `parts_dir` that are kept as `extract`'s are.
 
     Exact match, which needs generation, is measured only for the checkpoints in `generate`; `target` says whether texts
