@@ -22,6 +22,8 @@ from proxycast.options import InputError
 from proxycast.solutions.tokenisation import ScoredSequence, tokenize
 from transformers import (
     AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     Phi3Config,
@@ -374,6 +376,22 @@ def test_prompts_that_texts_share_are_computed_once(long_folders, vllm_engine, m
     assert computed == whole
     for name in TokenStats._fields[:4]:
         np.testing.assert_allclose(table[name].to_numpy(), expected[name].to_numpy(), rtol=0, atol=1e-4)
+
+
+def test_shared_prompts_behind_a_window_of_attention(tmp_path, vllm_engine):
+    """Every other layer looks back 64 tokens: vLLM keeps other blocks for it than for the rest."""
+    shape = dict(hidden_size=64, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, vocab_size=352)
+    rest = dict(intermediate_size=128, head_dim=32, query_pre_attn_scalar=32, sliding_window=64, initializer_range=0.3)
+    torch.manual_seed(0)
+    folder = small_folder(
+        tmp_path / "gemma", Gemma2ForCausalLM(Gemma2Config(**shape, **rest, max_position_embeddings=1024))
+    )
+    engine = vllm_engine()
+    engine.load(folder)
+    sequences = tokenize([*LETTERS, *WORDS], engine.tokenizer, engine.context)
+    table, computed = scheduled(engine, sequences)
+    assert_agrees(table, reference(folder, sequences))
+    assert computed < sum(sequence.stop - 1 for sequence in sequences) / 2
 
 
 def test_a_text_of_which_more_is_cached_is_computed_whole(long_folders, vllm_engine):
