@@ -1,13 +1,16 @@
 """What it saves to read once what texts share: few-shot questions, choices, solutions of one problem.
 
     python tests/benchmarks/shared_prompts.py [--engine vllm] [--hidden 256 --layers 4] [--repeats 3]
+    python tests/benchmarks/shared_prompts.py [--engine vllm] --long
 
 A random Llama reads random tokens, in shapes like those of benchmarks. Each set is read with sharing and without, in
 turn, by the same engine. Prints a Markdown table: tokens that are read, seconds, the largest difference of a log-prob.
+--long: memory and seconds for one text of 30,000 tokens of which 1,000 are scored, by a small Llama with 50,304 tokens.
 """
 
 import argparse
 import os
+import resource
 import statistics
 import tempfile
 import time
@@ -41,12 +44,12 @@ SETS = {
 }
 
 
-def build(folder: Path, hidden: int, layers: int) -> Path:
+def build(folder: Path, hidden: int, layers: int, vocabulary: int = VOCABULARY, context: int = CONTEXT) -> Path:
     torch.manual_seed(0)
     shape = dict(hidden_size=hidden, intermediate_size=3 * hidden, num_hidden_layers=layers)
-    heads = dict(num_attention_heads=hidden // 32, max_position_embeddings=CONTEXT)
-    LlamaForCausalLM(LlamaConfig(vocab_size=VOCABULARY, **shape, **heads)).save_pretrained(folder)
-    tokenizer = Tokenizer(models.BPE({chr(100 + i): i for i in range(VOCABULARY)}, []))
+    heads = dict(num_attention_heads=hidden // 32, max_position_embeddings=context)
+    LlamaForCausalLM(LlamaConfig(vocab_size=vocabulary, **shape, **heads)).save_pretrained(folder)
+    tokenizer = Tokenizer(models.BPE({chr(100 + i): i for i in range(vocabulary)}, []))
     PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(folder)
     return folder
 
@@ -98,6 +101,23 @@ def tokens_read(engine: TransformersEngine | VllmEngine, sequences: list[ScoredS
     return sum(counted)
 
 
+def peak_megabytes() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+
+
+def long_text(kind: str) -> None:
+    """Print the peak of memory before a long text is scored, and what is added."""
+    with tempfile.TemporaryDirectory() as folder:
+        engine = make_engine(ExtractionOptions(engine=kind))
+        engine.load(build(Path(folder) / "model", 64, 2, vocabulary=50304, context=32768))
+        token_ids = np.random.default_rng(0).integers(50304, size=30_000)
+        loaded, began = peak_megabytes(), time.perf_counter()
+        engine.token_stats([ScoredSequence("long", token_ids, 29_000, 30_000, np.ones(1000, np.int32))])
+        seconds = time.perf_counter() - began
+        print(f"{kind}: {loaded:,} MB loaded, {peak_megabytes() - loaded:,} MB more, {seconds:.1f} s")
+        engine.close()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--engine", choices=["transformers", "vllm"], default="transformers")
@@ -105,7 +125,10 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--long", action="store_true")
     options = parser.parse_args()
+    if options.long:
+        return long_text(options.engine)
     print(f"\n{options.engine}: {options.layers} layers of {options.hidden}, threads: {torch.get_num_threads()}\n")
     print(
         "| | tokens apart | tokens shared | apart, s | shared, s | range | times as fast | largest difference, nats |"
