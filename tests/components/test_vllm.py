@@ -17,9 +17,20 @@ from conftest import byte_level_tokenizer
 from proxycast.config.extraction import ExtractionOptions
 from proxycast.extraction.engines.factory import make_engine
 from proxycast.extraction.schema import TokenStats
+from proxycast.extraction.shared_prompts import common_prefix
 from proxycast.options import InputError
-from proxycast.solutions.tokenisation import tokenize
-from transformers import AutoModelForCausalLM, Phi3Config, Phi3ForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from proxycast.solutions.tokenisation import ScoredSequence, tokenize
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 pytestmark = [pytest.mark.vllm, pytest.mark.usefixtures("vllm_imported")]
 
@@ -288,11 +299,11 @@ PROCESSES = {
 }
 
 
-def run_apart(tmp_path: Path, folders: list[Path], runner="v1", environment=None, options=None):
+def run_apart(tmp_path: Path, folders: list[Path], runner="v1", environment=None, options=None, texts=TEXTS):
     """Statistics and continuations of four tokens by a vLLM engine in a process of its own."""
     workers = (options or {}).get("tensor_parallel_size", 1)
     how = "(vLLM's logits, which are faster on a CPU)" if workers == 1 else f"(the head in {workers} slices)"
-    settings = dict(runner=runner, environment=environment or {}, options=options or {}, texts=TEXTS)
+    settings = dict(runner=runner, environment=environment or {}, options=options or {}, texts=texts)
     (tmp_path / "options.json").write_text(json.dumps(settings | {"folders": [str(f) for f in folders]}))
     out = tmp_path / "out.parquet"
     command = [sys.executable, Path(__file__).with_name("run_vllm.py"), tmp_path / "options.json", out]
@@ -315,6 +326,154 @@ def assert_agrees_for_all(folders: list[Path], table: pl.DataFrame, generated: l
 @pytest.mark.parametrize("runner, environment, options", PROCESSES.values(), ids=PROCESSES.keys())
 def test_runners_and_processes(runner, environment, options, llama_folders, tmp_path):
     assert_agrees_for_all(llama_folders, *run_apart(tmp_path, llama_folders, runner, environment, options))
+
+
+# Texts that begin alike
+
+EXAMPLES = "Q: what is 2 plus 3?\nA: 2 plus 3 is five. The cat sat on the mat; the hat is his.\n" * 12
+LETTERS = [(f"letter {letter}", EXAMPLES + "Which is it?\nA:", f" {letter}") for letter in "ABCD"]
+# Two begin with the same word: what they share ends behind the first token that is scored.
+WORDS = [(text, EXAMPLES + "What sat on it?\nA:", text) for text in (" the cat", " the hat", " a mat", " the cat")]
+
+
+@pytest.fixture(scope="module")
+def long_folders(tmp_path_factory):
+    """Two checkpoints that read 1024 tokens: vLLM's cache has blocks of 128 on a CPU."""
+    shape = dict(hidden_size=64, num_hidden_layers=2, num_attention_heads=2, intermediate_size=128, vocab_size=352)
+    folders = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        config = LlamaConfig(**shape, initializer_range=0.3, max_position_embeddings=1024)
+        folders.append(small_folder(tmp_path_factory.mktemp(f"long{seed}"), LlamaForCausalLM(config)))
+    return folders
+
+
+def scheduled(engine, sequences) -> tuple[pl.DataFrame, int]:
+    """The statistics, and the number of tokens that vLLM computed for them."""
+    runner, counts = runner_of(engine), []
+    original = runner.execute_model
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            runner,
+            "execute_model",
+            lambda steps, *rest, **named: (
+                counts.append(steps.total_num_scheduled_tokens) or original(steps, *rest, **named)
+            ),
+        )
+        return engine.token_stats(sequences), sum(counts)
+
+
+def test_prompts_that_texts_share_are_computed_once(long_folders, vllm_engine, monkeypatch):
+    engine = vllm_engine()
+    for folder in (*long_folders, *long_folders):  # the cache must not keep what other weights have made
+        engine.load(folder)
+        sequences = tokenize([*LETTERS, *WORDS], engine.tokenizer, engine.context)
+        table, computed = scheduled(engine, sequences)
+        whole = sum(sequence.stop - 1 for sequence in sequences)
+        shared = common_prefix(sequences[0].token_ids, sequences[-1].token_ids) // 128 * 128
+        assert shared >= 256 and computed == whole - (len(sequences) - 1) * shared
+        assert_agrees(table, reference(folder, sequences))
+        again, as_many = scheduled(engine, sequences)  # a call finds nothing of the one before
+        assert again.equals(table) and as_many == computed
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            "proxycast.extraction.engines.vllm.may_skip_prefix", lambda sequences, _: [False] * len(sequences)
+        )
+        expected, computed = scheduled(engine, sequences)
+    assert computed == whole
+    for name in TokenStats._fields[:4]:
+        np.testing.assert_allclose(table[name].to_numpy(), expected[name].to_numpy(), rtol=0, atol=1e-4)
+
+
+def test_shared_prompts_behind_a_window_of_attention(tmp_path, vllm_engine):
+    """Every other layer looks back 64 tokens: vLLM keeps other blocks for it than for the rest."""
+    shape = dict(hidden_size=64, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, vocab_size=352)
+    rest = dict(intermediate_size=128, head_dim=32, query_pre_attn_scalar=32, sliding_window=64, initializer_range=0.3)
+    torch.manual_seed(0)
+    folder = small_folder(
+        tmp_path / "gemma", Gemma2ForCausalLM(Gemma2Config(**shape, **rest, max_position_embeddings=1024))
+    )
+    engine = vllm_engine()
+    engine.load(folder)
+    sequences = tokenize([*LETTERS, *WORDS], engine.tokenizer, engine.context)
+    table, computed = scheduled(engine, sequences)
+    assert_agrees(table, reference(folder, sequences))
+    assert computed < sum(sequence.stop - 1 for sequence in sequences) / 2
+
+
+def test_a_text_of_which_more_is_cached_is_computed_whole(long_folders, vllm_engine):
+    """The first one scores the end, the others what the cache holds of the first."""
+    engine = vllm_engine()
+    engine.load(long_folders[0])
+    [whole] = tokenize([("end", EXAMPLES, " the cat")], engine.tokenizer, engine.context)
+    ids, random = whole.token_ids, np.random.default_rng(0)
+    inside = [
+        ScoredSequence(f"from {start}", ids, start, len(ids), np.ones(len(ids) - start, np.int32))
+        for start in (1, 130, 256, 257)
+    ]
+    other = np.concatenate([ids[:300], random.integers(1, 90, 200)])
+    sequences = [whole, *inside, ScoredSequence("other", other, 200, 500, np.ones(300, np.int32))]
+    assert_agrees(engine.token_stats(sequences), reference(long_folders[0], sequences))
+
+
+def test_a_hit_that_reaches_what_is_scored_is_an_error(long_folders, vllm_engine, monkeypatch):
+    from proxycast.extraction.engines.vllm import HookError
+
+    engine = vllm_engine()
+    engine.load(long_folders[0])
+    sequences = tokenize([(str(i), "A:", EXAMPLES) for i in range(2)], engine.tokenizer, engine.context)
+    monkeypatch.setattr(
+        "proxycast.extraction.engines.vllm.may_skip_prefix", lambda sequences, _: [True] * len(sequences)
+    )
+    with pytest.raises(HookError, match="got nothing"):
+        engine.token_stats(sequences)
+
+
+def test_a_cache_that_is_wrong_is_found_at_the_start(long_folders, vllm_engine, monkeypatch, caplog):
+    engine = vllm_engine()
+    original = engine._statistics
+
+    def wrong(sequences):
+        return original(sequences) + len(sequences) - 1  # two texts that share a prompt are a nat off
+
+    monkeypatch.setattr(engine, "_statistics", wrong)
+    engine.load(long_folders[0])
+    assert "when vLLM keeps a prompt that texts share; each is computed whole" in caplog.text
+    monkeypatch.setattr(engine, "_statistics", original)
+    sequences = tokenize(LETTERS, engine.tokenizer, engine.context)
+    table, computed = scheduled(engine, sequences)
+    assert computed == sum(sequence.stop - 1 for sequence in sequences)
+    assert_agrees(table, reference(long_folders[0], sequences))
+
+
+@pytest.mark.parametrize("runner, environment, options", PROCESSES.values(), ids=PROCESSES.keys())
+def test_shared_prompts_in_each_runner(runner, environment, options, long_folders, tmp_path):
+    texts = [*LETTERS[:2], *WORDS[:3]]
+    table, _ = run_apart(tmp_path, long_folders[:1], runner, environment, options, texts)
+    engine = make_engine(ExtractionOptions())
+    engine.load(long_folders[0])
+    sequences = tokenize(texts, engine.tokenizer, engine.context)
+    assert_agrees(table, reference(long_folders[0], sequences))
+
+
+@pytest.mark.parametrize("kind", ["llama_no_bos_bytelevel", "gemma2_softcap", "falcon_h1_mamba2"])
+def test_only_attention_alone_has_a_cache(kind, tmp_path, vllm_engine):
+    engine = vllm_engine()
+    engine.load(AWKWARD[kind](tmp_path / kind))
+    assert engine._llm.llm_engine.vllm_config.cache_config.enable_prefix_caching == (kind != "falcon_h1_mamba2")
+
+
+def test_the_head_sees_the_tail_of_a_long_text_alone(long_folders, vllm_engine, monkeypatch):
+    """In chunks: no tensor of it has more rows than the tail."""
+    engine, rows = vllm_engine(batch_tokens=100), []
+    engine.load(long_folders[0])
+    sequences = tokenize([("long", "A:", EXAMPLES)], engine.tokenizer, engine.context, tail_tokens=30)
+    model = runner_of(engine).model
+    original = model.compute_logits
+    monkeypatch.setattr(model, "compute_logits", lambda hidden: rows.append(len(hidden)) or original(hidden))
+    assert_agrees(engine.token_stats(sequences), reference(long_folders[0], sequences))
+    steps = -(-(sequences[0].stop - 1) // 100)
+    assert steps > 2 and 30 <= sum(rows) <= 30 + steps  # each step has one token of vLLM's own
 
 
 def test_one_worker_in_a_process_of_its_own(llama_folders, tmp_path):

@@ -50,6 +50,12 @@ def sequences_for(engine, tail_tokens=20):
     return tokenize(PROBLEMS, engine.tokenizer, engine.context, tail_tokens)
 
 
+def sequences_apart(engine):
+    """As `sequences_for`, but no two of them begin alike, so that each is read by itself."""
+    texts = [(key, f"{letter}{prompt}", text) for letter, (key, prompt, text) in zip("abcdefghijkl", PROBLEMS)]
+    return tokenize(texts, engine.tokenizer, engine.context, tail_tokens=20)
+
+
 def reference(folder, sequences) -> list[dict]:
     """Six statistics of each scored token in float64, from the logits of one unpadded sequence at a time."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
@@ -170,7 +176,7 @@ def small_memory(engine, limit: int) -> list[tuple[int, ...]]:
 def test_batches_hold_no_more_than_their_tokens(model_folder):
     engine = TransformersEngine(OPTIONS)
     engine.load(model_folder())
-    sequences = sequences_for(engine)
+    sequences = sequences_apart(engine)
     shapes = small_memory(engine, 300)
     engine.token_stats(sequences)
     assert sum(texts for texts, _ in shapes) == len(sequences) and 1 < len(shapes) < len(sequences)
@@ -183,7 +189,7 @@ def test_too_little_memory_halves_the_batches_for_good_and_changes_no_number(mod
     engine = TransformersEngine(OPTIONS)
     folder = model_folder()
     engine.load(folder)
-    sequences = sequences_for(engine)
+    sequences = sequences_apart(engine)
     expected = engine.token_stats(sequences)
     shapes = small_memory(engine, 130)
     table = engine.token_stats(sequences)

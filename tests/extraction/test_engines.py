@@ -186,6 +186,7 @@ class Vllm:
         monkeypatch.setattr(vllm, "gc", SimpleNamespace(collect=lambda: None))  # a tenth of a second each
         monkeypatch.setattr(vllm, "prepare_environment", lambda: None)  # it would turn compilation off for other tests
         monkeypatch.setattr(vllm, "weight_files", lambda folder: [])
+        monkeypatch.setattr(vllm, "caches_prefixes", lambda folder, options: True)
         monkeypatch.setattr(engine, "check", lambda self, folder: None)
         monkeypatch.setattr(engine, "_require_causality", lambda self: None)
         monkeypatch.setattr(vllm.TokenizerCache, "load", lambda self, folder: None)

@@ -2,7 +2,7 @@
 
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -141,3 +141,16 @@ def file_states(folder: Path) -> list[tuple[Path, int, int]] | None:
     if not folder.is_dir():
         return None
     return [(path, path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(folder.iterdir())]
+
+
+def groups(sequences: Sequence[ScoredSequence], tokens: int) -> Iterator[list[ScoredSequence]]:
+    """Consecutive sequences with together at most `tokens` tokens, or one that has more."""
+    group, total = [], 0
+    for sequence in sequences:
+        if group and total + len(sequence.token_ids) > tokens:
+            yield group
+            group, total = [], 0
+        group.append(sequence)
+        total += len(sequence.token_ids)
+    if group:
+        yield group

@@ -18,6 +18,7 @@ from proxycast.extraction.engines.base import BATCH_TOKENS
 from proxycast.extraction.engines.modules.model_head import head_by_config
 from proxycast.extraction.engines.modules.reading import rope_reset
 from proxycast.extraction.engines.transformers import TransformersEngine
+from proxycast.extraction.shared_prompts import Family
 from proxycast.options import InputError, one_line
 from proxycast.solutions.tokenisation import ScoredSequence
 from proxycast.weights.model_config import OTHER_HEADS, config_shape
@@ -78,18 +79,20 @@ class InMemoryEngine(TransformersEngine):
         self._part, self._parts = part, parts
 
     def _scored(
-        self, sequences: Sequence[ScoredSequence], temperatures: Sequence[float]
+        self,
+        sequences: Sequence[ScoredSequence],
+        temperatures: Sequence[float],
+        plan: tuple[list[Family], list[int]] | None = None,
     ) -> tuple[np.ndarray, list[int]]:
         """As the parent's. Whole batches are divided among processes, so that the numbers stay the same."""
         if self._parts == 1:
-            return super()._scored(sequences, temperatures)
-        plan = [self._batches(sequences)]
-        torch.distributed.broadcast_object_list(plan)  # a process whose weights differ might make other batches
+            return super()._scored(sequences, temperatures, plan)
+        plans = [self._batches(sequences)]
+        torch.distributed.broadcast_object_list(plans)  # a process whose weights differ might make other batches
         own, error = [], None
         try:
-            for batch in plan[0][self._part :: self._parts]:
-                columns, order = super()._scored([sequences[i] for i in batch], temperatures)
-                own.append((columns, [batch[i] for i in order]))
+            for part in plans[0][self._part :: self._parts]:
+                own.append(super()._scored(sequences, temperatures, part))
         except Exception as fault:  # told to all: the others wait in the gathering
             error = f"process {self._part}: {fault if isinstance(fault, InputError) else one_line(fault)}"
         found: list = [None] * self._parts
@@ -99,13 +102,14 @@ class InMemoryEngine(TransformersEngine):
         scored = [batch for own, _ in found for batch in own]
         return np.concatenate([columns for columns, _ in scored], axis=1), [i for _, order in scored for i in order]
 
-    def _batches(self, sequences: Sequence[ScoredSequence]) -> list[list[int]]:
-        """The batches in which the parent runs the sequences."""
-        waiting = sorted(range(len(sequences)), key=lambda i: -len(sequences[i].token_ids))
-        batches = []
+    def _batches(self, sequences: Sequence[ScoredSequence]) -> list[tuple[list[Family], list[int]]]:
+        """The batches in which the parent runs the sequences, each as a plan. A family is cut in a part for each."""
+        families, alone = self._plan(sequences)
+        waiting = sorted(alone, key=lambda i: -len(sequences[i].token_ids))
+        batches = [([part], []) for family in families for part in family.divided(self._parts)]
         while waiting:
             size = self._batch_size(len(sequences[i].token_ids) for i in waiting)
-            batches.append(waiting[:size])
+            batches.append(([], waiting[:size]))
             waiting = waiting[size:]
         return batches
 

@@ -3,14 +3,14 @@
 A batch runs through the model's body only. The head is applied to the hidden states in front of scored tokens, some
 rows at a time: no (tokens x vocabulary) matrix exists. What lies between the head's product and the logits (a scale, a
 soft cap) is found in the config and checked on the model. Any other model is run whole, slower, one sequence at a time.
-The other assumptions of a batch are proven by `reading`.
+The other assumptions of a batch are proven by `reading`. Texts that begin alike are read in families, where that is
+cheaper and the model has proven it (`shared_prompts`, `packed_texts`).
 
 On a GPU, batches follow each other without waiting: statistics stay there until the call's last batch has been sent.
 """
 
 import dataclasses
 import gc
-import inspect
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -23,18 +23,12 @@ import polars as pl
 import torch
 
 from proxycast.config.extraction import ExtractionOptions, SamplingOptions
+from proxycast.extraction.decoding import Draw, continue_texts
 from proxycast.extraction.engines.base import BATCH_TOKENS, file_states, longest_read, require_room, token_stats_table
-from proxycast.extraction.engines.modules import reading
-from proxycast.extraction.engines.modules.draw import Draw
-from proxycast.extraction.engines.modules.model_head import (
-    body_of,
-    count_embeddings,
-    count_logits,
-    exact_head,
-    head_by_config,
-)
+from proxycast.extraction.engines.modules import model_head, reading
 from proxycast.extraction.engines.modules.model_loading import build_model, free_memory, load_in_place, require_tied
-from proxycast.extraction.engines.modules.reading import Reader, Sharing, prove, rope_reset
+from proxycast.extraction.engines.modules.reading import Reader, Sharing, rope_reset, sharing_of
+from proxycast.extraction.shared_prompts import Family, plan_families
 from proxycast.extraction.token_stats import (
     to_device,
     token_stats,
@@ -53,7 +47,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PROOF_LOGITS = 256  # tokens whose logits are compared when a model is proven
-STOP_CHECK_STEPS = 8  # between two looks whether all texts of a batch have met a stop string
 
 Outcome = TypeVar("Outcome")
 
@@ -67,7 +60,7 @@ class Witness(NamedTuple):
 
 
 # Of an engine: what stays as long as config.json is the same.
-OF_A_KIND = ("_sharing", "_is_proven", "_head", "_vocabulary", "_witness", "_keeps_nothing", "_batch_tokens")
+OF_A_KIND = ("_sharing", "_is_proven", "_head", "_vocabulary", "_witness", "_keeps_nothing", "_batch_tokens", "_alike")
 
 
 class TransformersEngine:
@@ -108,7 +101,7 @@ class TransformersEngine:
         if not self._is_proven:
             self._prove()
         elif self._head is not None:
-            self._head = head_by_config(self._model)  # of these weights, in the form that was proven
+            self._head = model_head.head_by_config(self._model)  # of these weights, in the form that was proven
         if self._is_proven and self._witness is None:
             self._witness = Witness(folder, files, self._probe())
         self.tokenizer = self._tokenizers.load(folder)
@@ -135,7 +128,7 @@ class TransformersEngine:
         if self._keeps_nothing is None and first is not None and first.folder != self._built_from:
             there = file_states(first.folder) == first.files and load_in_place(self._model, first.folder)
             if there and self._head is not None:
-                self._head = head_by_config(self._model)
+                self._head = model_head.head_by_config(self._model)
             self._keeps_nothing = there and bool(
                 (self._probe() - first.logits).abs().max() <= self._reader().bound(first.logits)
             )
@@ -161,6 +154,7 @@ class TransformersEngine:
         self._loaded: object = None  # which files the engine holds; None while a load is unfinished
         self._model = self._config = self._head = self.tokenizer = None
         self._sharing: Sharing | None = None
+        self._alike = reading.AlikeWhenShared()  # up to which length texts that share a prompt are read as alone
         self._is_proven = False  # whether passes through a module of this kind have shown how it reads
         self._built_from: Path | None = None  # the folder that the module was built from
         self._witness: Witness | None = None
@@ -198,11 +192,21 @@ class TransformersEngine:
         return token_stats_table(sequences, columns, self.vocabulary, str(self._folder), temperatures)
 
     def _scored(
-        self, sequences: Sequence[ScoredSequence], temperatures: Sequence[float]
+        self,
+        sequences: Sequence[ScoredSequence],
+        temperatures: Sequence[float],
+        plan: tuple[list[Family], list[int]] | None = None,
     ) -> tuple[np.ndarray, list[int]]:
-        """Statistics (6 + K, n) of the scored tokens, and the order of the sequences in which they stand."""
-        waiting = sorted(range(len(sequences)), key=lambda i: -len(sequences[i].token_ids))  # texts of like length meet
+        """Statistics (6 + K, n) of the scored tokens, and the order of the sequences in which they stand.
+
+        `plan`: the families that are read together, and the indices of texts that are read alone; else all texts.
+        """
+        families, alone = plan or self._plan(sequences)
         done, results = [], [torch.empty(6 + len(temperatures), 0, device=self._device)]
+        for indices, columns in self._score_families(families, sequences, temperatures):
+            done, results = done + indices, [*results, columns]
+        alone = [*alone, *sorted({i for family in families for i in family.members()} - {*done})]
+        waiting = sorted(alone, key=lambda i: -len(sequences[i].token_ids))  # texts of like length meet
         while waiting:
             size = self._batch_size(len(sequences[i].token_ids) for i in waiting)
             members = [sequences[i] for i in waiting[:size]]
@@ -213,7 +217,47 @@ class TransformersEngine:
             if columns is not None:
                 done, waiting = done + waiting[:size], waiting[size:]
                 results.append(columns)
-        return torch.cat(results, dim=1).cpu().numpy(), done  # only here is a GPU waited for
+        columns = torch.cat(results, dim=1).cpu().numpy()  # only here is a GPU waited for
+        if families and not np.isfinite(columns[:4]).all():  # in a row, a NaN gets into other texts than its own
+            return self._scored(sequences, temperatures, ([], sorted(done)))
+        return columns, done
+
+    def _plan(self, sequences: Sequence[ScoredSequence]) -> tuple[list[Family], list[int]]:
+        """The families of texts that begin alike, which are read together, and the indices of the other texts."""
+        families = []
+        if len(sequences) > 1 and self._head is not None and self._sharing.mixed_up_to:
+            from proxycast.extraction.packed_texts import pass_cost, reads_alike_when_shared
+
+            cost = pass_cost(self._model)
+            longest = min(self._sharing.mixed_up_to, reading.attention_window(self._model.config))
+            families = self._alike.families(
+                lambda most: plan_families(sequences, cost, self._batch_tokens, min(most, longest)),
+                lambda family: max(len(sequences[i].token_ids) for i in family.members()),
+                lambda length: reads_alike_when_shared(self._model, self._reader(), self._to_device, length),
+            )
+        together = {i for family in families for i in family.members()}
+        return families, [i for i in range(len(sequences)) if i not in together]
+
+    def _score_families(
+        self, families: Sequence[Family], sequences: Sequence[ScoredSequence], temperatures: Sequence[float]
+    ) -> Iterator[tuple[list[int], torch.Tensor]]:
+        """For each batch the indices of its texts and their statistics (6 + K, n). What finds no memory is left out."""
+        from proxycast.extraction.packed_texts import FamilyReader
+
+        for family in families:
+            reader = FamilyReader(self._pass, sequences, family, self._to_device, self._dtype)
+            for batch in family.batches:
+                indices = [member.index for pack in batch for member in pack]
+                members = [sequences[i] for i in indices]
+                columns = self._within_memory(
+                    lambda batch=batch, members=members, read=reader.read: self._statistics(
+                        read(batch), members, temperatures
+                    ),
+                    *(max(len(members), 2), family.tokens(batch, sequences)),  # 2: they can be read alone
+                )
+                if columns is None:
+                    break
+                yield indices, columns
 
     def _full_batch(self) -> int:
         return self.options.batch_tokens or BATCH_TOKENS[self._device.type]
@@ -233,23 +277,13 @@ class TransformersEngine:
 
         Raises InputError if the library cannot run it, or if it is no causal language model.
         """
-        model, own_code = self._model, self._model.is_custom_code()
-        may_grow = reading.has_growing_rope(model.config) or own_code
+        model = self._model
         try:
-            self._head = exact_head(model)
-            self._vocabulary = count_logits(model) if self._head is None else len(self._head.weight)
+            self._head = model_head.exact_head(model)
+            self._vocabulary = model_head.count_logits(model) if self._head is None else len(self._head.weight)
             reader = self._reader()
-            sharing, conclusive = prove(reader)
             widest = min(self.context, self._full_batch() // 2)  # of the batches that have several texts
-            if may_grow and sharing.mixed_up_to and widest > reader.half:
-                takes_positions = "position_ids" in inspect.signature((body_of(model) or model).forward).parameters
-                if takes_positions and not own_code:
-                    sharing = sharing._replace(mixed_up_to=reading.longest_mixed(reader, widest))
-                elif not reading.reads_alike_when_padded(reader, widest):
-                    sharing = sharing._replace(mixed_up_to=0)
-            if own_code and not reading.reads_alike_in_full_batch(reader, self._full_batch() // (2 * reader.half) - 1):
-                sharing = Sharing(0, equal_lengths=False)
-            sharing = sharing._replace(mixed_up_to=min(sharing.mixed_up_to, reading.chosen_tokens(model.config)))
+            sharing, conclusive = sharing_of(model, reader, widest, self._full_batch())
         except reading.NotReadable as error:
             raise InputError(f"{self._folder}: {type(model).__name__}: {error}") from error
         except Exception as error:  # a library's, of any kind
@@ -278,23 +312,27 @@ class TransformersEngine:
         )
 
         @torch.inference_mode()
-        def read(token_ids: torch.Tensor, **positions: torch.Tensor) -> torch.Tensor:
-            found = self._pass(token_ids, **positions)
+        def read(token_ids: torch.Tensor, **given: object) -> torch.Tensor:
+            found = self._pass(token_ids, **given)
             logits = head(found.flatten(0, 1)).unflatten(0, token_ids.shape) if head else found[..., some].float()
             return logits - logits.mean(-1, keepdim=True)  # log-probabilities do not change with their mean
 
-        token_ids = torch.from_numpy(reading.text_tokens(model.config, min(count, count_embeddings(model)))).to(
-            self._device
-        )
-        dtype = torch.float32 if self.options.dtype == "float32" else torch.bfloat16
-        return Reader(read, token_ids, dtype, half=min(reading.HALF, self.context // 2))
+        token_ids = torch.from_numpy(
+            reading.text_tokens(model.config, min(count, model_head.count_embeddings(model)))
+        ).to(self._device)
+        return Reader(read, token_ids, self._dtype, half=min(reading.HALF, self.context // 2))
 
-    def _pass(self, token_ids: torch.Tensor, **positions: torch.Tensor) -> torch.Tensor:
+    @property
+    def _dtype(self) -> torch.dtype:
+        return torch.float32 if self.options.dtype == "float32" else torch.bfloat16
+
+    def _pass(self, token_ids: torch.Tensor, **given: object) -> torch.Tensor:
         """The body's last hidden states (b, T, d), or, where the head has a form of its own, the logits (b, T, V)."""
         self._forget()
+        given = {"input_ids": token_ids, "use_cache": False} | given
         if self._head is None:
-            return self._model(input_ids=token_ids, use_cache=False, **positions).logits
-        return body_of(self._model)(input_ids=token_ids, use_cache=False, **positions).last_hidden_state
+            return self._model(**given).logits
+        return model_head.body_of(self._model)(**given).last_hidden_state
 
     def _within_memory(self, work: Callable[[], Outcome], texts: int, tokens: int) -> Outcome | None:
         """What `work` returns; None where memory did not suffice for its `tokens`, and the batches are smaller now.
@@ -321,20 +359,24 @@ class TransformersEngine:
         return None
 
     def _score(self, batch: list[ScoredSequence], temperatures: Sequence[float]) -> torch.Tensor:
-        """Statistics (6 + K, n) of the scored tokens, one sequence after the other.
-
-        Position t - 1 predicts the token at position t. The columns are float32, in which counts below 2^24 are exact,
-        and stay on the device.
-        """
+        """Statistics (6 + K, n) of the scored tokens, one sequence after the other; position t - 1 predicts token t."""
         width = max(len(sequence.token_ids) for sequence in batch)
         # Right padding needs no attention mask: no token of a causal model sees what follows it.
         token_ids = np.zeros((len(batch), width), np.int64)
         for row, sequence in zip(token_ids, batch):
             row[: len(sequence.token_ids)] = sequence.token_ids
         rows = np.concatenate([i * width + np.arange(s.start - 1, s.stop - 1) for i, s in enumerate(batch)])
-        targets = np.concatenate([sequence.token_ids[sequence.start : sequence.stop] for sequence in batch])
-        token_ids, rows, targets = (to_device(array, self._device) for array in (token_ids, rows, targets))
-        found = self._pass(token_ids).flatten(0, 1)[rows]
+        token_ids, rows = self._to_device(token_ids), self._to_device(rows)
+        return self._statistics(self._pass(token_ids).flatten(0, 1)[rows], batch, temperatures)
+
+    def _statistics(
+        self, found: torch.Tensor, batch: list[ScoredSequence], temperatures: Sequence[float]
+    ) -> torch.Tensor:
+        """Statistics (6 + K, n) of the scored tokens by what `_pass` has found in front of them (n, d).
+
+        The columns are float32, in which counts below 2^24 are exact, and stay on the device.
+        """
+        targets = self._to_device(np.concatenate([s.token_ids[s.start : s.stop] for s in batch]))
         if temperatures:
             head = self._head or (lambda logits: logits)
             return token_stats_at_temperatures(found, head, targets, self.vocabulary, temperatures)
@@ -343,6 +385,9 @@ class TransformersEngine:
         else:
             stats = token_stats_from_hidden(found, self._head, targets, self.vocabulary)
         return torch.stack([column.float() for column in stats])
+
+    def _to_device(self, array: np.ndarray) -> torch.Tensor:
+        return to_device(array, self._device)
 
     def generate(self, prompts: Sequence[str], max_new_tokens: int, stop: Sequence[str] = ()) -> list[str]:
         """Each prompt's greedy continuation, ended before the end-of-text token, a `stop` string or the context's end.
@@ -384,7 +429,7 @@ class TransformersEngine:
                 batch = waiting[: max(1, self._batch_tokens // (length + room))]
                 found = self._within_memory(
                     lambda batch=batch, room=room: self._continue(
-                        np.stack([encoded[i] for i in batch]), room, stop, ends, processors(batch)
+                        [encoded[i] for i in batch], room, stop, ends, processors(batch)
                     ),
                     *(len(batch), len(batch) * (length + room)),
                 )
@@ -394,38 +439,6 @@ class TransformersEngine:
                         token_ids[i] = ids
         return continuations(self.tokenizer, encoded, token_ids, ends, stop)
 
-    def _continue(
-        self,
-        token_ids: np.ndarray,
-        max_new_tokens: int,
-        stop: Sequence[str],
-        ends: list[int],
-        processors: list[Callable],
-    ) -> list[list[int]]:
-        """The tokens that follow `token_ids` (b, T)."""
-        from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
-
-        token_ids = to_device(token_ids, self._device)
-        length = token_ids.shape[1]
+    def _continue(self, encoded: list[np.ndarray], *decoding: object) -> list[list[int]]:
         self._forget()
-
-        def stopped(ids: torch.Tensor, scores: object, **_: object) -> torch.Tensor:
-            done = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
-            if stop and (ids.shape[1] - length) % STOP_CHECK_STEPS == 0:
-                texts = self.tokenizer.batch_decode(ids[:, length:], skip_special_tokens=True)
-                done |= torch.tensor([any(end in text for end in stop) for text in texts], device=ids.device)
-            return done
-
-        output = self._model.generate(
-            token_ids,
-            attention_mask=torch.ones_like(token_ids),
-            generation_config=GenerationConfig(
-                do_sample=False,
-                max_new_tokens=max_new_tokens,
-                eos_token_id=ends or None,
-                pad_token_id=ends[0] if ends else 0,
-            ),
-            logits_processor=LogitsProcessorList(processors),
-            stopping_criteria=StoppingCriteriaList([stopped]),
-        )
-        return output[:, length:].tolist()
+        return continue_texts(self._model, self.tokenizer, self._to_device(np.stack(encoded)), *decoding)

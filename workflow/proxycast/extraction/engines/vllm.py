@@ -22,13 +22,24 @@ from proxycast.extraction.engines.base import (
     BATCH_TOKENS,
     KV_CACHE_BYTES,
     file_states,
+    groups,
     longest_read,
     require_room,
     token_stats_table,
 )
-from proxycast.extraction.engines.vllm_replies import HookError, arranged, groups
-from proxycast.extraction.engines.vllm_support import prepare_environment, require_divisible, unsupported
+from proxycast.extraction.engines.vllm_replies import HookError, arranged
+from proxycast.extraction.engines.vllm_support import (
+    caches_prefixes,
+    check_text,
+    prepare_environment,
+    require_causality,
+    require_divisible,
+    scored_from,
+    shares_prompts,
+    unsupported,
+)
 from proxycast.extraction.engines.workers.vllm_worker import EXTRA_ARGS_KEY, JOB_PROCESS, SENTINEL, this_process
+from proxycast.extraction.shared_prompts import may_skip_prefix
 from proxycast.jobs.garbage import no_collection
 from proxycast.options import InputError, one_line
 from proxycast.solutions.tokenisation import ScoredSequence, prompt_tokens
@@ -44,6 +55,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MAX_SEQUENCES = 256  # at a time; each costs V float32 for the token that is thrown away
+CACHE_BLOCK = 16  # of vLLM's cache of prompts: what it finds of a text is a multiple of it, of 128 on a CPU
 CALL_TOKENS = 1 << 20  # tokens handed to vLLM at a time; their statistics, 32 bytes each, wait in the worker
 CHECK_TOKENS = 24  # of the prompt that compares the hook with vLLM's own log-probs
 CHECK_TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}  # nats; two runs of one prompt differ by rounding only
@@ -84,6 +96,7 @@ class VllmEngine:
         self._proven: dict[Build, bool] = {}  # whether loading in place does for this kind what a new engine does
         self._config_folder = None  # holds a config.json in the place of the model's own, where that must be corrected
         self._tokenizers = TokenizerCache()
+        self._shares = True  # whether a prompt that texts share may be computed once
 
     def check(self, folder: Path) -> None:
         """Raise InputError, naming what would work, if the folder is not whole or vLLM cannot run its model."""
@@ -294,7 +307,7 @@ class VllmEngine:
                 max_model_len=self.context if options.max_model_len or self.context == WITHOUT_LIMIT else None,
                 max_num_batched_tokens=self._batch_tokens,
                 max_num_seqs=min(MAX_SEQUENCES, self._batch_tokens),
-                enable_prefix_caching=False,  # a cached token has no hidden state, and so no statistics
+                enable_prefix_caching=caches_prefixes(self._folder, options),
                 enforce_eager=True,  # prefill is bound by matrix products; compilation would only delay the start
                 worker_extension_cls=WORKER,
             )
@@ -320,7 +333,15 @@ class VllmEngine:
         # The last token of a sequence is predicted and predicts nothing, so it needs no room in the context.
         prompts = [sequence.token_ids[: sequence.stop - 1] for sequence in sequences]
         extras = [[i, s.start, int(s.token_ids[s.stop - 1])] for i, s in enumerate(sequences)]
-        settings = [{"prompt_logprobs": 0, "extra_args": {EXTRA_ARGS_KEY: extra}} for extra in extras]
+        # A cached token has no hidden state, and so no statistics.
+        settings = [
+            {
+                "prompt_logprobs": 0,
+                "extra_args": {EXTRA_ARGS_KEY: extra},
+                "skip_reading_prefix_cache": not (may and self._shares),
+            }
+            for extra, may in zip(extras, may_skip_prefix(sequences, CACHE_BLOCK))
+        ]
         for sequence, output in zip(sequences, self._run(prompts, settings)):
             if output.prompt_logprobs is None or output.prompt_logprobs.token_ids != [SENTINEL]:
                 raise HookError(f"{self._folder}: {sequence.key}: vLLM answered without the hook")
@@ -338,11 +359,14 @@ class VllmEngine:
         from vllm import SamplingParams
         from vllm.v1.engine.exceptions import EngineDeadError
 
-        defaults = {"temperature": 0.0, "max_tokens": 1, "detokenize": False, "flat_logprobs": True}
+        defaults = dict(
+            temperature=0.0, max_tokens=1, detokenize=False, flat_logprobs=True, skip_reading_prefix_cache=True
+        )
+        salt = os.urandom(8).hex()  # what earlier calls left in the cache is of other weights or longer texts
         while True:
             try:
                 return self._llm.generate(
-                    [{"prompt_token_ids": ids.tolist()} for ids in token_ids],
+                    [{"prompt_token_ids": ids.tolist(), "cache_salt": salt} for ids in token_ids],
                     [SamplingParams(**defaults | setting) for setting in settings],
                     use_tqdm=False,
                 )
@@ -366,13 +390,8 @@ class VllmEngine:
 
     def _check_prompt(self) -> tuple[np.ndarray, np.ndarray]:
         """Token ids of a prompt, and the statistics (6, n) of all but its first token."""
-        length = min(CHECK_TOKENS, self.context - 1)
-        token_ids = (1 + 7919 * np.arange(length)) % self.vocabulary
-        return token_ids, self._statistics_of(token_ids)
-
-    def _statistics_of(self, token_ids: np.ndarray) -> np.ndarray:
-        scored = np.zeros(len(token_ids) - 1, np.int32)
-        return self._statistics([ScoredSequence("check", token_ids, 1, len(token_ids), scored)])
+        token_ids = check_text(self.vocabulary, min(CHECK_TOKENS, self.context - 1))
+        return token_ids, self._statistics([scored_from(token_ids, 1)])
 
     def _compare_with_stock(self) -> np.ndarray:
         """Statistics (6, n) of the check prompt. Raises HookError if vLLM's own prompt log-probs are others."""
@@ -387,18 +406,14 @@ class VllmEngine:
         return statistics
 
     def _require_causality(self) -> None:
-        """Raise InputError if log-probs move when only later tokens change: vLLM runs encoders, too."""
-        length = min(CHECK_TOKENS, self.context - 1)
-        half = length // 2
-        text = (1 + 7919 * np.arange(length)) % self.vocabulary
-        other = np.concatenate([text[:half], (text[half:] + 1) % self.vocabulary])
-        first, second = (self._statistics_of(token_ids)[0, : half - 1] for token_ids in (text, other))
-        moved = np.abs(first - second).max(initial=0)  # NaN, of broken weights, passes: the texts will name a position
-        if moved > CHECK_TOLERANCE[self.options.dtype]:
-            raise InputError(
-                f"{self._folder}: it looks ahead: log-probs move by {moved:.2g} nats when only later tokens change, so "
-                "none would be a prediction; only causal language models are scored"
-            )
+        """Raise InputError for a model that looks ahead, and find out whether texts may share a prompt."""
+        tolerance, folder = CHECK_TOLERANCE[self.options.dtype], str(self._folder)
+        length, statistics = min(CHECK_TOKENS, self.context - 1), self._statistics
+        require_causality(folder, statistics, self.vocabulary, length, tolerance)
+        config = self._llm.llm_engine.vllm_config.cache_config
+        self._shares = config.enable_prefix_caching and shares_prompts(
+            folder, statistics, self.vocabulary, min(self.context, 2 * config.block_size + CHECK_TOKENS), tolerance
+        )
 
 
 def _largest_difference(one: np.ndarray, other: np.ndarray) -> float:

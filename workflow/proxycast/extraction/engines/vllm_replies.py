@@ -1,6 +1,6 @@
 """What vLLM's workers have collected, brought into the order of the sequences; every token is compared."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -34,16 +34,3 @@ def arranged(
     found = np.empty((6, len(asked)), np.float32)
     found[:, at] = np.frombuffer(columns, np.float32).reshape(6, -1)
     return found
-
-
-def groups(sequences: Sequence[ScoredSequence], tokens: int) -> Iterator[list[ScoredSequence]]:
-    """Consecutive sequences with together at most `tokens` tokens, or one that has more."""
-    group, total = [], 0
-    for sequence in sequences:
-        if group and total + len(sequence.token_ids) > tokens:
-            yield group
-            group, total = [], 0
-        group.append(sequence)
-        total += len(sequence.token_ids)
-    if group:
-        yield group

@@ -13,12 +13,16 @@ frequencies by the longest text does so too if one token stands far behind the o
 not know, one text is padded to the widest batch.
 """
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
+
+from proxycast.extraction.engines.modules.model_head import body_of
+from proxycast.extraction.shared_prompts import Family
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -29,6 +33,7 @@ TEXTS = 3  # that must all show a fault: at a tie a router of experts may turn o
 # Differences that count: above this share of what the tokens in front change, and of the largest logit.
 SHARE = {torch.float32: 1e-3, torch.bfloat16: 0.2}
 LOGIT_ROUNDING = {torch.float32: 2e-5, torch.bfloat16: 2e-2}
+WINDOWS = "sliding_window", "attention_chunk_size"  # of attention, in tokens
 # Kinds of rotary embeddings whose frequencies stay what they are, however long a text is.
 FIXED_ROPES = {"default", "linear", "llama3", "yarn", "proportional"}
 
@@ -168,6 +173,81 @@ def reads_alike_in_full_batch(reader: Reader, texts: int) -> bool:
     return _largest(reader.read(torch.cat([others, text[None]]))[-1] - alone) <= reader.bound(alone)
 
 
+def reads_alike_when_shared(
+    reader: Reader, in_families: Callable[..., Iterator[torch.Tensor]], length: int
+) -> bool | None:
+    """Whether texts of `length` tokens are read as alone where they share what they begin with, in each way to do so.
+
+    `in_families` (two texts (2, length), the length of their ends) yields their logits (2, length, n) for each way.
+    None if these weights do not show it: no token depends on those in front of the last `half`.
+    """
+    half = min(reader.half, length // 2)
+    if not half:
+        return None
+    [text, other] = reader.token_ids[
+        torch.randint(len(reader.token_ids), (2, length - half), generator=reader.generator)
+    ]
+    end, other_end = reader.halves(2)[:, :half]
+    rows = torch.stack([torch.cat([text, end]), torch.cat([text, other_end])])
+    alone = torch.cat([reader.read(row[None]) for row in rows])
+    effect = _largest(reader.read(torch.cat([other, end])[None])[0, -half:] - alone[0, -half:])
+    bound = reader.bound(alone, effect)
+    if not effect > bound:  # nor where it is NaN
+        return None
+    return all(_largest(found - alone) <= bound for found in in_families(rows, half))
+
+
+@dataclass
+class AlikeWhenShared:
+    """Which texts that share a prompt are read as alone: shown up to `proven` tokens, not so above `longest`."""
+
+    proven: int = 0
+    longest: int = ANY_LENGTH
+
+    def families(
+        self,
+        plan: Callable[[int], list[Family]],
+        length_of: Callable[[Family], int],
+        prove: Callable[[int], bool | None],
+    ) -> list[Family]:
+        """The families that `plan` makes of texts of up to so many tokens, with the proof for the longest of them.
+
+        Where it fails, texts of half the length are tried: attention may have a window.
+        """
+        while families := plan(self.longest):
+            length = max(map(length_of, families))
+            if length > self.proven:
+                shown = prove(length)
+                if shown is None:
+                    return []
+                if not shown:
+                    self.longest = length // 2 if length > 4 * HALF else 0
+                    continue
+                self.proven = length
+            return families
+        return []
+
+
+def takes_positions(model: "PreTrainedModel") -> bool:
+    """Whether the model may be told where each token of a text stands."""
+    return "position_ids" in inspect.signature((body_of(model) or model).forward).parameters
+
+
+def sharing_of(model: "PreTrainedModel", reader: Reader, widest: int, batch_tokens: int) -> tuple[Sharing, bool]:
+    """As `prove`, also of texts of up to `widest` tokens in batches of `batch_tokens`, for kinds that need that."""
+    own_code = model.is_custom_code()
+    may_grow = has_growing_rope(model.config) or own_code
+    sharing, conclusive = prove(reader)
+    if may_grow and sharing.mixed_up_to and widest > reader.half:
+        if takes_positions(model) and not own_code:
+            sharing = sharing._replace(mixed_up_to=longest_mixed(reader, widest))
+        elif not reads_alike_when_padded(reader, widest):
+            sharing = sharing._replace(mixed_up_to=0)
+    if own_code and not reads_alike_in_full_batch(reader, batch_tokens // (2 * reader.half) - 1):
+        sharing = Sharing(0, equal_lengths=False)
+    return sharing._replace(mixed_up_to=min(sharing.mixed_up_to, chosen_tokens(model.config))), conclusive
+
+
 def ropes(config: "PretrainedConfig") -> list[dict]:
     """The parameters of each rotary embedding of a model: one for all layers, or one for each kind of layer."""
     found = getattr(config.get_text_config(), "rope_parameters", None) or {}
@@ -182,6 +262,12 @@ def has_growing_rope(config: "PretrainedConfig") -> bool:
 def chosen_tokens(config: "PretrainedConfig") -> int:
     """How many tokens sparse attention looks at (DeepSeek V3.2, GLM 5). Beyond, ties may depend on the batch."""
     return getattr(config.get_text_config(), "index_topk", None) or ANY_LENGTH
+
+
+def attention_window(config: "PretrainedConfig") -> int:
+    """The least number of tokens that any layer looks back, as far as the configuration tells."""
+    text = config.get_text_config()
+    return min(filter(None, (getattr(text, name, None) for name in WINDOWS)), default=ANY_LENGTH)
 
 
 def rope_reset(model: "PreTrainedModel") -> Callable[[], None]:
