@@ -106,8 +106,10 @@ def walk(
     }
     total, left = (sum(map(len, found.values())) for found in (made_from, to_measure))
     log.info("%d of %d tasks of %d checkpoints are done already", total - left, total, len(checkpoints))
+    # All bars on one line: several walks have one each, and a log knows no cursor.
+    shown = dict(unit="task", mininterval=PROGRESS_SECONDS, file=sys.stderr, position=0)
     with (
-        tqdm(total=left, unit="task", mininterval=PROGRESS_SECONDS, file=sys.stderr, disable=not left) as bar,
+        tqdm(total=left, disable=not left, **shown) as bar,
         ThreadPoolExecutor(1) as writer,  # of one table, while the next model is loaded
     ):
         written = writer.submit(bool)  # nothing before the first one
