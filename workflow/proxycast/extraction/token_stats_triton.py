@@ -5,7 +5,10 @@ Products of two bfloat16 or float16 numbers are exact in float32 and are summed 
 a float32 head would, up to the order and last bit of sums, without a float32 copy of the weights.
 
 Several programs share the vocabulary of a row, so that few rows keep a whole GPU busy; `_combine` puts their results
-together. Nothing waits for the GPU. A row with NaN or +infinity gets a logprob or an entropy that is not finite.
+together. GPUs can share it in the same way: `target_logits` and `fused_parts` of each one's slice of the weights, the
+largest of the former and all of the latter exchanged, then `statistics_of`. `fused` is that with one slice.
+
+Nothing waits for the GPU. A row with NaN or +infinity gets a logprob or an entropy that is not finite.
 
 With TRITON_INTERPRET=1 the kernels run on a CPU, slowly, for tests.
 """
@@ -15,8 +18,10 @@ from typing import NamedTuple
 
 import torch
 import triton
-import triton.language as tl
 
+from proxycast.extraction.gpu_kernels.logits_kernel import logits_kernel
+from proxycast.extraction.gpu_kernels.pointer_kernels import fused_kernel, target_logits_kernel
+from proxycast.extraction.gpu_kernels.reductions import combine_kernel
 from proxycast.extraction.schema import TokenStats
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -26,7 +31,7 @@ class Tile(NamedTuple):
     """What one program multiplies at a time: (rows, depth) of hidden states with (columns, depth) of weights."""
 
     rows: int
-    columns: int  # at least `rows`: see `_target_logits_kernel`
+    columns: int  # at least `rows`: see `target_logits_kernel`
     depth: int
     warps: int
     stages: int  # tiles of operands on their way from memory while one is multiplied
@@ -44,7 +49,8 @@ ROUNDS_PER_PROCESSOR = 32  # at least, of programs that share the vocabulary: th
 TILES_PER_PROGRAM = 4  # at most: 24 bytes of partial results per row and 1024 columns
 LOGITS_BLOCK = 8192  # logits of one row that are reduced at a time
 ROWS_PER_PROCESSOR = 8  # with fewer rows than this, several programs share a row of logits
-PARTIALS = 6  # largest, second, rest, weighted, n_greater, n_equal: see `_reduce_tile`
+PARTIALS = 6  # largest, second, rest, weighted, n_greater, n_equal: see `gpu_kernels.reductions`
+COMBINED_ROWS = 32  # rows whose parts one program puts together
 
 
 def fused(
@@ -60,39 +66,76 @@ def fused(
 
     hidden: (n, d); weight: (V, d) of the same dtype; bias: (V,). Extra memory: at most 24 bytes times n V / 256.
     """
-    (n, depth), vocabulary, device = hidden.shape, len(weight), hidden.device
-    if hidden.dtype != weight.dtype:
-        raise TypeError(f"found hidden states in {hidden.dtype} and weights in {weight.dtype}; both need one type")
-    if n == 0:
-        return _empty(device)
-    hidden, weight = (tensor if tensor.stride(1) == 1 else tensor.contiguous() for tensor in (hidden, weight))
-    tile = tile or _tile(weight.dtype, device)
-    row_blocks, tiles = triton.cdiv(n, tile.rows), triton.cdiv(vocabulary, tile.columns)
-    per_program = min(max(row_blocks * tiles // (ROUNDS_PER_PROCESSOR * _processors(device)), 1), TILES_PER_PROGRAM)
-    splits = triton.cdiv(tiles, per_program)
-    partials = torch.empty(PARTIALS, splits, n, dtype=torch.float32, device=device)
-    target_logits = torch.empty(n, dtype=torch.float32, device=device)
-    head = dict(scale=float(scale), softcap=None if softcap is None else float(softcap), depth=depth)
-    sizes = dict(
-        n=n,
-        hidden_stride=hidden.stride(0),
-        weight_stride=weight.stride(0),
-        ROWS=tile.rows,
-        COLUMNS=tile.columns,
-        DEPTH=tile.depth,
-        WHOLE=depth % tile.depth == 0,
-        # The interpreter multiplies the bit patterns of bfloat16 as integers; in float32 the products are the same.
-        UPCAST=INTERPRETED and weight.dtype == torch.bfloat16,
-        num_warps=tile.warps,
-        num_stages=tile.stages,
-    )
+    if len(hidden) == 0:
+        _same_type(hidden, weight)
+        return _empty(hidden.device)
+    of_targets = target_logits(hidden, weight, targets, bias, scale, softcap, tile)
+    parts = _split_parts(hidden, weight, targets, of_targets, bias, scale, softcap, tile, len(weight))
+    return statistics_of(parts, of_targets)
+
+
+def target_logits(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    targets: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    scale: float = 1.0,
+    softcap: float | None = None,
+    tile: Tile | None = None,
+    used: int | None = None,
+) -> torch.Tensor:
+    """Logits softcap(scale * (hidden @ weight.T + bias)) at `targets` (n,) alone: (n,), float32.
+
+    weight (V, d) may be a slice of the vocabulary, and targets are ids relative to it: one outside [0, used) has the
+    logit -infinity here. So the largest over all slices is the target's own, whichever slice owns it. used: as in
+    `fused_parts`.
+    """
+    used = _used(weight, used)
+    _same_type(hidden, weight)
+    n, device = len(hidden), hidden.device
+    if n == 0 or used == 0:
+        return torch.full((n,), -torch.inf, dtype=torch.float32, device=device)
+    found = torch.empty(n, dtype=torch.float32, device=device)
+    hidden, weight, tile, sizes = _operands(hidden, weight, tile)
     with _on(device):
-        _target_logits_kernel[(row_blocks,)](hidden, weight, bias, targets, target_logits, **head, **sizes)
-        _fused_kernel[(row_blocks * splits,)](
-            *(hidden, weight, bias, targets, target_logits, partials),
-            **(dict(vocabulary=vocabulary, per_program=per_program, GROUP=GROUP) | head | sizes),
+        target_logits_kernel[(triton.cdiv(n, tile.rows),)](
+            *(hidden, weight, bias, targets, found),
+            **(_adjustments(scale, softcap) | dict(vocabulary=used) | sizes),
         )
-    return _combine(partials, target_logits)
+    return found
+
+
+def fused_parts(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    targets: torch.Tensor,
+    target_logits: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    scale: float = 1.0,
+    softcap: float | None = None,
+    tile: Tile | None = None,
+    used: int | None = None,
+) -> torch.Tensor:
+    """What a slice of the vocabulary, weight (V, d), adds to each row's statistics: (6, n), float32.
+
+    Largest logit, second largest, sums of e^z and of z e^z without one largest entry (z = logit - largest), numbers of
+    logits above the target's and equal to it. targets: (n,), relative to the slice, also those that it does not own;
+    target_logits: (n,), float32, from whichever slice owns them. used: number of columns that are tokens (default: all;
+    0 is allowed); those behind are padding.
+    """
+    used = _used(weight, used)
+    parts = _split_parts(hidden, weight, targets, target_logits, bias, scale, softcap, tile, used)
+    return parts[:, 0] if parts.shape[1] == 1 else _combine(parts, None)
+
+
+def statistics_of(parts: torch.Tensor, target_logits: torch.Tensor) -> TokenStats:
+    """Statistics of rows whose vocabulary R slices share: parts (6, R, n) of `fused_parts`, target_logits (n,).
+
+    Any strides will do if those between rows are 1.
+    """
+    if parts.shape[2] == 0:
+        return _empty(parts.device)
+    return _combine(parts, target_logits)
 
 
 def from_logits(logits: torch.Tensor, targets: torch.Tensor, block: int = LOGITS_BLOCK) -> TokenStats:
@@ -111,7 +154,7 @@ def from_logits(logits: torch.Tensor, targets: torch.Tensor, block: int = LOGITS
     splits = triton.cdiv(tiles, per_program)
     partials = torch.empty(PARTIALS, splits, n, dtype=torch.float32, device=device)
     with _on(device):
-        _logits_kernel[(n * splits,)](
+        logits_kernel[(n * splits,)](
             *(logits, targets, partials),
             **dict(n=n, vocabulary=vocabulary, stride=logits.stride(0), per_program=per_program),
             BLOCK=block,
@@ -146,271 +189,88 @@ def _empty(device: torch.device) -> TokenStats:
     )
 
 
-def _combine(partials: torch.Tensor, target_logits: torch.Tensor) -> TokenStats:
-    """Partial results (6, splits, n) to statistics: each part's sums are moved from its own largest logit to the row's.
+def _split_parts(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    targets: torch.Tensor,
+    target_logits: torch.Tensor,
+    bias: torch.Tensor | None,
+    scale: float,
+    softcap: float | None,
+    tile: Tile | None,
+    used: int,
+) -> torch.Tensor:
+    """`fused_parts` of each of the programs that share a row: (6, splits, n)."""
+    _same_type(hidden, weight)
+    n, device = len(hidden), hidden.device
+    if n == 0 or used == 0:
+        nothing = torch.zeros(PARTIALS, 1, n, dtype=torch.float32, device=device)
+        nothing[:2] = -torch.inf
+        return nothing
+    hidden, weight, tile, sizes = _operands(hidden, weight, tile)
+    row_blocks, tiles = triton.cdiv(n, tile.rows), triton.cdiv(used, tile.columns)
+    per_program = min(max(row_blocks * tiles // (ROUNDS_PER_PROCESSOR * _processors(device)), 1), TILES_PER_PROGRAM)
+    splits = triton.cdiv(tiles, per_program)
+    parts = torch.empty(PARTIALS, splits, n, dtype=torch.float32, device=device)
+    with _on(device):
+        fused_kernel[(row_blocks * splits,)](
+            *(hidden, weight, bias, targets, target_logits, parts),
+            **(_adjustments(scale, softcap) | dict(vocabulary=used, per_program=per_program, GROUP=GROUP) | sizes),
+        )
+    return parts
 
-    With m the row's largest logit, z = logit - m and s the sum of exp(z) without the largest entry, as in
-    `token_stats._reduce`: ln p = z - ln(1 + s) and H = ln(1 + s) - sum(z exp z) / (1 + s).
-    """
-    largest, second, rest, weighted, n_greater, n_equal = partials  # (splits, n) each
-    top, at = largest.max(0)  # (n,)
-    others = largest.scatter(0, at.unsqueeze(0), -torch.inf)  # the largest of the parts that do not hold the row's
-    # Parts with only masked logits have sums of 0, which -infinity - top would turn into NaN.
-    shift = (largest - top).masked_fill_(largest == -torch.inf, 0.0)
-    summed = rest + (others > -torch.inf)  # a part's own largest entry is one of the rest, in all parts but one
-    weights = shift.exp()
-    total_rest = (weights * summed).sum(0)
-    total_weighted = (weights * (weighted + shift * summed)).sum(0)
-    log_total = torch.log1p(total_rest)
-    return TokenStats(
-        logprob=(target_logits - top) - log_total,
-        max_logprob=-log_total,
-        second_logprob=(torch.maximum(others.amax(0), second.amax(0)) - top) - log_total,
-        entropy=log_total - total_weighted / (1 + total_rest),
-        n_greater=n_greater.sum(0).int(),  # counts below 2^24 are exact in float32
-        n_equal=n_equal.sum(0).int(),
+
+def _operands(
+    hidden: torch.Tensor, weight: torch.Tensor, tile: Tile | None
+) -> tuple[torch.Tensor, torch.Tensor, Tile, dict[str, int | bool]]:
+    """Rows of neighbouring numbers, the tile, and the arguments of a kernel that say so."""
+    hidden, weight = (tensor if tensor.stride(1) == 1 else tensor.contiguous() for tensor in (hidden, weight))
+    tile, (n, depth) = tile or _tile(weight.dtype, hidden.device), hidden.shape
+    return (
+        *(hidden, weight, tile),
+        dict(
+            n=n,
+            depth=depth,
+            hidden_stride=hidden.stride(0),
+            weight_stride=weight.stride(0),
+            ROWS=tile.rows,
+            COLUMNS=tile.columns,
+            DEPTH=tile.depth,
+            WHOLE=depth % tile.depth == 0,
+            # The interpreter multiplies the bit patterns of bfloat16 as integers; in float32 the products are the same.
+            UPCAST=INTERPRETED and weight.dtype == torch.bfloat16,
+            num_warps=tile.warps,
+            num_stages=tile.stages,
+        ),
     )
 
 
-@triton.jit
-def _reduce_tile(logits, targets):
-    """A tile of logits to six numbers a row: the largest two, sums of e^z without one largest and of z e^z, two counts.
-
-    z = logit - largest; the counts are of logits above the target's and equal to it.
-    """
-    largest = tl.max(logits, 1)
-    z = logits - tl.where(largest == float("-inf"), 0.0, largest)[:, None]
-    e = tl.exp(z)
-    at_top = logits == largest[:, None]
-    n_top = tl.sum(at_top.to(tl.float32), 1)
-    below = tl.max(tl.where(at_top, float("-inf"), logits), 1)
-    # A NaN is never at the top: it stays in `rest`, whatever the maximum made of it.
-    rest = tl.sum(tl.where(at_top, 0.0, e), 1) + tl.where(largest == float("-inf"), 0.0, n_top - 1.0)
-    weighted = tl.sum(tl.where(at_top | (e == 0.0), 0.0, z * e), 1)  # 0 * -infinity of a masked logit is 0
-    n_greater = tl.sum((logits > targets[:, None]).to(tl.float32), 1)
-    n_equal = tl.sum((logits == targets[:, None]).to(tl.float32), 1)
-    return largest, tl.where(n_top > 1.0, largest, below), rest, weighted, n_greater, n_equal
+def _adjustments(scale: float, softcap: float | None) -> dict[str, float | None]:
+    return dict(scale=float(scale), softcap=None if softcap is None else float(softcap))
 
 
-@triton.jit
-def _of_nothing(ROWS: tl.constexpr):
-    """What `_reduce_tile` would give for no logits: (ROWS,) each."""
-    masked, none = tl.full((ROWS,), float("-inf"), tl.float32), tl.zeros((ROWS,), tl.float32)
-    return masked, masked, none, none, none, none
+def _used(weight: torch.Tensor, used: int | None) -> int:
+    if used is not None and not 0 <= used <= len(weight):
+        raise ValueError(f"found {used} used columns of {len(weight)}")
+    return len(weight) if used is None else used
 
 
-@triton.jit
-def _merge(largest, second, rest, weighted, new_largest, new_second, new_rest, new_weighted):
-    """Two tiles' results as one tile's. The lesser of the two largest entries becomes one of the rest."""
-    top = tl.maximum(largest, new_largest)
-    loser = tl.minimum(largest, new_largest)
-    base = tl.where(top == float("-inf"), 0.0, top)
-    shift = tl.where(largest == float("-inf"), 0.0, largest - base)
-    new_shift = tl.where(new_largest == float("-inf"), 0.0, new_largest - base)
-    loser_e = tl.exp(loser - base)
-    loser_weighted = tl.where(loser_e == 0.0, 0.0, (loser - base) * loser_e)
-    e = tl.exp(shift)
-    new_e = tl.exp(new_shift)
-    second = tl.maximum(loser, tl.maximum(second, new_second))
-    weighted = (weighted + shift * rest) * e + (new_weighted + new_shift * new_rest) * new_e + loser_weighted
-    return top, second, rest * e + new_rest * new_e + loser_e, weighted
+def _same_type(hidden: torch.Tensor, weight: torch.Tensor) -> None:
+    if hidden.dtype != weight.dtype:
+        raise TypeError(f"found hidden states in {hidden.dtype} and weights in {weight.dtype}; both need one type")
 
 
-@triton.jit
-def _store(partials, rows, inside, split, splits, n, largest, second, rest, weighted, n_greater, n_equal):
-    """Into `partials` (6, splits, n)."""
-    at = partials + tl.cast(split, tl.int64) * n + rows
-    step = tl.cast(splits, tl.int64) * n
-    tl.store(at, largest, mask=inside)
-    tl.store(at + step, second, mask=inside)
-    tl.store(at + 2 * step, rest, mask=inside)
-    tl.store(at + 3 * step, weighted, mask=inside)
-    tl.store(at + 4 * step, n_greater, mask=inside)
-    tl.store(at + 5 * step, n_equal, mask=inside)
-
-
-@triton.jit
-def _products(
-    hidden,
-    weight,
-    rows,  # (ROWS,) and columns (COLUMNS,): int64, n * d and V * d need not fit into 32 bits
-    columns,
-    depth,
-    hidden_stride,
-    weight_stride,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    DEPTH: tl.constexpr,
-    WHOLE: tl.constexpr,
-    UPCAST: tl.constexpr,
-):
-    """hidden[rows] @ weight[columns].T, (ROWS, COLUMNS) in float32."""
-    inner = tl.arange(0, DEPTH)
-    left = hidden + rows[:, None] * hidden_stride + inner[None, :]
-    right = weight + columns[None, :] * weight_stride + inner[:, None]
-    products = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
-    for start in range(0, depth, DEPTH):
-        if WHOLE:
-            a = tl.load(left)
-            b = tl.load(right)
-        else:
-            a = tl.load(left, mask=inner[None, :] < depth - start, other=0.0)
-            b = tl.load(right, mask=inner[:, None] < depth - start, other=0.0)
-        if UPCAST:
-            a = a.to(tl.float32)
-            b = b.to(tl.float32)
-        products = tl.dot(a, b, products, input_precision="ieee")
-        left += DEPTH
-        right += DEPTH
-    return products
-
-
-@triton.jit
-def _adjust(logits, scale, softcap):
-    """`Head.adjust`. Near 0, tanh is a polynomial: 1 - 2 / (exp(2x) + 1) has no relative precision there."""
-    logits = logits * scale
-    if softcap is not None:
-        x = logits * (1.0 / softcap)
-        y = tl.abs(x)
-        far = 1.0 - 2.0 / (tl.exp(2.0 * y) + 1.0)
-        q = x * x
-        p = -5.70498872745e-3 * q + 2.06390887954e-2
-        p = p * q - 5.37397155531e-2
-        p = p * q + 1.33314422036e-1
-        p = p * q - 3.33332819422e-1
-        near = x + x * q * p
-        logits = tl.where(y < 0.625, near, tl.where(x < 0.0, -far, far)) * softcap
-    return logits
-
-
-@triton.jit(do_not_specialize=["n"])
-def _target_logits_kernel(
-    hidden,
-    weight,
-    bias,
-    targets,
-    target_logits,
-    scale,
-    softcap,
-    depth,
-    n,
-    hidden_stride,
-    weight_stride,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    DEPTH: tl.constexpr,
-    WHOLE: tl.constexpr,
-    UPCAST: tl.constexpr,
-):
-    """Each row's logit at its target, before any other: a tile is reduced by comparison with it.
-
-    It must be the very number that the tile over the target's column gives. So it is an entry of a product of the same
-    shape, summed in the same order: the columns are the rows' own targets, and the diagonal is kept.
-    """
-    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    columns = tl.program_id(0) * ROWS + tl.arange(0, COLUMNS)  # those past ROWS only make up the shape
-    own_targets = tl.load(targets + tl.minimum(columns, n - 1)).to(tl.int64)
-    safe_rows = tl.minimum(rows, n - 1).to(tl.int64)
-    products = _products(
-        hidden, weight, safe_rows, own_targets, depth, hidden_stride, weight_stride, ROWS, COLUMNS, DEPTH, WHOLE, UPCAST
-    )
-    diagonal = tl.arange(0, ROWS)[:, None] == tl.arange(0, COLUMNS)[None, :]
-    logits = tl.sum(tl.where(diagonal, products, 0.0), 1)  # (ROWS,), exact: the other terms are 0
-    if bias is not None:
-        logits += tl.load(bias + tl.load(targets + tl.minimum(rows, n - 1))).to(tl.float32)
-    tl.store(target_logits + rows, _adjust(logits, scale, softcap), mask=rows < n)
-
-
-@triton.jit
-def _reduce_products(logits, columns, bias, row_targets, row_target_logits, vocabulary, scale, softcap):
-    """The head's products (rows, columns), as logits, to the six numbers of `_reduce_tile`."""
-    if bias is not None:
-        logits += tl.load(bias + tl.minimum(columns, vocabulary - 1)).to(tl.float32)[None, :]
-    logits = _adjust(logits, scale, softcap)
-    # The target equals itself whatever the rounding; columns past the vocabulary have probability 0.
-    logits = tl.where(columns[None, :] == row_targets[:, None], row_target_logits[:, None], logits)
-    logits = tl.where(columns[None, :] < vocabulary, logits, float("-inf"))
-    return _reduce_tile(logits, row_target_logits)
-
-
-@triton.jit(do_not_specialize=["n", "per_program"])
-def _fused_kernel(
-    hidden,
-    weight,
-    bias,
-    targets,
-    target_logits,
-    partials,
-    scale,
-    softcap,
-    depth,
-    n,
-    vocabulary,
-    hidden_stride,
-    weight_stride,
-    per_program,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    DEPTH: tl.constexpr,
-    GROUP: tl.constexpr,
-    WHOLE: tl.constexpr,
-    UPCAST: tl.constexpr,
-):
-    """A block of rows times `per_program` tiles of the vocabulary, reduced to `partials` (6, splits, n).
-
-    Programs that run at the same time take GROUP blocks of rows and neighbouring parts of the vocabulary.
-    """
-    tiles = tl.cdiv(vocabulary, COLUMNS)
-    splits = tl.cdiv(tiles, per_program)
-    first_block = tl.program_id(0) // (GROUP * splits) * GROUP
-    blocks = tl.minimum(tl.cdiv(n, ROWS) - first_block, GROUP)
-    within = tl.program_id(0) % (GROUP * splits)
-    split = within // blocks
-    rows = (first_block + within % blocks) * ROWS + tl.arange(0, ROWS)
-    inside = rows < n
-    # Past the edges the last row and column are computed again and left out later: no address needs a mask.
-    safe_rows = tl.minimum(rows, n - 1).to(tl.int64)
-    row_targets = tl.load(targets + safe_rows)
-    row_target_logits = tl.load(target_logits + safe_rows)
-
-    largest, second, rest, weighted, n_greater, n_equal = _of_nothing(ROWS)
-    for tile in range(split * per_program, tl.minimum((split + 1) * per_program, tiles)):
-        at = tl.minimum(tile * COLUMNS + tl.arange(0, COLUMNS), vocabulary - 1).to(tl.int64)
-        products = _products(
-            hidden, weight, safe_rows, at, depth, hidden_stride, weight_stride, ROWS, COLUMNS, DEPTH, WHOLE, UPCAST
+def _combine(parts: torch.Tensor, target_logits: torch.Tensor | None) -> torch.Tensor | TokenStats:
+    """Parts (6, R, n) as one: (6, n), or statistics where the targets' logits (n,) are given. One launch."""
+    (_, count, n), device = parts.shape, parts.device
+    parts = parts if parts.stride(2) == 1 or n == 1 else parts.contiguous()
+    floats = torch.empty(PARTIALS if target_logits is None else 4, n, dtype=torch.float32, device=device)
+    counts = None if target_logits is None else torch.empty(2, n, dtype=torch.int32, device=device)
+    few = n < COMBINED_ROWS * _processors(device)
+    rows, at_once = (2, 512) if few and count > 64 else (COMBINED_ROWS, 32)
+    with _on(device):
+        combine_kernel[(triton.cdiv(n, rows),)](
+            *(parts, target_logits, floats, counts, n, count, parts.stride(0), parts.stride(1)),
+            **dict(FINAL=target_logits is not None, ROWS=rows, PARTS=at_once, num_warps=4),
         )
-        # By halves: the exponentials of a whole tile do not fit the registers beside its logits.
-        left, right = tl.split(tl.permute(tl.reshape(products, (ROWS, 2, COLUMNS // 2)), (0, 2, 1)))
-        for half in tl.static_range(2):
-            columns = tile * COLUMNS + half * (COLUMNS // 2) + tl.arange(0, COLUMNS // 2)
-            new_largest, new_second, new_rest, new_weighted, greater, equal = _reduce_products(
-                left if half == 0 else right, columns, bias, row_targets, row_target_logits, vocabulary, scale, softcap
-            )
-            largest, second, rest, weighted = _merge(
-                largest, second, rest, weighted, new_largest, new_second, new_rest, new_weighted
-            )
-            n_greater += greater
-            n_equal += equal
-    _store(partials, rows, inside, split, splits, n, largest, second, rest, weighted, n_greater, n_equal)
-
-
-@triton.jit(do_not_specialize=["n", "per_program"])
-def _logits_kernel(logits, targets, partials, n, vocabulary, stride, per_program, BLOCK: tl.constexpr):
-    """`per_program` blocks of one row of logits, reduced to `partials` (6, splits, n)."""
-    splits = tl.cdiv(tl.cdiv(vocabulary, BLOCK), per_program)
-    split = tl.program_id(0) % splits
-    row = (tl.program_id(0) // splits).to(tl.int64) + tl.arange(0, 1)  # (1,): the functions above take tiles
-    target = tl.load(logits + row * stride + tl.load(targets + row)).to(tl.float32)
-    largest, second, rest, weighted, n_greater, n_equal = _of_nothing(1)
-    start = split * per_program * BLOCK
-    for first in range(start, tl.minimum(start + per_program * BLOCK, vocabulary), BLOCK):
-        columns = first + tl.arange(0, BLOCK)
-        inside = (columns < vocabulary)[None, :]
-        tile = tl.load(logits + row[:, None] * stride + columns[None, :], mask=inside, other=float("-inf"))
-        new_largest, new_second, new_rest, new_weighted, greater, equal = _reduce_tile(tile.to(tl.float32), target)
-        largest, second, rest, weighted = _merge(
-            largest, second, rest, weighted, new_largest, new_second, new_rest, new_weighted
-        )
-        n_greater += greater
-        n_equal += equal
-    _store(partials, row, row < n, split, splits, n, largest, second, rest, weighted, n_greater, n_equal)
+    return floats if counts is None else TokenStats(*floats, *counts)

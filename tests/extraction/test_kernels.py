@@ -1,0 +1,205 @@
+"""The parts that Triton kernels are made of: slices of a vocabulary, sixes put together, variants and their tiles.
+
+As test_token_stats_triton.py, it is run by test_token_stats.py in Triton's interpreter.
+"""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+pytestmark = [pytest.mark.triton, pytest.mark.filterwarnings("ignore:.*:RuntimeWarning")]  # NaN in NumPy
+pytest.importorskip("triton", reason="Triton is not installed: the GPU kernels stay untested here")
+
+from proxycast.extraction.schema import TokenStats  # noqa: E402
+from proxycast.extraction.token_stats_triton import (  # noqa: E402
+    fused,
+    fused_parts,
+    statistics_of,
+    target_logits,
+)
+from test_token_stats_triton import DTYPES, SMALL, check, float64_logits, inputs, interpreted  # noqa: E402
+
+# Slices of a vocabulary
+
+
+def shared(hidden, weight, targets, edges, padding, *adjustments, bias=None) -> TokenStats:
+    """`fused` by slices of the vocabulary between `edges`, each with rows of NaN behind it as padding."""
+    slices = []
+    for start, stop in zip([0, *edges], [*edges, len(weight)]):
+        part = torch.cat([weight[start:stop], torch.full((padding, weight.shape[1]), torch.nan, dtype=weight.dtype)])
+        own_bias = None if bias is None else torch.cat([bias[start:stop], torch.full((padding,), torch.nan)])
+        slices.append((targets - start, part, own_bias, dict(used=stop - start, tile=SMALL)))
+    of_targets = [
+        target_logits(hidden, part, own, own_bias, *adjustments, **more) for own, part, own_bias, more in slices
+    ]
+    logits = torch.stack(of_targets).amax(0)
+    parts = [
+        fused_parts(hidden, part, own, logits, own_bias, *adjustments, **more) for own, part, own_bias, more in slices
+    ]
+    assert all(part.shape == (6, len(hidden)) and part.dtype == torch.float32 for part in parts)
+    return statistics_of(torch.stack(parts).transpose(0, 1), logits)
+
+
+@interpreted
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 2**32),
+    n=st.integers(1, 34),
+    vocabulary=st.integers(2, 90),
+    cuts=st.lists(st.floats(0, 1), max_size=3),
+    depth=st.integers(1, 40),
+    dtype=st.sampled_from(DTYPES),
+    padding=st.integers(0, 40),
+)
+@example(0, 3, 64, [0.5], 16, torch.bfloat16, 0)
+@example(0, 3, 64, [0.5, 0.5], 16, torch.bfloat16, 33)  # an empty slice, of padding alone
+def test_slices_of_the_vocabulary_give_what_the_whole_gives(seed, n, vocabulary, cuts, depth, dtype, padding):
+    generator = torch.Generator().manual_seed(seed)
+    hidden = torch.randint(-1, 2, (n, depth), generator=generator).to(dtype)  # whole numbers: ties across slices
+    weight = torch.randint(-1, 2, (vocabulary, depth), generator=generator).to(dtype)
+    targets = torch.randint(0, vocabulary, (n,), generator=generator)
+    edges = sorted(int(cut * vocabulary) for cut in cuts)
+    stats = shared(hidden, weight, targets, edges, max(padding, 1))
+    check(stats, float64_logits(hidden, weight), targets, exact_counts=True)
+
+
+@interpreted
+@pytest.mark.parametrize("softcap", [None, 30.0])
+def test_slices_with_a_bias_and_real_numbers(softcap):
+    hidden, weight, targets = inputs(7, 21, 150, 40, torch.bfloat16, 4.0)
+    bias = torch.randn(150, generator=torch.Generator().manual_seed(7))
+    logits = float64_logits(hidden, weight, bias, 0.5, softcap)
+    stats = shared(hidden, weight, targets, [32, 90], 5, 0.5, softcap, bias=bias)
+    check(stats, logits, targets, absolute=2e-5)
+    whole = fused(hidden, weight, targets, bias, 0.5, softcap, tile=SMALL)
+    for found, expected in zip(stats, whole):
+        np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
+
+
+@interpreted
+@pytest.mark.parametrize("vocabulary", [5, 31, 32, 150])
+def test_one_slice_is_the_whole_to_the_last_bit(vocabulary):
+    hidden, weight, targets = inputs(1, 40, vocabulary, 33, torch.bfloat16, 4.0)
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(shared(hidden, weight, targets, [], 1), fused(hidden, weight, targets, tile=SMALL))
+    )
+
+
+@interpreted
+def test_a_target_of_another_slice_has_no_logit_here():
+    hidden, weight, targets = inputs(2, 20, 50, 16)
+    whole = target_logits(hidden, weight, targets, tile=SMALL)
+    owned = (targets >= 10) & (targets < 30)
+    found = target_logits(hidden, weight[10:30], targets - 10, bias=torch.zeros(20), tile=SMALL)
+    assert torch.equal(found, whole.where(owned, torch.tensor(-torch.inf)))
+    assert target_logits(hidden[:0], weight, targets[:0]).shape == (0,)
+
+
+@interpreted
+def test_slices_without_rows_or_with_more_columns_than_there_are():
+    hidden, weight, targets = inputs(2, 3, 50, 16)
+    nothing = fused_parts(hidden[:0], weight, targets[:0], torch.empty(0))
+    assert (
+        nothing.shape == (6, 0) and [len(column) for column in statistics_of(nothing[:, None], targets[:0])] == [0] * 6
+    )
+    assert target_logits(hidden, weight, targets, used=0).tolist() == [-torch.inf] * 3
+    for call in (
+        lambda: fused_parts(hidden, weight, targets, targets, used=51),
+        lambda: target_logits(hidden, weight, targets, used=51),
+    ):
+        with pytest.raises(ValueError, match="found 51 used columns of 50"):
+            call()
+    with pytest.raises(TypeError, match="both need one type"):
+        fused_parts(hidden, weight.half(), targets, torch.zeros(3))
+
+
+# Many sixes as one
+
+
+def combined(parts: torch.Tensor, of_targets: torch.Tensor) -> list[torch.Tensor]:
+    """`statistics_of` in float64, by torch, from the definitions of the six."""
+    largest, second, rest, weighted, n_greater, n_equal = parts.double()  # (R, n) each
+    top, at = largest.max(0)
+    others = largest.scatter(0, at.unsqueeze(0), -torch.inf)
+    shift = (largest - top).masked_fill_(largest == -torch.inf, 0.0)
+    summed = rest + (others > -torch.inf)
+    total_rest = (shift.exp() * summed).sum(0)
+    total_weighted = (shift.exp() * (weighted + shift * summed)).sum(0)
+    log_total = total_rest.log1p()
+    next_one = torch.maximum(others.amax(0), second.amax(0))
+    return [
+        (of_targets.double() - top) - log_total,
+        -log_total,
+        (next_one - top) - log_total,
+        log_total - total_weighted / (1 + total_rest),
+        n_greater.sum(0).int(),
+        n_equal.sum(0).int(),
+    ]
+
+
+def sixes(seed: int, count: int, n: int, masked: float, step: float) -> torch.Tensor:
+    """Results of `count` parts such as a kernel makes; largest logits are multiples of `step`: some are equal."""
+    generator = torch.Generator().manual_seed(seed)
+    largest = (torch.randn(count, n, generator=generator) * 5 / step).round() * step
+    second = largest - torch.rand(count, n, generator=generator).mul_(3)
+    rest = (second - largest).exp() * (1 + torch.rand(count, n, generator=generator))
+    weighted = -rest * torch.rand(count, n, generator=generator)
+    counts = torch.randint(0, 1000, (2, count, n), generator=generator).float()
+    parts = torch.stack([largest, second, rest, weighted, *counts])
+    none = torch.rand(count, n, generator=generator) < masked
+    none[generator.initial_seed() % count] = False  # each row has a logit
+    parts[:2].masked_fill_(none, -torch.inf)
+    parts[2:].masked_fill_(none, 0.0)
+    return parts
+
+
+@interpreted
+@settings(max_examples=20, deadline=None)
+@given(
+    seed=st.integers(0, 2**32),
+    count=st.integers(1, 70),
+    n=st.integers(1, 70),
+    masked=st.sampled_from([0.0, 0.5, 0.99]),
+    step=st.sampled_from([1e-6, 1.0, 100.0]),
+)
+@example(0, 600, 3, 0.5, 1.0)  # more than are loaded at a time
+@example(0, 33, 33, 0.5, 1.0)
+def test_sixes_are_combined_as_their_definitions_say(seed, count, n, masked, step):
+    parts = sixes(seed, count, n, masked, step)
+    of_targets = parts[0].amax(0) - 1.5
+    expected = combined(parts, of_targets)
+    for found, number in zip(statistics_of(parts, of_targets), expected):
+        assert found.dtype == (torch.int32 if number.dtype == torch.int32 else torch.float32)
+        np.testing.assert_allclose(found, number, rtol=3e-6, atol=3e-6)
+
+
+@interpreted
+@pytest.mark.parametrize("exponent", range(-30, 6, 5))
+def test_a_small_rest_keeps_its_precision(exponent):
+    rest = torch.tensor([1.37 * 10.0**exponent])
+    parts = torch.stack([torch.zeros(1), torch.zeros(1), rest, torch.zeros(1), torch.zeros(1), torch.ones(1)])
+    stats = statistics_of(parts[:, None], torch.zeros(1))
+    np.testing.assert_allclose(stats.logprob, -rest.double().log1p(), rtol=5e-7)
+
+
+@interpreted
+@pytest.mark.parametrize("number, value", [(0, torch.nan), (0, torch.inf), (2, torch.nan)])
+def test_a_six_that_is_not_finite_shows(number, value):
+    parts = sixes(3, 5, 4, 0.0, 1.0)
+    parts[number, 2, 1] = value
+    if number == 0 and value != value:
+        parts[2, 2, 1] = value  # a NaN among logits is in the sum, whatever the maximum made of it
+    stats = statistics_of(parts, parts[0, 0])
+    assert (~(stats.logprob.isfinite() & stats.entropy.isfinite())).nonzero().flatten().tolist() == [1]
+
+
+@interpreted
+def test_a_row_of_masked_logits_alone_is_not_finite():
+    parts = torch.zeros(6, 3, 2)
+    parts[:2] = -torch.inf
+    parts[0, 1, 0] = 1.0
+    stats = statistics_of(parts, torch.tensor([1.0, -torch.inf]))
+    assert stats.logprob.isfinite().tolist() == [True, False]
