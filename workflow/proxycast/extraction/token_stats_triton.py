@@ -22,6 +22,7 @@ import triton
 from proxycast.extraction.gpu_kernels.logits_kernel import logits_kernel
 from proxycast.extraction.gpu_kernels.pointer_kernels import fused_kernel, target_logits_kernel
 from proxycast.extraction.gpu_kernels.reductions import combine_kernel
+from proxycast.extraction.gpu_kernels.shares import per_program
 from proxycast.extraction.schema import TokenStats
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -48,7 +49,8 @@ GROUP = 16  # blocks of rows that pass over the vocabulary side by side, so that
 ROUNDS_PER_PROCESSOR = 32  # at least, of programs that share the vocabulary: the last round is then a small part
 TILES_PER_PROGRAM = 4  # at most: 24 bytes of partial results per row and 1024 columns
 LOGITS_BLOCK = 8192  # logits of one row that are reduced at a time
-ROWS_PER_PROCESSOR = 8  # with fewer rows than this, several programs share a row of logits
+LOGITS_PROGRAMS = 4  # of `logits_kernel` that run on a processor at a time: it has 64 to 75 registers
+LOGITS_OVERHEAD = 1.0  # what such a program costs beside its blocks, in blocks (an estimate)
 PARTIALS = 6  # largest, second, rest, weighted, n_greater, n_equal: see `gpu_kernels.reductions`
 COMBINED_ROWS = 32  # rows whose parts one program puts together
 
@@ -139,7 +141,7 @@ def statistics_of(parts: torch.Tensor, target_logits: torch.Tensor) -> TokenStat
 
 
 def from_logits(logits: torch.Tensor, targets: torch.Tensor, block: int = LOGITS_BLOCK) -> TokenStats:
-    """Statistics of logits (n, V) at `targets` (n,), each logit read once. Extra memory: 24 bytes a row or a few MB.
+    """Statistics of logits (n, V) at `targets` (n,), each logit read once. Extra memory: 28 bytes a row or a few MB.
 
     -infinity (a masked token, probability 0) is fine except at the target.
     """
@@ -149,18 +151,23 @@ def from_logits(logits: torch.Tensor, targets: torch.Tensor, block: int = LOGITS
     if logits.stride(1) != 1:
         logits = logits.contiguous()
     block = min(block, triton.next_power_of_2(vocabulary))
+    warps = 8 if block >= 4096 else 4
     tiles = triton.cdiv(vocabulary, block)
-    per_program = triton.cdiv(tiles, min(triton.cdiv(ROWS_PER_PROCESSOR * _processors(device), n), tiles))
-    splits = triton.cdiv(tiles, per_program)
-    partials = torch.empty(PARTIALS, splits, n, dtype=torch.float32, device=device)
+    length = per_program(n, tiles, LOGITS_PROGRAMS * _processors(device), LOGITS_OVERHEAD)
+    near = min({4: 2, 2: 3}[logits.itemsize], block.bit_length() - 1)
+    parts = torch.empty(PARTIALS, triton.cdiv(tiles, length), n, dtype=torch.float32, device=device)
+    of_targets = torch.empty(n, dtype=torch.float32, device=device)
     with _on(device):
-        logits_kernel[(n * splits,)](
-            *(logits, targets, partials),
-            **dict(n=n, vocabulary=vocabulary, stride=logits.stride(0), per_program=per_program),
+        logits_kernel[(n * parts.shape[1],)](
+            *(logits, targets, parts, of_targets),
+            **dict(n=n, vocabulary=vocabulary, stride=logits.stride(0), per_program=length),
             BLOCK=block,
-            num_warps=8 if block >= 4096 else 4,
+            # One lane a thread: a thread loads 16 bytes at a time.
+            FAR=max(block.bit_length() - 1 - near - (warps * 32).bit_length() + 1, 0),
+            NEAR=near,
+            num_warps=warps,
         )
-    return _combine(partials, logits.gather(1, targets.unsqueeze(1)).squeeze(1).float())
+    return _combine(parts, of_targets)
 
 
 def _tile(dtype: torch.dtype, device: torch.device) -> Tile:
@@ -209,13 +216,13 @@ def _split_parts(
         return nothing
     hidden, weight, tile, sizes = _operands(hidden, weight, tile)
     row_blocks, tiles = triton.cdiv(n, tile.rows), triton.cdiv(used, tile.columns)
-    per_program = min(max(row_blocks * tiles // (ROUNDS_PER_PROCESSOR * _processors(device)), 1), TILES_PER_PROGRAM)
-    splits = triton.cdiv(tiles, per_program)
+    length = min(max(row_blocks * tiles // (ROUNDS_PER_PROCESSOR * _processors(device)), 1), TILES_PER_PROGRAM)
+    splits = triton.cdiv(tiles, length)
     parts = torch.empty(PARTIALS, splits, n, dtype=torch.float32, device=device)
     with _on(device):
         fused_kernel[(row_blocks * splits,)](
             *(hidden, weight, bias, targets, target_logits, parts),
-            **(_adjustments(scale, softcap) | dict(vocabulary=used, per_program=per_program, GROUP=GROUP) | sizes),
+            **(_adjustments(scale, softcap) | dict(vocabulary=used, per_program=length, GROUP=GROUP) | sizes),
         )
     return parts
 
