@@ -14,43 +14,41 @@ With TRITON_INTERPRET=1 the kernels run on a CPU, slowly, for tests.
 """
 
 import os
-from typing import NamedTuple
+from collections.abc import Callable, Hashable
 
 import torch
 import triton
+from triton.tools.tensor_descriptor import TensorDescriptor
 
+from proxycast.extraction.gpu_kernels import proof
+from proxycast.extraction.gpu_kernels.descriptor_kernel import descriptor_kernel
 from proxycast.extraction.gpu_kernels.logits_kernel import logits_kernel
-from proxycast.extraction.gpu_kernels.pointer_kernels import fused_kernel, target_logits_kernel
+from proxycast.extraction.gpu_kernels.pointer_kernels import fused_kernel, row_kernel, target_logits_kernel
 from proxycast.extraction.gpu_kernels.reductions import combine_kernel
 from proxycast.extraction.gpu_kernels.shares import per_program
+from proxycast.extraction.gpu_kernels.tiles import (  # noqa: F401  some are for those who name a tile
+    GROUP,
+    TILE_FLOAT32,
+    TILES,
+    Tile,
+    describable,
+    descriptor_constants,
+    descriptor_tile,
+    pointer_tile,
+)
 from proxycast.extraction.schema import TokenStats
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
-class Tile(NamedTuple):
-    """What one program multiplies at a time: (rows, depth) of hidden states with (columns, depth) of weights."""
-
-    rows: int
-    columns: int  # at least `rows`: see `target_logits_kernel`
-    depth: int
-    warps: int
-    stages: int  # tiles of operands on their way from memory while one is multiplied
-
-    def shared_bytes(self, itemsize: int) -> int:
-        return self.stages * (self.rows + self.columns) * self.depth * itemsize
-
-
-# Fixed, not timed on the first call: the same GPU gives the same last bits every time. The first that fits the shared
-# memory of the GPU is taken: H100, H200, B200 (227 KB); A100 (163 KB); the rest (99 KB).
-TILES = (Tile(128, 256, 64, 8, 4), Tile(128, 128, 64, 8, 4), Tile(128, 128, 32, 8, 4))
-TILE_FLOAT32 = Tile(64, 64, 32, 4, 2)  # no tensor cores: a larger tile would not fit the registers
-GROUP = 16  # blocks of rows that pass over the vocabulary side by side, so that weights are read from L2, not memory
+KNOWN_GOOD_ONLY = False  # True: kernels that have not been measured yet are left aside
 ROUNDS_PER_PROCESSOR = 32  # at least, of programs that share the vocabulary: the last round is then a small part
 TILES_PER_PROGRAM = 4  # at most: 24 bytes of partial results per row and 1024 columns
 LOGITS_BLOCK = 8192  # logits of one row that are reduced at a time
+ROWS_PER_PROCESSOR = 8  # with fewer rows than this, several programs of `row_kernel` share a row of logits
 LOGITS_PROGRAMS = 4  # of `logits_kernel` that run on a processor at a time: it has 64 to 75 registers
 LOGITS_OVERHEAD = 1.0  # what such a program costs beside its blocks, in blocks (an estimate)
+SHARE_OVERHEAD = 0.1  # what a share of `descriptor_kernel` costs beside its tiles, in tiles (an estimate)
 PARTIALS = 6  # largest, second, rest, weighted, n_greater, n_equal: see `gpu_kernels.reductions`
 COMBINED_ROWS = 32  # rows whose parts one program puts together
 
@@ -66,7 +64,7 @@ def fused(
 ) -> TokenStats:
     """Statistics of the logits softcap(scale * (hidden @ weight.T + bias)) at `targets` (n,), without the logits.
 
-    hidden: (n, d); weight: (V, d) of the same dtype; bias: (V,). Extra memory: at most 24 bytes times n V / 256.
+    hidden: (n, d); weight: (V, d) of the same dtype; bias: (V,). Extra memory: at most 24 bytes times n V / 128.
     """
     if len(hidden) == 0:
         _same_type(hidden, weight)
@@ -98,7 +96,9 @@ def target_logits(
     if n == 0 or used == 0:
         return torch.full((n,), -torch.inf, dtype=torch.float32, device=device)
     found = torch.empty(n, dtype=torch.float32, device=device)
-    hidden, weight, tile, sizes = _operands(hidden, weight, tile)
+    hidden, weight = _rows_of_neighbours(hidden, weight)
+    tile = tile or _chosen(hidden, weight, bias, scale, softcap)
+    sizes = _sizes(hidden, weight, tile)
     with _on(device):
         target_logits_kernel[(triton.cdiv(n, tile.rows),)](
             *(hidden, weight, bias, targets, found),
@@ -151,6 +151,15 @@ def from_logits(logits: torch.Tensor, targets: torch.Tensor, block: int = LOGITS
     if logits.stride(1) != 1:
         logits = logits.contiguous()
     block = min(block, triton.next_power_of_2(vocabulary))
+    if not _proven(
+        ("lanes", logits.dtype, block), device, lambda: proof.of_logits(logits.dtype, device, _by_lanes, block)
+    ):
+        return _by_rows(logits, targets, block)
+    return _by_lanes(logits, targets, block)
+
+
+def _by_lanes(logits: torch.Tensor, targets: torch.Tensor, block: int) -> TokenStats:
+    (n, vocabulary), device = logits.shape, logits.device
     warps = 8 if block >= 4096 else 4
     tiles = triton.cdiv(vocabulary, block)
     length = per_program(n, tiles, LOGITS_PROGRAMS * _processors(device), LOGITS_OVERHEAD)
@@ -170,14 +179,61 @@ def from_logits(logits: torch.Tensor, targets: torch.Tensor, block: int = LOGITS
     return _combine(parts, of_targets)
 
 
-def _tile(dtype: torch.dtype, device: torch.device) -> Tile:
-    if dtype == torch.float32:
-        return TILE_FLOAT32
+def _by_rows(logits: torch.Tensor, targets: torch.Tensor, block: int) -> TokenStats:
+    """`_by_lanes` by the known-good kernel."""
+    (n, vocabulary), device = logits.shape, logits.device
+    tiles = triton.cdiv(vocabulary, block)
+    length = triton.cdiv(tiles, min(triton.cdiv(ROWS_PER_PROCESSOR * _processors(device), n), tiles))
+    parts = torch.empty(PARTIALS, triton.cdiv(tiles, length), n, dtype=torch.float32, device=device)
+    with _on(device):
+        row_kernel[(n * parts.shape[1],)](
+            *(logits, targets, parts),
+            **dict(n=n, vocabulary=vocabulary, stride=logits.stride(0), per_program=length),
+            BLOCK=block,
+            num_warps=8 if block >= 4096 else 4,
+        )
+    return _combine(parts, logits.gather(1, targets.unsqueeze(1)).squeeze(1).float())
+
+
+def _proven(kernel: Hashable, device: torch.device, difference: Callable[[], str]) -> bool:
+    """Whether a kernel that has not been measured is used: if it was right once. In the interpreter, tests say so."""
     if device.type != "cuda":
-        return TILES[0]
-    limit = torch.cuda.get_device_properties(device).shared_memory_per_block_optin
-    # Sums over a row pass through shared memory too: leave room.
-    return next((tile for tile in TILES if tile.shared_bytes(dtype.itemsize) + 8192 <= limit), TILES[-1])
+        return True
+    return not KNOWN_GOOD_ONLY and proof.proven(kernel, device, difference)
+
+
+def _chosen(
+    hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, scale: float, softcap: float | None
+) -> Tile:
+    """The tile, and with it the kernel, for these sizes on this GPU."""
+    device, dtype = hidden.device, weight.dtype
+    if device.type == "cuda" and not KNOWN_GOOD_ONLY and describable(hidden, weight):
+        tile = descriptor_tile(len(hidden), torch.cuda.get_device_capability(device))
+        bias_type = None if bias is None else bias.dtype
+        kernel = (tile, dtype, bias_type, scale != 1.0, softcap is not None)
+        if tile is not None and _proven(kernel, device, lambda: _head_difference(*kernel, device)):
+            return tile
+    return pointer_tile(dtype, device)
+
+
+def _head_difference(
+    tile: Tile,
+    dtype: torch.dtype,
+    bias_type: torch.dtype | None,
+    scaled: bool,
+    capped: bool,
+    device: torch.device,
+    many: int | None = None,
+) -> str:
+    """What `descriptor_kernel` gets wrong, or an empty text: with a few programs that take much, and with `many`."""
+
+    def run(hidden, weight, targets, bias, scale, softcap, used):
+        of_targets = target_logits(hidden, weight, targets, bias, scale, softcap, tile, used)
+        for places in (3, many or tile.programs * _processors(device)):
+            arguments = (hidden, weight, targets, of_targets, bias, scale, softcap, tile, used)
+            yield statistics_of(_by_descriptors(*arguments, places), of_targets)
+
+    return proof.of_head(tile, dtype, bias_type, 0.5 if scaled else 1.0, 1000.0 if capped else None, device, run)
 
 
 def _processors(device: torch.device) -> int:
@@ -214,41 +270,78 @@ def _split_parts(
         nothing = torch.zeros(PARTIALS, 1, n, dtype=torch.float32, device=device)
         nothing[:2] = -torch.inf
         return nothing
-    hidden, weight, tile, sizes = _operands(hidden, weight, tile)
+    hidden, weight = _rows_of_neighbours(hidden, weight)
+    tile = tile or _chosen(hidden, weight, bias, scale, softcap)
+    arguments = (hidden, weight, targets, target_logits, bias, scale, softcap, tile, used)
+    if tile.descriptors:
+        return _by_descriptors(*arguments, tile.programs * _processors(device))
     row_blocks, tiles = triton.cdiv(n, tile.rows), triton.cdiv(used, tile.columns)
     length = min(max(row_blocks * tiles // (ROUNDS_PER_PROCESSOR * _processors(device)), 1), TILES_PER_PROGRAM)
     splits = triton.cdiv(tiles, length)
     parts = torch.empty(PARTIALS, splits, n, dtype=torch.float32, device=device)
+    more = dict(vocabulary=used, per_program=length, GROUP=GROUP)
     with _on(device):
         fused_kernel[(row_blocks * splits,)](
             *(hidden, weight, bias, targets, target_logits, parts),
-            **(_adjustments(scale, softcap) | dict(vocabulary=used, per_program=length, GROUP=GROUP) | sizes),
+            **(_adjustments(scale, softcap) | more | _sizes(hidden, weight, tile)),
         )
     return parts
 
 
-def _operands(
-    hidden: torch.Tensor, weight: torch.Tensor, tile: Tile | None
-) -> tuple[torch.Tensor, torch.Tensor, Tile, dict[str, int | bool]]:
-    """Rows of neighbouring numbers, the tile, and the arguments of a kernel that say so."""
-    hidden, weight = (tensor if tensor.stride(1) == 1 else tensor.contiguous() for tensor in (hidden, weight))
-    tile, (n, depth) = tile or _tile(weight.dtype, hidden.device), hidden.shape
-    return (
-        *(hidden, weight, tile),
-        dict(
-            n=n,
-            depth=depth,
-            hidden_stride=hidden.stride(0),
-            weight_stride=weight.stride(0),
-            ROWS=tile.rows,
-            COLUMNS=tile.columns,
-            DEPTH=tile.depth,
-            WHOLE=depth % tile.depth == 0,
-            # The interpreter multiplies the bit patterns of bfloat16 as integers; in float32 the products are the same.
+def _by_descriptors(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    targets: torch.Tensor,
+    target_logits: torch.Tensor,
+    bias: torch.Tensor | None,
+    scale: float,
+    softcap: float | None,
+    tile: Tile,
+    used: int,
+    places: int,
+) -> torch.Tensor:
+    """`_split_parts` by `descriptor_kernel`, with at most `places` programs."""
+    (n, depth), device = hidden.shape, hidden.device
+    row_blocks, tiles = triton.cdiv(n, tile.rows), triton.cdiv(used, tile.columns)
+    length = per_program(row_blocks, tiles, places, SHARE_OVERHEAD)
+    splits = triton.cdiv(tiles, length)
+    programs = min(places, row_blocks * splits)
+    parts = torch.empty(PARTIALS, splits, n, dtype=torch.float32, device=device)
+    with _on(device):
+        descriptor_kernel[(programs,)](
+            TensorDescriptor(hidden, [n, depth], [hidden.stride(0), 1], [tile.rows, tile.depth]),
+            TensorDescriptor(weight, [used, depth], [weight.stride(0), 1], [tile.columns, tile.depth]),
+            *(bias, targets, target_logits, parts),
+            **_adjustments(scale, softcap),
+            **dict(depth=depth, n=n, vocabulary=used, per_program=length, programs=programs),
+            **descriptor_constants(tile, scale != 1.0 or softcap is not None),
             UPCAST=INTERPRETED and weight.dtype == torch.bfloat16,
             num_warps=tile.warps,
             num_stages=tile.stages,
-        ),
+        )
+    return parts
+
+
+def _rows_of_neighbours(*tensors: torch.Tensor) -> list[torch.Tensor]:
+    return [tensor if tensor.stride(1) == 1 else tensor.contiguous() for tensor in tensors]
+
+
+def _sizes(hidden: torch.Tensor, weight: torch.Tensor, tile: Tile) -> dict[str, int | bool]:
+    """Arguments of the kernels by pointers."""
+    n, depth = hidden.shape
+    return dict(
+        n=n,
+        depth=depth,
+        hidden_stride=hidden.stride(0),
+        weight_stride=weight.stride(0),
+        ROWS=tile.rows,
+        COLUMNS=tile.columns,
+        DEPTH=tile.depth,
+        WHOLE=depth % tile.depth == 0,
+        # The interpreter multiplies the bit patterns of bfloat16 as integers; in float32 the products are the same.
+        UPCAST=INTERPRETED and weight.dtype == torch.bfloat16,
+        num_warps=tile.warps,
+        num_stages=tile.stages,
     )
 
 
@@ -268,7 +361,14 @@ def _same_type(hidden: torch.Tensor, weight: torch.Tensor) -> None:
 
 
 def _combine(parts: torch.Tensor, target_logits: torch.Tensor | None) -> torch.Tensor | TokenStats:
-    """Parts (6, R, n) as one: (6, n), or statistics where the targets' logits (n,) are given. One launch."""
+    """Parts (6, R, n) as one: (6, n), or statistics where the targets' logits (n,) are given."""
+    if _proven("combine", parts.device, lambda: proof.of_combination(parts.device, _combine_at_once)):
+        return _combine_at_once(parts, target_logits)
+    return proof.combined(parts, target_logits)
+
+
+def _combine_at_once(parts: torch.Tensor, target_logits: torch.Tensor | None) -> torch.Tensor | TokenStats:
+    """By one launch."""
     (_, count, n), device = parts.shape, parts.device
     parts = parts if parts.stride(2) == 1 or n == 1 else parts.contiguous()
     floats = torch.empty(PARTIALS if target_logits is None else 4, n, dtype=torch.float32, device=device)
