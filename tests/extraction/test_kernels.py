@@ -3,6 +3,12 @@
 As test_token_stats_triton.py, it is run by test_token_stats.py in Triton's interpreter.
 """
 
+import logging
+import math
+import re
+import subprocess
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -12,25 +18,44 @@ from hypothesis import strategies as st
 pytestmark = [pytest.mark.triton, pytest.mark.filterwarnings("ignore:.*:RuntimeWarning")]  # NaN in NumPy
 pytest.importorskip("triton", reason="Triton is not installed: the GPU kernels stay untested here")
 
+import triton  # noqa: E402
+from proxycast.extraction import token_stats_triton as kernels  # noqa: E402
+from proxycast.extraction.gpu_kernels import proof, tiles  # noqa: E402
+from proxycast.extraction.gpu_kernels.descriptor_kernel import descriptor_kernel, own_targets_kernel  # noqa: E402
+from proxycast.extraction.gpu_kernels.logits_kernel import logits_kernel  # noqa: E402
+from proxycast.extraction.gpu_kernels.shares import full_share, per_program  # noqa: E402
 from proxycast.extraction.schema import TokenStats  # noqa: E402
 from proxycast.extraction.token_stats_triton import (  # noqa: E402
+    from_logits,
     fused,
     fused_parts,
     statistics_of,
     target_logits,
 )
-from test_token_stats_triton import DTYPES, SMALL, check, float64_logits, inputs, interpreted  # noqa: E402
+from test_token_stats_triton import (  # noqa: E402
+    DTYPES,
+    ON_TENSOR_CORES,
+    SMALL,
+    check,
+    compiled,
+    float64_logits,
+    gpu,
+    inputs,
+    interpreted,
+)
+
+FETCHED = SMALL._replace(descriptors=True)  # by descriptors
 
 # Slices of a vocabulary
 
 
-def shared(hidden, weight, targets, edges, padding, *adjustments, bias=None) -> TokenStats:
+def shared(hidden, weight, targets, edges, padding, *adjustments, bias=None, tile=SMALL) -> TokenStats:
     """`fused` by slices of the vocabulary between `edges`, each with rows of NaN behind it as padding."""
     slices = []
     for start, stop in zip([0, *edges], [*edges, len(weight)]):
         part = torch.cat([weight[start:stop], torch.full((padding, weight.shape[1]), torch.nan, dtype=weight.dtype)])
         own_bias = None if bias is None else torch.cat([bias[start:stop], torch.full((padding,), torch.nan)])
-        slices.append((targets - start, part, own_bias, dict(used=stop - start, tile=SMALL)))
+        slices.append((targets - start, part, own_bias, dict(used=stop - start, tile=tile)))
     of_targets = [
         target_logits(hidden, part, own, own_bias, *adjustments, **more) for own, part, own_bias, more in slices
     ]
@@ -49,19 +74,21 @@ def shared(hidden, weight, targets, edges, padding, *adjustments, bias=None) -> 
     n=st.integers(1, 34),
     vocabulary=st.integers(2, 90),
     cuts=st.lists(st.floats(0, 1), max_size=3),
-    depth=st.integers(1, 40),
+    depth=st.integers(1, 5),
     dtype=st.sampled_from(DTYPES),
-    padding=st.integers(0, 40),
+    padding=st.integers(1, 40),
+    fetched=st.booleans(),
 )
-@example(0, 3, 64, [0.5], 16, torch.bfloat16, 0)
-@example(0, 3, 64, [0.5, 0.5], 16, torch.bfloat16, 33)  # an empty slice, of padding alone
-def test_slices_of_the_vocabulary_give_what_the_whole_gives(seed, n, vocabulary, cuts, depth, dtype, padding):
+@example(0, 3, 64, [0.5], 16, torch.bfloat16, 1, True)
+@example(0, 3, 64, [0.5, 0.5], 16, torch.bfloat16, 33, True)  # an empty slice, of padding alone
+def test_slices_of_the_vocabulary_give_what_the_whole_gives(seed, n, vocabulary, cuts, depth, dtype, padding, fetched):
     generator = torch.Generator().manual_seed(seed)
-    hidden = torch.randint(-1, 2, (n, depth), generator=generator).to(dtype)  # whole numbers: ties across slices
-    weight = torch.randint(-1, 2, (vocabulary, depth), generator=generator).to(dtype)
+    hidden = torch.randint(-1, 2, (n, 8 * depth), generator=generator).to(dtype)  # whole numbers: ties across slices
+    weight = torch.randint(-1, 2, (vocabulary, 8 * depth), generator=generator).to(dtype)
     targets = torch.randint(0, vocabulary, (n,), generator=generator)
     edges = sorted(int(cut * vocabulary) for cut in cuts)
-    stats = shared(hidden, weight, targets, edges, max(padding, 1))
+    tile = FETCHED if fetched and dtype != torch.float32 else SMALL
+    stats = shared(hidden, weight, targets, edges, padding, tile=tile)
     check(stats, float64_logits(hidden, weight), targets, exact_counts=True)
 
 
@@ -203,3 +230,261 @@ def test_a_row_of_masked_logits_alone_is_not_finite():
     parts[0, 1, 0] = 1.0
     stats = statistics_of(parts, torch.tensor([1.0, -torch.inf]))
     assert stats.logprob.isfinite().tolist() == [True, False]
+
+
+# By descriptors
+
+
+@interpreted
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 2**32),
+    n=st.integers(1, 50),
+    vocabulary=st.integers(2, 140),
+    depth=st.integers(1, 8),
+    dtype=st.sampled_from([torch.bfloat16, torch.float16]),
+    spread=st.sampled_from([0.0, 1.0, 8.0]),
+    biased=st.booleans(),
+    scale=st.sampled_from([1.0, 0.25, 2.0]),
+    softcap=st.sampled_from([None, 5.0, 30.0]),
+    programs=st.integers(1, 9),
+)
+@example(0, 16, 32, 2, torch.bfloat16, 1.0, False, 1.0, None, 1)  # one whole tile
+@example(0, 49, 129, 3, torch.bfloat16, 1.0, True, 0.25, 30.0, 2)  # one more of everything, several a program
+def test_descriptors_agree_with_float64(seed, n, vocabulary, depth, dtype, spread, biased, scale, softcap, programs):
+    hidden, weight, targets = inputs(seed, n, vocabulary, 8 * depth, dtype, spread)
+    bias = torch.randn(vocabulary, generator=torch.Generator().manual_seed(seed)).to(dtype) if biased else None
+    stats = fused(hidden, weight, targets, bias, scale, softcap, tile=FETCHED._replace(programs=programs))
+    check(stats, float64_logits(hidden, weight, bias, scale, softcap), targets, absolute=2e-5)
+
+
+@interpreted
+def test_descriptors_of_rows_with_a_stride():
+    hidden, weight, targets = inputs(4, 10, 40, 24, torch.bfloat16)
+    wide_hidden, wide_weight = (torch.full((rows, 48), torch.nan, dtype=torch.bfloat16) for rows in (10, 40))
+    wide_hidden[:, 8:32], wide_weight[:, :24] = hidden, weight
+    stats = fused(wide_hidden[:, 8:32], wide_weight[:, :24], targets, tile=FETCHED)
+    check(stats, float64_logits(hidden, weight), targets)
+
+
+@interpreted
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_bad_numbers_show_by_descriptors(value):
+    hidden, weight, targets = inputs(2, 20, 71, 24, torch.bfloat16)
+    hidden[4] = value
+    stats = fused(hidden, weight, targets, tile=FETCHED)
+    assert (~(stats.logprob.isfinite() & stats.entropy.isfinite())).nonzero().flatten().tolist() == [4]
+
+
+@interpreted
+def test_a_bias_of_minus_infinity_masks_tokens_by_descriptors():
+    hidden, weight, _ = inputs(2, 20, 71, 24, torch.bfloat16)
+    bias = torch.zeros(71)
+    bias[:40:2] = -torch.inf
+    targets = torch.arange(20) * 2 + 1
+    check(fused(hidden, weight, targets, bias, tile=FETCHED), float64_logits(hidden, weight, bias), targets)
+
+
+@interpreted
+@pytest.mark.parametrize("device_tile", [tile for _, tile in tiles.DESCRIPTOR_TILES[9, 0]])
+def test_the_tiles_of_hopper(device_tile):
+    hidden, weight, targets = inputs(0, device_tile.rows + 3, 2 * device_tile.columns + 5, 72, torch.bfloat16, 3.0)
+    targets[:3] = torch.tensor([0, device_tile.columns, len(weight) - 1])
+    check(fused(hidden, weight, targets, tile=device_tile), float64_logits(hidden, weight), targets)
+
+
+@interpreted
+def test_targets_of_their_own_have_the_same_logits():
+    hidden, weight, targets = inputs(0, 50, 90, 200, torch.float16, 4.0)
+    bias = torch.randn(90)
+    arguments = (hidden, weight, targets - 7, bias, 0.5, 30.0, 80)
+    np.testing.assert_allclose(
+        kernels._own_targets(*arguments), kernels._targets(*arguments, SMALL), rtol=1e-5, atol=1e-5
+    )
+
+
+# What is not proven is not used
+
+
+@pytest.fixture
+def unproven(monkeypatch):
+    """As on a GPU on which nothing was tried yet, of a kind that small tiles are for."""
+    for name in ("_right", "SECONDS"):
+        monkeypatch.setattr(proof, name, {})
+    monkeypatch.setattr(kernels, "_proven", proof.proven)
+    head_case = proof.head_case  # sums are exact: those of NumPy, unlike a tensor core's, depend on the column's place
+    monkeypatch.setattr(proof, "head_case", lambda rows, vocabulary, depth, _: head_case(rows, vocabulary, depth, True))
+    monkeypatch.setattr(kernels, "_capability", lambda device: (9, 0))
+    monkeypatch.setattr(kernels, "pointer_tile", lambda dtype, device: SMALL)
+    monkeypatch.setitem(tiles.DESCRIPTOR_TILES, (9, 0), ((math.inf, FETCHED),))
+
+
+@interpreted
+def test_kernels_are_tried_once_and_then_used(unproven, monkeypatch):
+    used = []
+    by_descriptors = kernels._by_descriptors
+    monkeypatch.setattr(kernels, "_by_descriptors", lambda *given: used.append(given) or by_descriptors(*given))
+    hidden, weight, targets = inputs(1, 5, 40, 24, torch.bfloat16, 4.0)
+    for _ in range(2):
+        check(fused(hidden, weight, targets), float64_logits(hidden, weight), targets)
+    assert len(used) == 4 + 2  # two cases with few programs and with many; two uses
+    kinds = {kernel if isinstance(kernel, str) else kernel[0] for kernel, *_ in proof.SECONDS}
+    assert kinds == {"combine", "targets", FETCHED} and all(proof._right.values())
+
+
+BREAKS = {
+    "_by_descriptors": lambda work: lambda *given: work(*given) * 1.001,
+    "_own_targets": lambda work: lambda *given: work(*given) + 1e-6,
+    "_combine_at_once": lambda work: lambda parts, of_targets: work(parts + 0.01, of_targets),
+}
+
+
+@interpreted
+@pytest.mark.parametrize("broken", [*BREAKS, "raises"])
+def test_a_broken_kernel_is_refused_with_a_warning(unproven, monkeypatch, caplog, broken):
+    def fails(*given):
+        raise RuntimeError("PassManager::run failed")
+
+    name = "_by_descriptors" if broken == "raises" else broken
+    monkeypatch.setattr(kernels, name, fails if broken == "raises" else BREAKS[broken](getattr(kernels, name)))
+    hidden, weight, targets = inputs(1, 5, 40, 24, torch.bfloat16, 4.0)
+    for _ in range(2):
+        check(fused(hidden, weight, targets), float64_logits(hidden, weight), targets)
+    warnings = [record.message for record in caplog.records if record.levelno == logging.WARNING]
+    assert len(warnings) == 1 and "is not used" in warnings[0]
+    assert ("PassManager::run failed" in warnings[0]) == (broken == "raises")
+
+
+@interpreted
+def test_a_broken_kernel_of_logits_is_refused(unproven, monkeypatch, caplog):
+    by_lanes = kernels._by_lanes
+    monkeypatch.setattr(
+        kernels,
+        "_by_lanes",
+        lambda logits, targets, block: by_lanes(logits + 1e-3, targets, block)._replace(n_equal=targets.int()),
+    )
+    logits, targets = torch.randn(3, 170) * 4, torch.tensor([0, 90, 169])
+    check(from_logits(logits, targets, 32), logits.double(), targets, exact_counts=True)
+    assert "is not used" in caplog.text
+
+
+def test_numbers_that_the_copy_engine_cannot_fetch_take_pointers():
+    whole = torch.zeros(4, 24, dtype=torch.bfloat16)
+    assert tiles.describable(whole, whole[:, :17], whole[:, 8:])
+    for other in (whole[:, 1:], torch.zeros(4, 23, dtype=torch.bfloat16), whole.float(), whole.T):
+        assert not tiles.describable(whole, other)
+
+
+# How work is shared
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(1, 300), st.integers(1, 700), st.integers(1, 300), st.sampled_from([0.0, 0.1, 1.0]))
+def test_no_other_share_takes_less_time(rows, tiles, places, overhead):
+    def time(length):
+        return math.ceil(rows * math.ceil(tiles / length) / places) * (length + overhead)
+
+    found = per_program(rows, tiles, places, overhead)
+    assert time(found) <= min(time(length) for length in range(1, tiles + 1)) + 1e-9
+    assert 0 < full_share(rows, tiles, places, found) <= 1
+
+
+@pytest.mark.parametrize("rows", [1024, 8192, 16_384])
+@pytest.mark.parametrize("vocabulary", [50_304, 128_256, 152_064])
+def test_the_last_round_on_132_processors_is_nearly_full(rows, vocabulary):
+    blocks, tiles = rows // 128, math.ceil(vocabulary / 256)
+    assert full_share(blocks, tiles, 132, per_program(blocks, tiles, 132, kernels.SHARE_OVERHEAD)) > 0.94
+
+
+# The compiler for Hopper, without a GPU
+
+
+def hopper(kernel, arguments: dict[str, str], constants: dict, warps: int, stages: int, aligned=()):
+    """PTX, bytes of shared memory, and bytes of registers that spill, for compute capability 9.0."""
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    names = kernel.arg_names
+    source = ASTSource(
+        fn=kernel,
+        signature={name: arguments.get(name, "constexpr") for name in names},
+        constexprs={(names.index(name),): value for name, value in constants.items()},
+        attrs={(names.index(name),): [["tt.divisibility", 16]] for name in aligned},
+    )
+    made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=dict(num_warps=warps, num_stages=stages))
+    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+    return made.asm["ptx"], made.metadata.shared, spilled(tools / "cuobjdump", made.asm["cubin"])
+
+
+def spilled(cuobjdump: Path, cubin: bytes) -> int:
+    import tempfile
+
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        usage = subprocess.run([cuobjdump, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+    return int(re.search(r"STACK:(\d+)", usage)[1]) + int(re.search(r"LOCAL:(\d+)", usage)[1])
+
+
+SIZES = dict(scale="fp32", depth="i32", n="i32", vocabulary="i32", targets="*i64", target_logits="*fp32")
+FOR_HOPPER = [tile for _, tile in tiles.DESCRIPTOR_TILES[9, 0]]
+VARIANTS = [(tile, False) for tile in (*FOR_HOPPER, *tiles.OTHER_DESCRIPTOR_TILES)] + [
+    (tile, True) for tile in FOR_HOPPER
+]
+
+
+@compiled
+@pytest.mark.parametrize("tile, everything", VARIANTS)
+def test_descriptors_compile_without_spills(tile, everything):
+    """`everything`: with a bias, a scale and a soft cap."""
+    operands = dict(hidden=f"tensordesc<bf16[{tile.rows}, {tile.depth}]>")
+    operands |= dict(weight=f"tensordesc<bf16[{tile.columns}, {tile.depth}]>", parts="*fp32")
+    operands |= dict(per_program="i32", programs="i32") | (dict(bias="*bf16", softcap="fp32") if everything else {})
+    constants = tiles.descriptor_constants(tile, everything) | dict(UPCAST=False)
+    constants |= {} if everything else dict(bias=None, softcap=None)
+    code, shared, spills = hopper(descriptor_kernel, SIZES | operands, constants, tile.warps, tile.stages)
+    wanted = f"wgmma.mma_async.sync.aligned.m64n{tile.columns}k16.f32.bf16.bf16"
+    assert set(re.findall(r"wgmma\.mma_async[\w.]*", code)) == {wanted}
+    assert "cp.async.bulk.tensor.2d" in code and spills == 0
+    assert tile.shared_bytes(2) <= shared <= (227 << 10) // tile.programs - 1024
+
+
+@compiled
+def test_targets_of_their_own_compile_to_tensor_cores_of_hopper():
+    pointers = dict(hidden="*bf16", weight="*bf16", hidden_stride="i32", weight_stride="i32")
+    own = tiles.OWN_TARGETS
+    constants = dict(bias=None, softcap=None, OWN=own.columns, DEPTH=own.depth, UPCAST=False)
+    aligned = (*pointers, "depth", "targets", "target_logits")
+    code, _, spills = hopper(own_targets_kernel, SIZES | pointers, constants, own.warps, own.stages, aligned)
+    assert f"wgmma.mma_async.sync.aligned.m64n{own.columns}k16.f32.bf16.bf16" in code and "cp.async" in code
+    assert spills == 0
+
+
+@compiled
+@pytest.mark.parametrize("dtype, near", [("*fp32", 2), ("*bf16", 3)])
+def test_lanes_of_logits_stay_within_threads(dtype, near):
+    arguments = dict(logits=dtype, targets="*i64", parts="*fp32", target_logits="*fp32")
+    arguments |= dict(n="i32", vocabulary="i32", stride="i32", per_program="i32")
+    constants = dict(BLOCK=8192, FAR=5 - near, NEAR=near)
+    aligned = ("logits", "targets", "parts", "target_logits", "vocabulary", "stride")
+    code, shared, spills = hopper(logits_kernel, arguments, constants, 8, 3, aligned)
+    assert spills == 0 and shared < 1024  # only the end of a program passes through shared memory
+    assert "ld.global.v4.b32" in code  # 16 bytes at a time
+
+
+# A GPU
+
+
+@gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("n", [1, 60, 300, 1500])
+def test_compiled_descriptors_are_proven_and_agree_with_float64(dtype, n, caplog):
+    if torch.cuda.get_device_capability() not in tiles.DESCRIPTOR_TILES:
+        pytest.skip("no tile by descriptors is named for this GPU")
+    hidden, weight, targets = inputs(0, n, 50_304, 1024, dtype, 5.0, "cuda")
+    bias = torch.randn(50_304, device="cuda").to(dtype)
+    for arguments in ((None, 1.0, None), (bias, 0.5, None), (bias, 1.0, 30.0)):
+        stats = fused(hidden, weight, targets, *arguments)
+        check(stats, float64_logits(hidden, weight, *arguments), targets, **ON_TENSOR_CORES)
+    assert "is not used" not in caplog.text and all(proof._right.values())
+    print({kernel: round(took, 2) for kernel, took in proof.SECONDS.items()})

@@ -21,13 +21,14 @@ import triton
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from proxycast.extraction.gpu_kernels import proof
-from proxycast.extraction.gpu_kernels.descriptor_kernel import descriptor_kernel
+from proxycast.extraction.gpu_kernels.descriptor_kernel import descriptor_kernel, own_targets_kernel
 from proxycast.extraction.gpu_kernels.logits_kernel import logits_kernel
 from proxycast.extraction.gpu_kernels.pointer_kernels import fused_kernel, row_kernel, target_logits_kernel
 from proxycast.extraction.gpu_kernels.reductions import combine_kernel
 from proxycast.extraction.gpu_kernels.shares import per_program
 from proxycast.extraction.gpu_kernels.tiles import (  # noqa: F401  some are for those who name a tile
     GROUP,
+    OWN_TARGETS,
     TILE_FLOAT32,
     TILES,
     Tile,
@@ -95,16 +96,16 @@ def target_logits(
     n, device = len(hidden), hidden.device
     if n == 0 or used == 0:
         return torch.full((n,), -torch.inf, dtype=torch.float32, device=device)
-    found = torch.empty(n, dtype=torch.float32, device=device)
     hidden, weight = _rows_of_neighbours(hidden, weight)
     tile = tile or _chosen(hidden, weight, bias, scale, softcap)
-    sizes = _sizes(hidden, weight, tile)
-    with _on(device):
-        target_logits_kernel[(triton.cdiv(n, tile.rows),)](
-            *(hidden, weight, bias, targets, found),
-            **(_adjustments(scale, softcap) | dict(vocabulary=used) | sizes),
-        )
-    return found
+    arguments = (hidden, weight, targets, bias, scale, softcap, used)
+    if tile.descriptors and _proven(
+        ("targets", tile, weight.dtype),
+        device,
+        lambda: proof.of_targets(tile, weight.dtype, device, _own_targets, _targets),
+    ):
+        return _own_targets(*arguments)
+    return _targets(*arguments, tile)
 
 
 def fused_parts(
@@ -207,8 +208,8 @@ def _chosen(
 ) -> Tile:
     """The tile, and with it the kernel, for these sizes on this GPU."""
     device, dtype = hidden.device, weight.dtype
-    if device.type == "cuda" and not KNOWN_GOOD_ONLY and describable(hidden, weight):
-        tile = descriptor_tile(len(hidden), torch.cuda.get_device_capability(device))
+    if not KNOWN_GOOD_ONLY and describable(hidden, weight):
+        tile = descriptor_tile(len(hidden), _capability(device))
         bias_type = None if bias is None else bias.dtype
         kernel = (tile, dtype, bias_type, scale != 1.0, softcap is not None)
         if tile is not None and _proven(kernel, device, lambda: _head_difference(*kernel, device)):
@@ -240,6 +241,10 @@ def _processors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 
+def _capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
+
+
 def _on(device: torch.device) -> torch.cuda.device:
     """Triton launches on the current GPU, which need not be the tensors' one."""
     return torch.cuda.device(device if device.type == "cuda" else -1)  # -1 changes nothing
@@ -250,6 +255,53 @@ def _empty(device: torch.device) -> TokenStats:
         *(torch.empty(0, dtype=torch.float32, device=device) for _ in range(4)),
         *(torch.empty(0, dtype=torch.int32, device=device) for _ in range(2)),
     )
+
+
+def _targets(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    targets: torch.Tensor,
+    bias: torch.Tensor | None,
+    scale: float,
+    softcap: float | None,
+    used: int,
+    tile: Tile,
+) -> torch.Tensor:
+    """`target_logits` by products of the tile's shape: known to be the tile's own numbers."""
+    found = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
+    with _on(hidden.device):
+        target_logits_kernel[(triton.cdiv(len(hidden), tile.rows),)](
+            *(hidden, weight, bias, targets, found),
+            **(_adjustments(scale, softcap) | dict(vocabulary=used) | _sizes(hidden, weight, tile)),
+        )
+    return found
+
+
+def _own_targets(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    targets: torch.Tensor,
+    bias: torch.Tensor | None,
+    scale: float,
+    softcap: float | None,
+    used: int,
+) -> torch.Tensor:
+    """`target_logits` by many small programs."""
+    (n, depth), device = hidden.shape, hidden.device
+    found = torch.empty(n, dtype=torch.float32, device=device)
+    with _on(device):
+        own_targets_kernel[(triton.cdiv(n, OWN_TARGETS.columns),)](
+            *(hidden, weight, bias, targets, found),
+            **_adjustments(scale, softcap),
+            **dict(depth=depth, n=n, vocabulary=used),
+            **dict(hidden_stride=hidden.stride(0), weight_stride=weight.stride(0)),
+            OWN=OWN_TARGETS.columns,
+            DEPTH=OWN_TARGETS.depth,
+            UPCAST=INTERPRETED and weight.dtype == torch.bfloat16,
+            num_warps=OWN_TARGETS.warps,
+            num_stages=OWN_TARGETS.stages,
+        )
+    return found
 
 
 def _split_parts(

@@ -90,7 +90,7 @@ def of_head(
 ) -> str:
     """What `run`(hidden, weight, targets, bias, scale, softcap, used) gets wrong: edges, ties, padding, NaN."""
     for whole in (True, False):
-        hidden, weight, bias, targets = head_case(2 * tile.rows + 37, 9 * tile.columns + 37, 3 * tile.depth + 24, whole)
+        hidden, weight, bias, targets = head_case(tile.rows + 37, 5 * tile.columns + 37, 3 * tile.depth + 24, whole)
         hidden, weight = hidden.to(dtype), weight.to(dtype)
         logits = hidden.double() @ weight.double().T
         if bias_type is not None:
@@ -113,6 +113,23 @@ def of_head(
             if found:
                 return found
     return ""
+
+
+def of_targets(
+    tile: Tile,
+    dtype: torch.dtype,
+    device: torch.device,
+    run: Callable[..., torch.Tensor],
+    right: Callable[..., torch.Tensor],
+) -> str:
+    """Whether `run` gives the numbers of `right`, which takes a tile, too, to the last bit."""
+    hidden, weight, bias, targets = (
+        each.to(device) for each in head_case(tile.rows + 37, 500, 17 * tile.depth + 24, False)
+    )
+    targets[7] = 500  # none of the slice's
+    arguments = (hidden.to(dtype), weight.to(dtype), targets, bias, 1.0, None, len(weight))
+    differ = run(*arguments) != right(*arguments, tile)
+    return f"{int(differ.sum())} of {len(differ)} targets have another logit" if differ.any() else ""
 
 
 def head_case(

@@ -33,6 +33,8 @@ GROUP = 16  # blocks of rows that pass over the vocabulary side by side, so that
 TILES = (Tile(128, 256, 64, 8, 4), Tile(128, 128, 64, 8, 4), Tile(128, 128, 32, 8, 4))
 TILE_FLOAT32 = Tile(64, 64, 32, 4, 2)  # no tensor cores: a larger tile would not fit the registers
 
+OWN_TARGETS = Tile(64, 16, 128, 4, 4)  # of `own_targets_kernel`
+
 # Compute capability -> up to so many rows, this tile. By estimate, not measured: few rows are bound by the reading of
 # the weights, which small tiles do not slow; for many rows a smaller tile reads operands from the cache too often.
 DESCRIPTOR_TILES: dict[tuple[int, int], tuple[tuple[float, Tile], ...]] = {
