@@ -4,7 +4,7 @@ import functools
 import math
 
 
-@functools.cache
+@functools.lru_cache(4096)
 def per_program(rows: int, tiles: int, places: int, overhead: float, most: int | None = None) -> int:
     """Tiles of the vocabulary that one program reduces, so that the last round of programs is nearly full.
 
