@@ -47,6 +47,7 @@ ROUNDS_PER_PROCESSOR = 32  # at least, of programs that share the vocabulary: th
 TILES_PER_PROGRAM = 4  # at most: 24 bytes of partial results per row and 1024 columns
 LOGITS_BLOCK = 8192  # logits of one row that are reduced at a time
 ROWS_PER_PROCESSOR = 8  # with fewer rows than this, several programs of `row_kernel` share a row of logits
+FEW_LOGITS_BLOCK = 2048  # where blocks of that size would leave processors without work
 LOGITS_PROGRAMS = 4  # of `logits_kernel` that run on a processor at a time: it has 64 to 75 registers
 LOGITS_OVERHEAD = 1.0  # what such a program costs beside its blocks, in blocks (an estimate)
 SHARE_OVERHEAD = 0.1  # what a share of `descriptor_kernel` costs beside its tiles, in tiles (an estimate)
@@ -152,6 +153,8 @@ def from_logits(logits: torch.Tensor, targets: torch.Tensor, block: int = LOGITS
     if logits.stride(1) != 1:
         logits = logits.contiguous()
     block = min(block, triton.next_power_of_2(vocabulary))
+    if n * triton.cdiv(vocabulary, block) < LOGITS_PROGRAMS * _processors(device):
+        block = min(block, FEW_LOGITS_BLOCK)
     if not _proven(
         ("lanes", logits.dtype, block), device, lambda: proof.of_logits(logits.dtype, device, _by_lanes, block)
     ):
