@@ -1,13 +1,10 @@
-"""The parts that Triton kernels are made of: slices of a vocabulary, sixes put together, variants and their tiles.
+"""Slices of a vocabulary, sixes put together, kernels by descriptors, and what happens where one is wrong.
 
 As test_token_stats_triton.py, it is run by test_token_stats.py in Triton's interpreter.
 """
 
 import logging
 import math
-import re
-import subprocess
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,12 +15,8 @@ from hypothesis import strategies as st
 pytestmark = [pytest.mark.triton, pytest.mark.filterwarnings("ignore:.*:RuntimeWarning")]  # NaN in NumPy
 pytest.importorskip("triton", reason="Triton is not installed: the GPU kernels stay untested here")
 
-import triton  # noqa: E402
 from proxycast.extraction import token_stats_triton as kernels  # noqa: E402
 from proxycast.extraction.gpu_kernels import proof, tiles  # noqa: E402
-from proxycast.extraction.gpu_kernels.descriptor_kernel import descriptor_kernel, own_targets_kernel  # noqa: E402
-from proxycast.extraction.gpu_kernels.logits_kernel import logits_kernel  # noqa: E402
-from proxycast.extraction.gpu_kernels.shares import full_share, per_program  # noqa: E402
 from proxycast.extraction.schema import TokenStats  # noqa: E402
 from proxycast.extraction.token_stats_triton import (  # noqa: E402
     from_logits,
@@ -34,12 +27,9 @@ from proxycast.extraction.token_stats_triton import (  # noqa: E402
 )
 from test_token_stats_triton import (  # noqa: E402
     DTYPES,
-    ON_TENSOR_CORES,
     SMALL,
     check,
-    compiled,
     float64_logits,
-    gpu,
     inputs,
     interpreted,
 )
@@ -366,125 +356,3 @@ def test_a_broken_kernel_of_logits_is_refused(unproven, monkeypatch, caplog):
     logits, targets = torch.randn(3, 170) * 4, torch.tensor([0, 90, 169])
     check(from_logits(logits, targets, 32), logits.double(), targets, exact_counts=True)
     assert "is not used" in caplog.text
-
-
-def test_numbers_that_the_copy_engine_cannot_fetch_take_pointers():
-    whole = torch.zeros(4, 24, dtype=torch.bfloat16)
-    assert tiles.describable(whole, whole[:, :17], whole[:, 8:])
-    for other in (whole[:, 1:], torch.zeros(4, 23, dtype=torch.bfloat16), whole.float(), whole.T):
-        assert not tiles.describable(whole, other)
-
-
-# How work is shared
-
-
-@settings(max_examples=200, deadline=None)
-@given(st.integers(1, 300), st.integers(1, 700), st.integers(1, 300), st.sampled_from([0.0, 0.1, 1.0]))
-def test_no_other_share_takes_less_time(rows, tiles, places, overhead):
-    def time(length):
-        return math.ceil(rows * math.ceil(tiles / length) / places) * (length + overhead)
-
-    found = per_program(rows, tiles, places, overhead)
-    assert time(found) <= min(time(length) for length in range(1, tiles + 1)) + 1e-9
-    assert 0 < full_share(rows, tiles, places, found) <= 1
-
-
-@pytest.mark.parametrize("rows", [1024, 8192, 16_384])
-@pytest.mark.parametrize("vocabulary", [50_304, 128_256, 152_064])
-def test_the_last_round_on_132_processors_is_nearly_full(rows, vocabulary):
-    blocks, tiles = rows // 128, math.ceil(vocabulary / 256)
-    assert full_share(blocks, tiles, 132, per_program(blocks, tiles, 132, kernels.SHARE_OVERHEAD)) > 0.94
-
-
-# The compiler for Hopper, without a GPU
-
-
-def hopper(kernel, arguments: dict[str, str], constants: dict, warps: int, stages: int, aligned=()):
-    """PTX, bytes of shared memory, and bytes of registers that spill, for compute capability 9.0."""
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    names = kernel.arg_names
-    source = ASTSource(
-        fn=kernel,
-        signature={name: arguments.get(name, "constexpr") for name in names},
-        constexprs={(names.index(name),): value for name, value in constants.items()},
-        attrs={(names.index(name),): [["tt.divisibility", 16]] for name in aligned},
-    )
-    made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=dict(num_warps=warps, num_stages=stages))
-    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-    return made.asm["ptx"], made.metadata.shared, spilled(tools / "cuobjdump", made.asm["cubin"])
-
-
-def spilled(cuobjdump: Path, cubin: bytes) -> int:
-    import tempfile
-
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        usage = subprocess.run([cuobjdump, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
-    return int(re.search(r"STACK:(\d+)", usage)[1]) + int(re.search(r"LOCAL:(\d+)", usage)[1])
-
-
-SIZES = dict(scale="fp32", depth="i32", n="i32", vocabulary="i32", targets="*i64", target_logits="*fp32")
-FOR_HOPPER = [tile for _, tile in tiles.DESCRIPTOR_TILES[9, 0]]
-VARIANTS = [(tile, False) for tile in (*FOR_HOPPER, *tiles.OTHER_DESCRIPTOR_TILES)] + [
-    (tile, True) for tile in FOR_HOPPER
-]
-
-
-@compiled
-@pytest.mark.parametrize("tile, everything", VARIANTS)
-def test_descriptors_compile_without_spills(tile, everything):
-    """`everything`: with a bias, a scale and a soft cap."""
-    operands = dict(hidden=f"tensordesc<bf16[{tile.rows}, {tile.depth}]>")
-    operands |= dict(weight=f"tensordesc<bf16[{tile.columns}, {tile.depth}]>", parts="*fp32")
-    operands |= dict(per_program="i32", programs="i32") | (dict(bias="*bf16", softcap="fp32") if everything else {})
-    constants = tiles.descriptor_constants(tile, everything) | dict(UPCAST=False)
-    constants |= {} if everything else dict(bias=None, softcap=None)
-    code, shared, spills = hopper(descriptor_kernel, SIZES | operands, constants, tile.warps, tile.stages)
-    wanted = f"wgmma.mma_async.sync.aligned.m64n{tile.columns}k16.f32.bf16.bf16"
-    assert set(re.findall(r"wgmma\.mma_async[\w.]*", code)) == {wanted}
-    assert "cp.async.bulk.tensor.2d" in code and spills == 0
-    assert tile.shared_bytes(2) <= shared <= (227 << 10) // tile.programs - 1024
-
-
-@compiled
-def test_targets_of_their_own_compile_to_tensor_cores_of_hopper():
-    pointers = dict(hidden="*bf16", weight="*bf16", hidden_stride="i32", weight_stride="i32")
-    own = tiles.OWN_TARGETS
-    constants = dict(bias=None, softcap=None, OWN=own.columns, DEPTH=own.depth, UPCAST=False)
-    aligned = (*pointers, "depth", "targets", "target_logits")
-    code, _, spills = hopper(own_targets_kernel, SIZES | pointers, constants, own.warps, own.stages, aligned)
-    assert f"wgmma.mma_async.sync.aligned.m64n{own.columns}k16.f32.bf16.bf16" in code and "cp.async" in code
-    assert spills == 0
-
-
-@compiled
-@pytest.mark.parametrize("dtype, near", [("*fp32", 2), ("*bf16", 3)])
-def test_lanes_of_logits_stay_within_threads(dtype, near):
-    arguments = dict(logits=dtype, targets="*i64", parts="*fp32", target_logits="*fp32")
-    arguments |= dict(n="i32", vocabulary="i32", stride="i32", per_program="i32")
-    constants = dict(BLOCK=8192, FAR=5 - near, NEAR=near)
-    aligned = ("logits", "targets", "parts", "target_logits", "vocabulary", "stride")
-    code, shared, spills = hopper(logits_kernel, arguments, constants, 8, 3, aligned)
-    assert spills == 0 and shared < 1024  # only the end of a program passes through shared memory
-    assert "ld.global.v4.b32" in code  # 16 bytes at a time
-
-
-# A GPU
-
-
-@gpu
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("n", [1, 60, 300, 1500])
-def test_compiled_descriptors_are_proven_and_agree_with_float64(dtype, n, caplog):
-    if torch.cuda.get_device_capability() not in tiles.DESCRIPTOR_TILES:
-        pytest.skip("no tile by descriptors is named for this GPU")
-    hidden, weight, targets = inputs(0, n, 50_304, 1024, dtype, 5.0, "cuda")
-    bias = torch.randn(50_304, device="cuda").to(dtype)
-    for arguments in ((None, 1.0, None), (bias, 0.5, None), (bias, 1.0, 30.0)):
-        stats = fused(hidden, weight, targets, *arguments)
-        check(stats, float64_logits(hidden, weight, *arguments), targets, **ON_TENSOR_CORES)
-    assert "is not used" not in caplog.text and all(proof._right.values())
-    print({kernel: round(took, 2) for kernel, took in proof.SECONDS.items()})

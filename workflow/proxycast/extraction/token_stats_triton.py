@@ -25,7 +25,7 @@ from proxycast.extraction.gpu_kernels.descriptor_kernel import descriptor_kernel
 from proxycast.extraction.gpu_kernels.logits_kernel import logits_kernel
 from proxycast.extraction.gpu_kernels.pointer_kernels import fused_kernel, row_kernel, target_logits_kernel
 from proxycast.extraction.gpu_kernels.reductions import combine_kernel
-from proxycast.extraction.gpu_kernels.shares import per_program
+from proxycast.extraction.gpu_kernels.shares import SHARE_OVERHEAD, per_program
 from proxycast.extraction.gpu_kernels.tiles import (  # noqa: F401  some are for those who name a tile
     GROUP,
     OWN_TARGETS,
@@ -50,7 +50,6 @@ ROWS_PER_PROCESSOR = 8  # with fewer rows than this, several programs of `row_ke
 FEW_LOGITS_BLOCK = 2048  # where blocks of that size would leave processors without work
 LOGITS_PROGRAMS = 4  # of `logits_kernel` that run on a processor at a time: it has 64 to 75 registers
 LOGITS_OVERHEAD = 1.0  # what such a program costs beside its blocks, in blocks (an estimate)
-SHARE_OVERHEAD = 0.1  # what a share of `descriptor_kernel` costs beside its tiles, in tiles (an estimate)
 PARTIALS = 6  # largest, second, rest, weighted, n_greater, n_equal: see `gpu_kernels.reductions`
 COMBINED_ROWS = 32  # rows whose parts one program puts together
 

@@ -3,6 +3,8 @@
 import functools
 import math
 
+SHARE_OVERHEAD = 0.1  # what a share of `descriptor_kernel` costs beside its tiles, in tiles (an estimate)
+
 
 @functools.lru_cache(4096)
 def per_program(rows: int, tiles: int, places: int, overhead: float, most: int | None = None) -> int:

@@ -2,7 +2,7 @@
 
 To add a GPU, or to try a kernel on one: `python tests/benchmarks/fused_head.py --tiles` times all that are here beside
 the floor. What is fastest there goes into `DESCRIPTOR_TILES` (by compute capability and number of rows) or `TILES` (by
-shared memory). `tests/extraction/test_kernels.py` compiles each for its GPU, without one, and refuses registers that
+shared memory). `tests/extraction/test_kernel_tiles.py` compiles each for its GPU, without one, and refuses registers that
 spill to memory. A kernel by descriptors is proven at its first use (`proof`), so a wrong entry costs speed alone.
 """
 
