@@ -249,6 +249,33 @@ def test_descriptors_agree_with_float64(seed, n, vocabulary, depth, dtype, sprea
 
 
 @interpreted
+@pytest.mark.parametrize("winner", [0, 20, 99])
+@pytest.mark.parametrize("gap", [25.0, 40.0])
+def test_descriptors_keep_the_precision_of_a_nearly_certain_prediction(winner, gap):
+    weight = torch.zeros(100, 8, dtype=torch.bfloat16)
+    weight[winner, 0] = 1.0
+    weight[:, 1] = torch.linspace(0, 1, 100)  # the others differ
+    hidden = torch.zeros(2, 8, dtype=torch.bfloat16)
+    hidden[:, 0], hidden[1, 1] = gap, 1.0
+    targets = torch.tensor([winner, winner])
+    stats = fused(hidden, weight, targets, tile=FETCHED)
+    check(stats, float64_logits(hidden, weight), targets, absolute=0, relative=2e-5)
+
+
+@interpreted
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_tokens_of_equal_weights_are_equal_in_every_tile_by_descriptors(dtype):
+    hidden, weight, _ = inputs(3, 20, 131, 48, spread=5.0)
+    hidden, weight = ((tensor * 8).round().div(8).to(dtype) for tensor in (hidden, weight))  # exact in any order
+    copies = [0, 1, 7, 8, 15, 16, 24, 31, 32, 63, 64, 127, 128, 130]  # quarters of tiles, their edges, the last column
+    weight[copies] = weight[5].clone()
+    targets = torch.tensor((copies + [5, 9]) * 2)[:20]
+    stats = fused(hidden, weight, targets, tile=FETCHED._replace(programs=3))
+    assert (stats.n_equal[targets != 9] >= len(copies) + 1).all()
+    check(stats, float64_logits(hidden, weight), targets, exact_counts=True)
+
+
+@interpreted
 def test_descriptors_of_rows_with_a_stride():
     hidden, weight, targets = inputs(4, 10, 40, 24, torch.bfloat16)
     wide_hidden, wide_weight = (torch.full((rows, 48), torch.nan, dtype=torch.bfloat16) for rows in (10, 40))

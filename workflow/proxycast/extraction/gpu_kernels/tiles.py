@@ -2,8 +2,8 @@
 
 To add a GPU, or to try a kernel on one: `python tests/benchmarks/fused_head.py --tiles` times all that are here beside
 the floor. What is fastest there goes into `DESCRIPTOR_TILES` (by compute capability and number of rows) or `TILES` (by
-shared memory). `tests/extraction/test_kernel_tiles.py` compiles each for its GPU, without one, and refuses registers that
-spill to memory. A kernel by descriptors is proven at its first use (`proof`), so a wrong entry costs speed alone.
+shared memory). `tests/extraction/test_kernel_tiles.py` compiles each for its GPU, without one, and refuses registers
+that spill to memory. A kernel by descriptors is proven at its first use (`proof`): a wrong entry costs speed alone.
 """
 
 import math
