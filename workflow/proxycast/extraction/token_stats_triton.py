@@ -8,7 +8,7 @@ Several programs share the vocabulary of a row, so that few rows keep a whole GP
 together. GPUs can share it in the same way: `target_logits` and `fused_parts` of each one's slice of the weights, the
 largest of the former and all of the latter exchanged, then `statistics_of`. `fused` is that with one slice.
 
-Nothing waits for the GPU. A row with NaN or +infinity gets a logprob or an entropy that is not finite.
+Nothing waits for the GPU, but the trial of a kernel at its first use (`gpu_kernels.proof`). A row with NaN or +infinity gets a logprob or an entropy that is not finite.
 
 With TRITON_INTERPRET=1 the kernels run on a CPU, slowly, for tests.
 """
@@ -166,7 +166,7 @@ def _by_lanes(logits: torch.Tensor, targets: torch.Tensor, block: int) -> TokenS
     warps = 8 if block >= 4096 else 4
     tiles = triton.cdiv(vocabulary, block)
     length = per_program(n, tiles, LOGITS_PROGRAMS * _processors(device), LOGITS_OVERHEAD)
-    near = min({4: 2, 2: 3}[logits.itemsize], block.bit_length() - 1)
+    near = min({4: 2, 2: 3}.get(logits.itemsize, 1), block.bit_length() - 1)
     parts = torch.empty(PARTIALS, triton.cdiv(tiles, length), n, dtype=torch.float32, device=device)
     of_targets = torch.empty(n, dtype=torch.float32, device=device)
     with _on(device):
