@@ -8,7 +8,8 @@ Several programs share the vocabulary of a row, so that few rows keep a whole GP
 together. GPUs can share it in the same way: `target_logits` and `fused_parts` of each one's slice of the weights, the
 largest of the former and all of the latter exchanged, then `statistics_of`. `fused` is that with one slice.
 
-Nothing waits for the GPU, but the trial of a kernel at its first use (`gpu_kernels.proof`). A row with NaN or +infinity gets a logprob or an entropy that is not finite.
+Nothing waits for the GPU, but the trial of a kernel at its first use (`gpu_kernels.proof`). A row with NaN or
++infinity gets a logprob or an entropy that is not finite.
 
 With TRITON_INTERPRET=1 the kernels run on a CPU, slowly, for tests.
 """
