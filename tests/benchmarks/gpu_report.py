@@ -163,9 +163,10 @@ def head_rows(results: Results) -> Iterator[Row]:
     if not found:
         yield Row("fused head", results.why_not("head"), goals=[Goal("of the floor", None, LEAST_FUSED)])
     for shape, figures in found.items():
-        vocabulary, depth, n = map(int, shape.split())
+        *sizes, kinds = shape.split()
+        vocabulary, depth, n = map(int, sizes)
         floor = figures["floor"] / figures["seconds"]
-        row = Row(f"fused head, V {vocabulary:,}, d {depth:,}, N {n:,}", "", floor=floor)
+        row = Row(f"fused head ({kinds}), V {vocabulary:,}, d {depth:,}, N {n:,}", "", floor=floor)
         row.measured = f"{figures['flops'] / figures['seconds'] / 1e12:,.3g} TFLOP/s"
         if figures["plain_seconds"]:
             row.spread = f"{figures['plain_seconds'] / figures['seconds']:.2f} x `mm` and `log_softmax`"
@@ -183,8 +184,8 @@ def logits_rows(results: Results) -> Iterator[Row]:
     if not found:
         yield Row("`from_logits`", results.why_not("from-logits"))
     for name, figures in found.items():
-        vocabulary, n, kind = name.split()
-        label = f"`from_logits`, V {int(vocabulary):,}, N {int(n):,}, {kind}"
+        vocabulary, n, kind, kinds = name.split()
+        label = f"`from_logits` ({kinds}), V {int(vocabulary):,}, N {int(n):,}, {kind}"
         yield Row(label, f"{figures['seconds'] * 1e3:.3f} ms", floor=figures["floor"] / figures["seconds"])
 
 

@@ -102,7 +102,7 @@ def test_shares_and_goals_are_those_of_the_figures(tmp_path):
         "stock-8B": {"work": work, "prefill": timed(100, 4.0), "prompt_logprobs=1": timed(100, 5.0)},
         "vllm-8B": {"work": work, "text": timed(100, 9.0, 5.0, 4.0), "memory": {"added_mb": 1500.0, "loaded_mb": 0}},
         "head": {
-            f"152064 4096 {n}": {
+            f"152064 4096 {n} tried": {
                 **{"seconds": 1.0, "floor": floor, "flops": 8e14, "peak": peak, "logit_bytes": 100 << 20},
                 **{"plain_seconds": 1.5, "plain_peak": 1},
             }

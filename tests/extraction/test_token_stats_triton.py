@@ -18,6 +18,7 @@ pytest.importorskip("triton", reason="Triton is not installed: the GPU kernels s
 
 import triton  # noqa: E402
 from proxycast.extraction import token_stats_triton as kernels  # noqa: E402
+from proxycast.extraction.gpu_kernels.pointer_kernels import fused_kernel, target_logits_kernel  # noqa: E402
 from proxycast.extraction.schema import TokenStats  # noqa: E402
 from proxycast.extraction.token_stats import Head, token_stats, token_stats_from_hidden  # noqa: E402
 from proxycast.extraction.token_stats_triton import TILE_FLOAT32, TILES, Tile, from_logits, fused  # noqa: E402
@@ -338,12 +339,12 @@ def ptx(kernel, tile: Tile, arguments: dict[str, str], constants: dict) -> tuple
 def test_both_kernels_compile_to_the_same_tensor_core_instruction():
     tile = TILES[0]
     pointers = dict(hidden="*bf16", weight="*bf16", targets="*i64", target_logits="*fp32")
-    sizes = dict(scale="fp32", depth="i32", n="i32", hidden_stride="i32", weight_stride="i32")
+    sizes = dict(scale="fp32", depth="i32", n="i32", vocabulary="i32", hidden_stride="i32", weight_stride="i32")
     constants = dict(bias=None, softcap=None, ROWS=tile.rows, COLUMNS=tile.columns, DEPTH=tile.depth)
     constants |= dict(WHOLE=True, UPCAST=False)
-    of_targets = ptx(kernels._target_logits_kernel, tile, pointers | sizes, constants)
-    more = dict(partials="*fp32", vocabulary="i32", per_program="i32")
-    of_tiles = ptx(kernels._fused_kernel, tile, pointers | sizes | more, constants | dict(GROUP=kernels.GROUP))
+    of_targets = ptx(target_logits_kernel, tile, pointers | sizes, constants)
+    more = dict(partials="*fp32", per_program="i32")
+    of_tiles = ptx(fused_kernel, tile, pointers | sizes | more, constants | dict(GROUP=kernels.GROUP))
     for code, shared in (of_targets, of_tiles):
         assert set(re.findall(r"wgmma\.mma_async[\w.]*", code)) == {
             "wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16"

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+# All bars on one line: walks side by side have one each, and a log knows no cursor.
+BAR = dict(unit="task", mininterval=PROGRESS_SECONDS, file=sys.stderr, position=0)
 TASKS = "proxycast.tasks"  # in a part's metadata: the fingerprint of each task, as a JSON object
 # What `extract` returns: a row for each scored token.
 EXTRACTED_SCHEMA = {
@@ -106,10 +108,8 @@ def walk(
     }
     total, left = (sum(map(len, found.values())) for found in (made_from, to_measure))
     log.info("%d of %d tasks of %d checkpoints are done already", total - left, total, len(checkpoints))
-    # All bars on one line: several walks have one each, and a log knows no cursor.
-    shown = dict(unit="task", mininterval=PROGRESS_SECONDS, file=sys.stderr, position=0)
     with (
-        tqdm(total=left, disable=not left, **shown) as bar,
+        tqdm(total=left, disable=not left, **BAR) as bar,
         ThreadPoolExecutor(1) as writer,  # of one table, while the next model is loaded
     ):
         written = writer.submit(bool)  # nothing before the first one
