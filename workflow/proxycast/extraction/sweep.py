@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 # All bars on one line: walks side by side have one each, and a log knows no cursor.
-BAR = dict(unit="task", mininterval=PROGRESS_SECONDS, file=sys.stderr, position=0)
+BAR = dict(unit="task", mininterval=PROGRESS_SECONDS, position=0)
 TASKS = "proxycast.tasks"  # in a part's metadata: the fingerprint of each task, as a JSON object
 # What `extract` returns: a row for each scored token.
 EXTRACTED_SCHEMA = {
@@ -109,7 +109,7 @@ def walk(
     total, left = (sum(map(len, found.values())) for found in (made_from, to_measure))
     log.info("%d of %d tasks of %d checkpoints are done already", total - left, total, len(checkpoints))
     with (
-        tqdm(total=left, disable=not left, **BAR) as bar,
+        tqdm(total=left, file=sys.stderr, disable=not left, **BAR) as bar,
         ThreadPoolExecutor(1) as writer,  # of one table, while the next model is loaded
     ):
         written = writer.submit(bool)  # nothing before the first one
