@@ -543,6 +543,19 @@ def test_a_head_whose_matrix_says_something_else_is_not_taken(llama_folders, vll
     assert_agrees(engine.token_stats(sequences), reference(llama_folders[0], sequences))
 
 
+def test_a_head_that_fails_here_leaves_vllms_logits(llama_folders, vllm_engine, monkeypatch, caplog):
+    def fails(*arguments):
+        raise RuntimeError("no such\ninstruction")
+
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr("proxycast.extraction.engines.workers.vllm_head.WorkerHead.statistics", fails)
+    engine = vllm_engine()
+    engine.load(llama_folders[0])
+    assert "(vLLM's logits: " in caplog.text and "no such" in caplog.text
+    sequences = tokenize(TEXTS, engine.tokenizer, engine.context)
+    assert_agrees(engine.token_stats(sequences), reference(llama_folders[0], sequences))
+
+
 def test_what_stands_behind_a_head_is_seen(llama_folders, vllm_engine):
     from proxycast.extraction.engines.workers.vllm_head import NotAMatrix, head_of
 

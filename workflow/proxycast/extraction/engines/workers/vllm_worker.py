@@ -26,6 +26,7 @@ import torch
 from proxycast import processes
 from proxycast.extraction.engines.workers.vllm_head import NotAMatrix, WorkerHead, head_of
 from proxycast.extraction.token_stats import to_device, token_stats_from_hidden
+from proxycast.options import one_line
 
 EXTRA_ARGS_KEY = "proxycast"  # SamplingParams.extra_args[...] = [index of the sequence, first scored token, last token]
 SENTINEL = -1001  # stands as the only prompt token id of a request whose statistics were made here
@@ -103,7 +104,7 @@ class PromptStats:
 
         _end_with_job()
         runner = self.model_runner
-        _require_attributes(runner, "model", "model_config", "device")
+        _require_attributes(runner, "model", "model_config", "vllm_config", "device")
         self._proxycast = collected = Collected(runner.model_config.get_vocab_size())
         if get_pp_group().is_last_rank:
             collected.find_head(runner)
@@ -158,6 +159,11 @@ class Collected:
             head = head_of(runner.model, self.vocabulary, config.get_hidden_size(), config.dtype, device)
         except NotAMatrix as error:
             self.how = f"vLLM's logits: {error}"
+            return
+        except Exception as error:  # a kernel that does not compile here
+            if runner.vllm_config.parallel_config.tensor_parallel_size > 1:
+                raise  # the other workers would wait for this one
+            self.how = f"vLLM's logits: {one_line(error)}"
             return
         if head.ranks == 1 and device.type not in MATRIX_ON:
             self.how = f"vLLM's logits, which are faster on a {device.type.upper()}"
