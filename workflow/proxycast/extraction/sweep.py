@@ -56,9 +56,10 @@ def extract(
 
     With `options.temperatures` the columns `tempered_schema` of them are behind it.
 
-    The walk (`side_by_side`) returns checkpoint -> fingerprint. Rows of a task are kept if weights, tokenizer,
-    solutions, options and `code` (a fingerprint) are the same; other tasks are read. Every folder is checked before the
-    first model runs. The solutions are tokenised once for each tokenizer, while weights are loaded.
+    Nothing happens before the walk is run (`side_by_side`), which gives checkpoint -> fingerprint. Rows of a task are
+    kept if weights, tokenizer, solutions, options and `code` (a fingerprint) are the same; other tasks are read. Every
+    folder is checked before the first model runs. The solutions are tokenised once for each tokenizer, while weights
+    are loaded.
     """
     tokenized = tokenized_solutions(tasks, options)
 
@@ -85,10 +86,11 @@ def walk(
     `made_from`: checkpoint -> task -> fingerprint of what its rows depend on beside the weights, the tokenizer and
     `code`. `measure(checkpoint, folder, tasks)` yields a table with a column `task` for each of these tasks, in order.
 
-    Returns checkpoint -> fingerprint over its tasks. Rows whose fingerprint is the same are kept; `measure` is called
-    for the other tasks only. The file is the one of a first run. Every folder is checked before the first model runs;
-    the bytes of new checkpoints' weights are read ahead of their engine (`WeightsAhead`), and a table is written while
-    the next checkpoint is measured.
+    A generator, for `side_by_side`: yields the name of each checkpoint before it is measured, and returns checkpoint ->
+    fingerprint over its tasks. Rows whose fingerprint is the same are kept; `measure` is called for the other tasks
+    only. The file is the one of a first run. Every folder is checked before the first model runs; the bytes of new
+    checkpoints' weights are read ahead of their engine (`WeightsAhead`), and a table is written while the next
+    checkpoint is measured.
     """
     for _, folder in checkpoints:
         check_folder(folder)
@@ -216,7 +218,10 @@ class TokenizedTexts:
         self._ahead: Future | None = None
 
     def begin(self, engine: Engine, folder: Path, tasks: Collection[str]) -> None:
-        """Tokenise `tasks` for the checkpoint in `folder`, in the background: the engine is about to load it."""
+        """Tokenise `tasks` for the checkpoint in `folder`, in the background: the engine is about to load it.
+
+        `for_engine` waits for it, and raises its errors.
+        """
         tokenizer, context = engine.reads(folder)
         self._finish()
         self._ahead = in_background(lambda: self._tokenise(tokenizer, context, tasks))

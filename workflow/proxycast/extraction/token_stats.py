@@ -87,7 +87,7 @@ def token_stats(logits: torch.Tensor, targets: torch.Tensor) -> TokenStats:
     """Six statistics for each row of `logits` (n, V), V >= 2, at the token `targets` (n,).
 
     A logit may be -infinity (a masked token, probability 0) except the target's. A row with another logit that is not
-    finite has a logprob or an entropy that is not finite. Nothing waits for a GPU.
+    finite has a logprob or an entropy that is not finite. Nothing waits for a GPU, but the trial of a kernel.
     """
     kernels = _kernels(logits.device)
     return _token_stats(logits, targets) if kernels is None else kernels.from_logits(logits, targets)
@@ -305,7 +305,7 @@ def _chunk_rows(chunk_bytes: int, vocabulary: int) -> int:
 
 
 def _reduce(logits: torch.Tensor, target: torch.Tensor, shifted: torch.Tensor, scratch: torch.Tensor) -> torch.Tensor:
-    """`_parts` of one chunk, float32 (n, V); `shifted` and `scratch` are buffers of the same shape."""
+    """`_parts` of one chunk, float32 (n, V), at `target` (n, 1); `shifted` and `scratch` are buffers like the chunk."""
     largest, second, at_largest = _two_largest(logits)  # (n, 1) each
     # Sums of float32 0 and 1 are far faster than those of booleans, and exact up to 2^24 tokens.
     n_greater = torch.gt(logits, target, out=scratch).sum(1)

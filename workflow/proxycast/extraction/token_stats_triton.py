@@ -74,6 +74,7 @@ def fused(
     """Statistics of the logits softcap(scale * (hidden @ weight.T + bias)) at `targets` (n,), without the logits.
 
     hidden: (n, d); weight: (V, d) of the same dtype; bias: (V,). Extra memory: at most 24 bytes times n V / 128.
+    Raises TypeError if the dtypes differ.
     """
     if len(hidden) == 0:
         _same_type(hidden, weight)
@@ -96,8 +97,8 @@ def target_logits(
     """Logits softcap(scale * (hidden @ weight.T + bias)) at `targets` (n,) alone: (n,), float32.
 
     weight (V, d) may be a slice of the vocabulary, and targets are ids relative to it: one outside [0, used) has the
-    logit -infinity here. So the largest over all slices is the target's own, whichever slice owns it. used: as in
-    `fused_parts`.
+    logit -infinity here. So the largest over all slices is the target's own, whichever slice owns it. used, and errors:
+    as in `fused_parts`.
     """
     used = _used(weight, used)
     _same_type(hidden, weight)
@@ -132,7 +133,7 @@ def fused_parts(
     Largest logit, second largest, sums of e^z and of z e^z without one largest entry (z = logit - largest), numbers of
     logits above the target's and equal to it. targets: (n,), relative to the slice, also those that it does not own;
     target_logits: (n,), float32, from whichever slice owns them. used: number of columns that are tokens (default: all;
-    0 is allowed); those behind are padding.
+    0 is allowed); those behind are padding. Raises ValueError for another number, TypeError if the dtypes differ.
     """
     used = _used(weight, used)
     parts = _split_parts(hidden, weight, targets, target_logits, bias, scale, softcap, tile, used)
@@ -142,7 +143,7 @@ def fused_parts(
 def statistics_of(parts: torch.Tensor, target_logits: torch.Tensor) -> TokenStats:
     """Statistics of rows whose vocabulary R slices share: parts (6, R, n) of `fused_parts`, target_logits (n,).
 
-    Any strides will do if those between rows are 1.
+    Strides are free: parts whose rows are no neighbours in memory are copied. target_logits must be contiguous.
     """
     if parts.shape[2] == 0:
         return _empty(parts.device)
@@ -207,7 +208,7 @@ def _by_rows(logits: torch.Tensor, targets: torch.Tensor, block: int) -> TokenSt
 
 
 def _proven(kernel: Hashable, device: torch.device, difference: Callable[[], str]) -> bool:
-    """Whether a kernel that has not been measured is used: if it was right once. In the interpreter, tests say so."""
+    """Whether a kernel that is not known to be right is used: after its trial. Tests do that in the interpreter."""
     if device.type != "cuda":
         return True
     return KERNELS != "known" and proof.proven(kernel, device, difference)

@@ -79,7 +79,8 @@ def evaluate_checkpoints(
     """`evaluate` each (checkpoint, folder) over each task, into files of `parts_dir` that are kept as `extract`'s are.
 
     Exact match, which needs generation, is measured only for the checkpoints in `generate`; `target` says whether texts
-    are drawn, and whether greedy ones are written. `code`: a fingerprint of the code that measures.
+    are drawn, and whether greedy ones are written. `code`: a fingerprint of the code that measures. The walk is run by
+    `sweep.side_by_side`.
     """
     target = target or Target()
     problems = {task.name: once_each(solutions[task.name]) for task in tasks}

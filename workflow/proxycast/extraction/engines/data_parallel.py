@@ -44,7 +44,10 @@ class Copy(NamedTuple):
 
 
 class DataParallelEngine:
-    """See `engines.base.Engine`; `single` is an engine of the same options here, which loads nothing."""
+    """See `engines.base.Engine`; `single` is an engine of the same options here, which loads nothing.
+
+    Errors are those of the copies; RuntimeError if a copy's process has ended.
+    """
 
     def __init__(self, options: ExtractionOptions, single: "Engine"):
         self.options, self._single = options, single
@@ -68,7 +71,7 @@ class DataParallelEngine:
         self.tokenizer, self.context = self.reads(folder)
 
     def token_stats(self, sequences: Sequence[ScoredSequence], temperatures: Sequence[float] = ()) -> pl.DataFrame:
-        """One row per scored token, columns TOKEN_STATS_SCHEMA, in the order of `sequences`."""
+        """One row per scored token, in the order of `sequences`: TOKEN_STATS_SCHEMA, then a column a temperature."""
         costs = [len(sequence.token_ids) + sequence.stop - sequence.start for sequence in sequences]
         parts = [(list(sequences[part]), temperatures) for part in consecutive(costs, len(self._copies))]
         return pl.concat(self._ask("token_stats", parts))

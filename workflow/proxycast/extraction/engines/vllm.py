@@ -1,9 +1,11 @@
-"""The engine on vLLM: the same six numbers a token as the engine on `transformers`, at the speed of vLLM's prefill.
+"""The engine on vLLM: the same six numbers a token as the engine on `transformers`, from passes of vLLM.
 
 Each sequence is a request that generates one token, which is thrown away. vLLM's workers compute the statistics
 (`vllm_worker`), which are fetched after the requests have run. Nothing is taken on trust: each loaded checkpoint
 answers one prompt by vLLM's own log-probs and by the hook, and each request must return the hook's sentinel and the
 token ids. Before weights are loaded into a running engine, a proof compares the answer with that of a new engine.
+
+What prompts of a call share is computed once, unless scored tokens would be skipped by that (`may_skip_prefix`).
 """
 
 import gc

@@ -15,7 +15,10 @@ class HookError(RuntimeError):
 def arranged(
     folder: Path, sequences: Sequence[ScoredSequence], spans: bytes, token_ids: bytes, columns: bytes
 ) -> np.ndarray:
-    """What a worker collected (`Collected.take`) in the order of the sequences (6, n), every token compared."""
+    """What a worker collected (`Collected.take`, which has the bytes) in the order of the sequences: (6, n), float32.
+
+    Raises HookError, naming the sequence, for a scored token that is missing or is another one than was asked for.
+    """
     sequence, _, position, count = np.frombuffer(spans, np.int32).reshape(-1, 4).T
     scored = np.array([s.stop - s.start for s in sequences])
     first = np.cumsum(scored) - scored - np.array([s.start for s in sequences])  # where position 0 would stand

@@ -25,7 +25,7 @@ def logits_kernel(
     LANES: tl.constexpr = BLOCK // 2 ** (FAR + NEAR)
     splits = tl.cdiv(tl.cdiv(vocabulary, BLOCK), per_program)
     split = tl.program_id(0) % splits
-    row = (tl.program_id(0) // splits).to(tl.int64) + tl.arange(0, 1)  # (1,): the functions above take tiles
+    row = (tl.program_id(0) // splits).to(tl.int64) + tl.arange(0, 1)  # (1,): reductions take tiles
     target = tl.load(logits + row * stride + tl.load(targets + row)).to(tl.float32)
     tl.store(target_logits + row, target, mask=row < n)  # the same by all programs of the row
     largest, second, rest, weighted, n_greater, n_equal = no_lanes(1, LANES)

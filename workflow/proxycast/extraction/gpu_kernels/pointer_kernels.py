@@ -168,7 +168,7 @@ def row_kernel(logits, targets, partials, n, vocabulary, stride, per_program, BL
     """`per_program` blocks of one row of logits, reduced to `partials` (6, splits, n)."""
     splits = tl.cdiv(tl.cdiv(vocabulary, BLOCK), per_program)
     split = tl.program_id(0) % splits
-    row = (tl.program_id(0) // splits).to(tl.int64) + tl.arange(0, 1)  # (1,): the functions above take tiles
+    row = (tl.program_id(0) // splits).to(tl.int64) + tl.arange(0, 1)  # (1,): reductions take tiles
     target = tl.load(logits + row * stride + tl.load(targets + row)).to(tl.float32)
     largest, second, rest, weighted, n_greater, n_equal = of_nothing(1)
     start = split * per_program * BLOCK

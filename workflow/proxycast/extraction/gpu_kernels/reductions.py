@@ -54,7 +54,7 @@ def merge(largest, second, rest, weighted, new_largest, new_second, new_rest, ne
 
 @triton.jit
 def store(partials, rows, inside, split, splits, n, largest, second, rest, weighted, n_greater, n_equal):
-    """Into `partials` (6, splits, n)."""
+    """Six numbers of each of `rows`, by one split of the vocabulary, into `partials` (6, splits, n)."""
     at = partials + tl.cast(split, tl.int64) * n + rows
     step = tl.cast(splits, tl.int64) * n
     tl.store(at, largest, mask=inside)

@@ -96,7 +96,9 @@ class PromptStats:
     """Extension of vLLM's worker (`worker_extension_cls`); its methods are called through `collective_rpc`."""
 
     def proxycast_install(self) -> str:
-        """Put the hook into the worker's model runner; returns which of the two it is, "v1" or "v2", and its head.
+        """Put the hook into the worker's model runner; returns which of the two it is and how its head is read.
+
+        As in "v1 (the head as a matrix)", for the log.
 
         Raises RuntimeError if the runner is not built as this hook expects it.
         """
