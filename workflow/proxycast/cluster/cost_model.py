@@ -148,8 +148,9 @@ def gpus_for(model: ModelShape, options: ExtractionOptions, site: Site, where: s
     own = _gpus_of_copy(model, options.model_copy(update={"data_parallel_size": 1}), site, where)
     if copies > 1 and copies * own > site.gpus_per_node:
         raise InputError(
-            f"{where}: data_parallel_size: found {copies} copies of the engine on {own} GPUs each; a job has one node, of "
-            f"{site.gpus_per_node} GPUs ({PROFILE}: config.site.gpus_per_node): give {site.gpus_per_node // own} at most"
+            f"{where}: data_parallel_size: found {copies} copies of the engine on {own} GPUs each; a job has one node, "
+            f"of {site.gpus_per_node} GPUs ({PROFILE}: config.site.gpus_per_node): give {site.gpus_per_node // own} at "
+            "most"
         )
     return copies * own
 
