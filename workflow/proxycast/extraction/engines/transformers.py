@@ -24,7 +24,8 @@ import torch
 
 from proxycast.config.extraction import ExtractionOptions, SamplingOptions
 from proxycast.extraction.engines.base import BATCH_TOKENS, file_states, longest_read, require_room, token_stats_table
-from proxycast.extraction.engines.modules import reading
+from proxycast.extraction.engines.modules import padding, reading
+from proxycast.extraction.engines.modules.compiled import Compiled
 from proxycast.extraction.engines.modules.draw import Draw
 from proxycast.extraction.engines.modules.model_head import (
     body_of,
@@ -67,7 +68,9 @@ class Witness(NamedTuple):
 
 
 # Of an engine: what stays as long as config.json is the same.
-OF_A_KIND = ("_sharing", "_is_proven", "_head", "_vocabulary", "_witness", "_keeps_nothing", "_batch_tokens")
+OF_A_KIND = (
+    *("_sharing", "_is_proven", "_head", "_vocabulary", "_witness", "_keeps_nothing", "_batch_tokens", "_compiled"),
+)
 
 
 class TransformersEngine:
@@ -111,6 +114,7 @@ class TransformersEngine:
             self._head = head_by_config(self._model)  # of these weights, in the form that was proven
         if self._is_proven and self._witness is None:
             self._witness = Witness(folder, files, self._probe())
+        self.expect(0)
         self.tokenizer = self._tokenizers.load(folder)
         self._loaded = files
 
@@ -123,7 +127,16 @@ class TransformersEngine:
         self._config, self._built_from = config, folder
         self._forget = rope_reset(self._model)
         self._batch_tokens = self._full_batch()
+        self._compiled = Compiled(self.options.compile, self._device)
         vars(self).update(kept)
+        self._compiled.attach(self._model)
+
+    def expect(self, tokens: int) -> None:
+        """Be told how many tokens checkpoints of the kind are about to read: whether compiled layers pay."""
+        if self._is_proven and self._compiled.pays(self._model, tokens):
+            begins = self._compiled.begin(self._reader(), self._sharing, self.context)
+            if begins and self._witness and self._witness.folder == self._folder:
+                self._witness = self._witness._replace(logits=self._probe())
 
     def _loads_in_place(self) -> bool:
         """Whether a module that was built for one checkpoint reads another one, loaded into it, as that one's own does.
@@ -164,6 +177,7 @@ class TransformersEngine:
         self._is_proven = False  # whether passes through a module of this kind have shown how it reads
         self._built_from: Path | None = None  # the folder that the module was built from
         self._witness: Witness | None = None
+        self._compiled = Compiled()  # never
         self._keeps_nothing: bool | None = None  # whether weights that are loaded in place are all that counts
         self._forget: Callable[[], None] = lambda: None  # puts rotary embeddings back to what they were when built
 
@@ -223,10 +237,10 @@ class TransformersEngine:
         if self._head is None or not self._sharing.equal_lengths:
             return 1
         longest = next(lengths)
-        size = max(1, self._batch_tokens // longest)
+        others = islice(lengths, max(1, self._batch_tokens // longest) - 1)
         if longest > self._sharing.mixed_up_to:
-            size = 1 + sum(1 for _ in takewhile(longest.__eq__, islice(lengths, size - 1)))
-        return size
+            return 1 + sum(1 for _ in takewhile(longest.__eq__, others))
+        return padding.with_little_padding([longest, *others])
 
     def _prove(self) -> None:
         """Find out how the built module turns tokens into logits and which texts may share a batch.
@@ -292,9 +306,10 @@ class TransformersEngine:
     def _pass(self, token_ids: torch.Tensor, **positions: torch.Tensor) -> torch.Tensor:
         """The body's last hidden states (b, T, d), or, where the head has a form of its own, the logits (b, T, V)."""
         self._forget()
-        if self._head is None:
-            return self._model(input_ids=token_ids, use_cache=False, **positions).logits
-        return body_of(self._model)(input_ids=token_ids, use_cache=False, **positions).last_hidden_state
+        module = self._model if self._head is None else body_of(self._model)
+        with padding.unpacked():
+            found = self._compiled.run(lambda: module(input_ids=token_ids, use_cache=False, **positions))
+        return found.logits if self._head is None else found.last_hidden_state
 
     def _within_memory(self, work: Callable[[], Outcome], texts: int, tokens: int) -> Outcome | None:
         """What `work` returns; None where memory did not suffice for its `tokens`, and the batches are smaller now.
