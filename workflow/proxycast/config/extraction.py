@@ -96,9 +96,9 @@ class ExtractionOptions(ModelOptions):
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU if there is one")
     compile: Literal["auto", "always", "never"] = Field(
         "auto",
-        description="transformers: whether the layers of a model are compiled, once for each architecture. It changes "
-        "rounding only. auto: on a GPU, if the checkpoints have enough left to read to make up for the half minute that "
-        "it takes. A model that the compiler fails on, or that reads otherwise when compiled, runs as it is",
+        description="transformers: whether the layers of a model are compiled, once for each architecture; it changes "
+        "rounding only. auto: on a GPU, if the checkpoints have enough left to read to make up for half a minute. A "
+        "model that cannot be compiled, or reads otherwise when it is, runs as it is",
     )
     temperatures: tuple[float, ...] = Field(
         (),

@@ -1,9 +1,9 @@
 """The layers of a model as compiled code, which fuses what lies between the matrix products: norms, rotary, casts.
 
 Layers of a kind share their code: weights, and the sizes of a batch, are what it is called with. So a sweep compiles
-once, and weights may be loaded into the module. Compiled layers count only after a proof: logits as without, on texts
-of several widths, alone and in batches, and whatever `reading.prove` has found. Where they cannot be compiled or differ,
-there is one warning, and the model runs as it is.
+once, and weights may be loaded into the module. Compiled layers count only after a proof: logits as without, for texts
+of several widths, alone and in batches, and all that `reading.prove` has found. Where they cannot be compiled, or
+differ, there is one warning, and the model runs as it is.
 
 torch's compiler (TorchInductor) keeps its code in TORCHINDUCTOR_CACHE_DIR, else in the folder for temporary files; jobs
 may share it.
@@ -100,7 +100,9 @@ class Compiled:
         self._most_graphs = 2 * self.graphs + 2  # some layers get a mask only for long texts
         if self.is_on:
             took = time.monotonic() - began
-            log.info("%s: %d layers compiled, as %d graphs, in %.0f s", self._model, len(self._layers), self.graphs, took)
+            log.info(
+                "%s: %d layers compiled, as %d graphs, in %.0f s", self._model, len(self._layers), self.graphs, took
+            )
         return self.is_on
 
     def run(self, work: Callable[[], Outcome]) -> Outcome:
