@@ -75,16 +75,14 @@ class Compiled:
             self._stop("it has no list of layers")
             return False
         began, widest = time.monotonic(), min(WIDEST, context)
-        # Odd widths: the tracer takes sizes that are equal for one and the same, and chunks would fit by chance. The
-        # third is between two others, so that code which is made anew for each number of chunks shows early.
-        widths = [(3, width - 1 | 1) for width in (widest // 2, widest - 1, widest * 5 // 6)]
-        texts = [_texts(reader, *shape) for shape in [*widths, (1, widest), (3, 2 * reader.half), (1, 2 * reader.half)]]
+        texts = [_texts(reader, 3, width) for width in [*_two_and_between(min(36, widest)), *_two_and_between(widest)]]
+        texts += [_texts(reader, 1, width) for width in (2 * reader.half, widest)]
         plain = [reader.read(text) for text in texts]
         self.is_on = True
         for number, (text, expected) in enumerate(zip(texts, plain)):
             before = self.graphs
             difference = float((reader.read(text) - expected).abs().max())
-            if self.is_on and number == len(widths) - 1 and self.graphs > before:
+            if self.is_on and number in (2, 5) and self.graphs > before:
                 self._stop("it would be compiled anew for each width of a batch")
             elif self.is_on and not difference <= reader.bound(expected):
                 self._stop(f"logits differ by {difference:.2g}, and {reader.bound(expected):.2g} would be rounding")
@@ -162,6 +160,15 @@ def layers_of(body: torch.nn.Module) -> list[torch.nn.Module]:
     """The layers of a model: the members of its first list of modules, outermost first."""
     lists = (part for part in body.modules() if isinstance(part, torch.nn.ModuleList) and len(part))
     return [layer for layer in next(lists, []) if isinstance(layer, torch.nn.Module)]
+
+
+def _two_and_between(widest: int) -> tuple[int, int, int]:
+    """Two widths of texts up to `widest` tokens, and one between them, which needs no code of its own.
+
+    Unless code is made for each width, as for a loop over tokens or chunks, which is unrolled: first of few tokens. All
+    are odd: the tracer takes sizes that are equal for one and the same.
+    """
+    return tuple(width - 1 | 1 for width in (widest // 2, widest - 1, widest * 5 // 6))
 
 
 def _texts(reader: Reader, count: int, width: int) -> torch.Tensor:
