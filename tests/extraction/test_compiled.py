@@ -227,6 +227,24 @@ def test_memory_that_does_not_suffice_halves_the_batches_of_compiled_layers(mode
     assert engine._compiled.is_on and "batch_tokens goes from 300" in caplog.text
 
 
+def test_a_proof_that_does_not_fit_into_memory_leaves_the_model_as_it_is(model_folder, backend, monkeypatch, caplog):
+    def too_large(*_):
+        raise torch.OutOfMemoryError("by hand")
+
+    monkeypatch.setattr(compiled, "_texts", too_large)
+    engine = load(model_folder())
+    assert not engine._compiled.is_on and caplog.text.count("uncompiled") == 1
+    assert score(engine).equals(score(load(model_folder(), when="never")))
+
+
+def test_the_layers_are_those_of_the_text_model():
+    largest = torch.nn.ModuleList(
+        torch.nn.ModuleDict({"experts": torch.nn.ModuleList([torch.nn.Linear(9, 9)])}) for _ in "ab"
+    )
+    body = torch.nn.ModuleDict({"vision": torch.nn.ModuleList([torch.nn.Linear(2, 2)]), "text": largest})
+    assert layers_of(body) == list(largest) and layers_of(torch.nn.Linear(2, 2)) == []
+
+
 def test_auto_compiles_where_the_work_pays_for_it(model_folder, backend, monkeypatch):
     engine = load(model_folder(), when="auto")
     engine.expect(10**15)

@@ -31,6 +31,7 @@ BACKEND = "inductor"
 SECONDS_TO_COMPILE = 30.0
 SECONDS_SAVED = 8e-11  # per token, layer and unit of the hidden state
 WIDEST = 448  # tokens of the texts that are compared
+MOST_RECOMPILED = 256  # of all kinds of models with layers of one class, in one process; torch would stop at 8
 MOST_GRAPHS = 12  # of one kind of model: a layer is one graph, or some, each for one text and for several
 
 Outcome = TypeVar("Outcome")
@@ -46,7 +47,7 @@ class Compiled:
     def __init__(self, when: Literal["auto", "always", "never"] = "never", device: torch.device | None = None):
         self.when, self._device = when, device
         self.is_on, self.graphs = False, 0
-        self._was_tried, self._most_graphs = False, MOST_GRAPHS
+        self._was_tried, self._has_warned, self._most_graphs = False, False, MOST_GRAPHS
         self._layers: list[weakref.ref[torch.nn.Module]] = []  # the memory of the module may be freed
         self._functions: dict[type, Callable] = {}
         self._model = ""
@@ -70,38 +71,43 @@ class Compiled:
         """
         if self._was_tried:
             return False
-        self._was_tried = True
-        if not self._layers:
-            self._stop("it has no list of layers")
-            return False
-        began, widest = time.monotonic(), min(WIDEST, context)
-        texts = [_texts(reader, 3, width) for width in [*_two_and_between(min(36, widest)), *_two_and_between(widest)]]
-        texts += [_texts(reader, 1, width) for width in (2 * reader.half, widest)]
-        plain = [reader.read(text) for text in texts]
-        self.is_on = True
-        for number, (text, expected) in enumerate(zip(texts, plain)):
-            before = self.graphs
-            difference = float((reader.read(text) - expected).abs().max())
-            if self.is_on and number in (2, 5) and self.graphs > before:
-                self._stop("it would be compiled anew for each width of a batch")
-            elif self.is_on and not difference <= reader.bound(expected):
-                self._stop(f"logits differ by {difference:.2g}, and {reader.bound(expected):.2g} would be rounding")
-            if not self.is_on:
-                return False
+        self._was_tried, began = True, time.monotonic()
         try:
-            found, _ = prove(reader)
-        except NotReadable as error:
-            self._stop(str(error))
-        else:
-            if self.is_on and (found.mixed_up_to < sharing.mixed_up_to or found.equal_lengths < sharing.equal_lengths):
-                self._stop("texts would change each other's numbers in a batch")
-        self._most_graphs = 2 * self.graphs + 2  # some layers get a mask only for long texts
+            why = self._fault(reader, sharing, min(WIDEST, context)) if self._layers else "it has no list of layers"
+        except Exception as error:  # of a library, or of memory: what stays is the model as it is
+            why = one_line(error)
+        if why and (self.is_on or not self._has_warned):
+            self._stop(why)
         if self.is_on:
             took = time.monotonic() - began
             log.info(
                 "%s: %d layers compiled, as %d graphs, in %.0f s", self._model, len(self._layers), self.graphs, took
             )
         return self.is_on
+
+    def _fault(self, reader: Reader, sharing: Sharing, widest: int) -> str | None:
+        """Compile the layers for `reader`: why they must not be used; None if they may. They stay on."""
+        texts = [_texts(reader, 3, width) for width in [*_two_and_between(min(36, widest)), *_two_and_between(widest)]]
+        texts += [_texts(reader, 1, width) for width in (2 * reader.half, widest)]
+        plain = [reader.read(text) for text in texts]
+        self.is_on = True
+        for number, (text, expected) in enumerate(zip(texts, plain)):
+            before, bound = self.graphs, reader.bound(expected)
+            difference = float((reader.read(text) - expected).abs().max())
+            if not self.is_on:
+                return None  # `run` has said why
+            if number in (2, 5) and self.graphs > before:
+                return "it would be compiled anew for each width of a batch"
+            if not difference <= bound:
+                return f"logits differ by {difference:.2g}, and {bound:.2g} would be rounding"
+        try:
+            found, _ = prove(reader)
+        except NotReadable as error:
+            return str(error)
+        if found.mixed_up_to < sharing.mixed_up_to or found.equal_lengths < sharing.equal_lengths:
+            return "texts would change each other's numbers in a batch"
+        self._most_graphs = 2 * self.graphs + 2  # some layers get a mask only for long texts
+        return None if self.graphs else "its layers are not called as modules"
 
     def run(self, work: Callable[[], Outcome]) -> Outcome:
         """What `work`, a pass through the model, returns, with compiled layers if they are on.
@@ -120,7 +126,7 @@ class Compiled:
         return work()
 
     def _stop(self, why: str) -> None:
-        self.is_on = False
+        self.is_on, self._has_warned = False, True
         log.warning("%s: its layers run uncompiled, slower on a GPU: %s", self._model, why)
 
     @contextmanager
@@ -129,7 +135,7 @@ class Compiled:
         import torch._dynamo
 
         changed = []
-        with torch._dynamo.config.patch(recompile_limit=2 * MOST_GRAPHS, allow_unspec_int_on_nn_module=True):
+        with torch._dynamo.config.patch(recompile_limit=MOST_RECOMPILED, allow_unspec_int_on_nn_module=True):
             try:
                 for layer in filter(None, (found() for found in self._layers)):
                     if "forward" not in vars(layer):  # nobody else has put one there
@@ -157,9 +163,9 @@ class Compiled:
 
 
 def layers_of(body: torch.nn.Module) -> list[torch.nn.Module]:
-    """The layers of a model: the members of its first list of modules, outermost first."""
-    lists = (part for part in body.modules() if isinstance(part, torch.nn.ModuleList) and len(part))
-    return [layer for layer in next(lists, []) if isinstance(layer, torch.nn.Module)]
+    """The layers of a model: the members of its largest list of modules; of the outer one, where a layer has lists."""
+    lists = [part for part in body.modules() if isinstance(part, torch.nn.ModuleList) and len(part)]
+    return list(max(lists, key=lambda part: sum(weight.numel() for weight in part.parameters()), default=[]))
 
 
 def _two_and_between(widest: int) -> tuple[int, int, int]:
