@@ -19,7 +19,7 @@ from proxycast.config.extraction import ExtractionOptions
 from proxycast.extraction.engines.in_memory import InMemoryEngine
 from proxycast.extraction.engines.modules import compiled, padding
 from proxycast.extraction.engines.modules.compiled import Compiled, layers_of
-from proxycast.extraction.engines.modules.reading import ANY_LENGTH, Sharing
+from proxycast.extraction.engines.modules.reading import ANY_LENGTH, Reader, Sharing
 from proxycast.extraction.engines.transformers import TransformersEngine
 from proxycast.solutions.tokenisation import tokenize
 from transformers import Lfm2Config, Lfm2ForCausalLM, RwkvConfig, RwkvForCausalLM
@@ -209,6 +209,45 @@ def test_code_that_is_made_anew_for_each_width_is_not_used(model_folder, backend
     engine = load(model_folder())
     assert not engine._compiled.is_on and engine._compiled.graphs == 3
     assert "compiled anew for each width" in caplog.text
+
+
+class Chunked(torch.nn.Module):
+    """Token ids (b, T) to logits (b, T, 50), by a layer that reads 64 tokens at a time, or all."""
+
+    base_model = None
+
+    def __init__(self, tokens: int):
+        super().__init__()
+        self.embed = torch.nn.Embedding(50, 8)
+        self.layers = torch.nn.ModuleList([ChunkedLayer(tokens)])
+
+    def forward(self, token_ids: torch.Tensor) -> torch.Tensor:
+        return self.layers[0](self.embed(token_ids))
+
+
+class ChunkedLayer(torch.nn.Module):
+    def __init__(self, tokens: int):
+        super().__init__()
+        self.linear, self.tokens = torch.nn.Linear(8, 50), tokens
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        parts = [x] if self.tokens == 0 else x.split(self.tokens, dim=1)
+        return torch.cat([self.linear(part) for part in parts], dim=1)
+
+
+@pytest.mark.parametrize("tokens, graphs", [(0, 2), (64, 4)])
+def test_a_loop_over_chunks_shows_in_wide_texts(tokens, graphs, backend, caplog):
+    model, layers = Chunked(tokens).eval(), Compiled("always", torch.device("cpu"))
+    layers.attach(model)
+
+    @torch.inference_mode()
+    def read(token_ids):
+        return layers.run(lambda: model(token_ids))
+
+    reader = Reader(read, torch.arange(50), torch.float32)
+    assert layers.begin(reader, Sharing(0), 4096) == (tokens == 0)
+    assert layers.graphs == graphs
+    assert ("anew for each width" in caplog.text) == (tokens > 0)
 
 
 def test_memory_that_does_not_suffice_halves_the_batches_of_compiled_layers(model_folder, backend, monkeypatch, caplog):
