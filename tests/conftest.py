@@ -1,9 +1,10 @@
 """Tiny tokenizers and models that several test modules share, and how tests of components are left out.
 
 A test that needs what proxycast itself does not is marked with the component's name: a package; `slurm`, the local
-Slurm of components/slurm-local.sh; `browser`, Debian's Chromium and what drives it; or `published`, the folder of
-measurements that others published, beside the project or where PROXYCAST_PUBLISHED says. Without the component it is
-skipped, and a line at the end tells how many were. With `--require-components`, as in CI, it fails.
+Slurm of components/slurm-local.sh; `browser`, Debian's Chromium and what drives it; `compiler`, one of C++; or
+`published`, the folder of measurements that others published, beside the project or where PROXYCAST_PUBLISHED says.
+Without the component it is skipped, and a line at the end tells how many were. With `--require-components`, as in CI,
+it fails.
 """
 
 import fcntl
@@ -91,6 +92,7 @@ COMPONENTS = {
     **{name: (f"the package {name}", ".ci/run installs it") for name in PACKAGES},
     "browser": ("Debian's chromium, playwright or axe-playwright-python", ".ci/run installs them"),
     "slurm": ("the Slurm of tests/components/slurm-local.sh", ".ci/run starts it"),
+    "compiler": ("a compiler of C++ (c++ or g++)", "the system's packages have one"),
     "published": (f"the folder {PUBLISHED}", "PROXYCAST_PUBLISHED names another one"),
 }
 LONGEST = ("test_workflow.py", "test_studies.py", "test_vllm.py", "test_stale.py", "test_tutorials.py")
@@ -112,6 +114,7 @@ def pytest_configure(config):
     )
     config.addinivalue_line("markers", "browser: opens pages in Debian's chromium, by playwright, with axe-core")
     config.addinivalue_line("markers", "published: needs the measurements that others published")
+    config.addinivalue_line("markers", "compiler: needs a compiler of C++")
     config.addinivalue_line("markers", "gpu: needs a GPU")
     config.addinivalue_line("markers", "slow: takes too long for the suite; only with --require-components")
     config.addinivalue_line("markers", "interpreter: needs Triton's interpreter; test_token_stats.py runs it")
@@ -137,6 +140,8 @@ def pytest_collection_finish():
 def is_there(component: str) -> bool:
     if component == "published":
         return PUBLISHED.is_dir()
+    if component == "compiler":
+        return bool(shutil.which("c++") or shutil.which("g++"))
     if component == "browser":
         return shutil.which("chromium") is not None and all(map(find_spec, BROWSER))
     if component != "slurm":

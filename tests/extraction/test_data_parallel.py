@@ -154,6 +154,15 @@ def test_each_copy_has_gpus_of_its_own(visible, tensor_parallel, shares, monkeyp
         data_parallel._shares_of_gpus(options.model_copy(update={"tensor_parallel_size": 8}))
 
 
+def test_each_copy_expects_its_share_of_the_tokens(monkeypatch):
+    asked = []
+    engine = data_parallel.DataParallelEngine(OPTIONS, None)
+    engine._copies = [None] * 3
+    monkeypatch.setattr(engine, "_ask", lambda *arguments: asked.append(arguments))
+    engine.expect(300)
+    assert asked == [("expect", [(100,)] * 3)]
+
+
 def test_results_do_not_depend_on_the_number_of_copies():
     one = OPTIONS.model_copy(update={"data_parallel_size": 1})
     assert OPTIONS.that_change_results() == one.that_change_results()

@@ -33,7 +33,7 @@ class Recorder:
     context, vocabulary = 256, 352
 
     def __init__(self):
-        self.tokenizers, self.loads, self.read = TokenizerCache(), [], []
+        self.tokenizers, self.loads, self.read, self.expected = TokenizerCache(), [], [], []
 
     def reads(self, folder):
         return self.tokenizers.load(folder), self.context
@@ -42,6 +42,9 @@ class Recorder:
         if self.loads[-1:] != [folder.name]:
             self.loads.append(folder.name)
         self.weights, self.tokenizer = int(model_fingerprint(folder), 16), self.tokenizers.load(folder)
+
+    def expect(self, tokens):
+        self.expected.append(tokens)
 
     def token_stats(self, sequences, temperatures=()):
         tasks = {sequence.key.split("/")[0] for sequence in sequences}
@@ -198,6 +201,16 @@ def test_a_text_that_cannot_be_read_stops_before_the_first_new_task_is_read(swee
         folders = [("step0", tmp_path / "folder0")]
         finished(extract(engine, folders, tasks | {"c": [long]}, options, tmp_path / "parts", code="code"))
     assert engine.read == [] and (tmp_path / "parts/step0.parquet").read_bytes() == before
+
+
+def test_the_engine_is_told_how_many_tokens_are_left(sweep, tasks, tmp_path, folders):
+    engine = Recorder()
+    sweep({"b": tasks["b"]}, engine=engine)
+    tokens = [len(engine.tokenizer.encode(s.prompt + s.solution)) for s in tasks["b"]]
+    assert engine.expected == [2 * sum(tokens), sum(tokens)]
+    (tmp_path / "parts/step0.parquet").unlink()
+    sweep({task: tasks[task] for task in "ba"}, engine=engine)
+    assert engine.expected[2] > engine.expected[0] > engine.expected[3] == sum(tokens)
 
 
 def test_a_killed_sweep_keeps_the_old_rows(sweep, tasks, tmp_path, folders):

@@ -94,6 +94,12 @@ class ExtractionOptions(ModelOptions):
         "without it 16384 on a GPU and 2048, which fit its cache, on a CPU",
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU if there is one")
+    compile: Literal["auto", "always", "never"] = Field(
+        "auto",
+        description="transformers: whether the layers of a model are compiled, once for each architecture; it changes "
+        "rounding only. auto: on a GPU, if the checkpoints have enough left to read to make up for half a minute. A "
+        "model that cannot be compiled, or reads otherwise when it is, runs as it is",
+    )
     temperatures: tuple[float, ...] = Field(
         (),
         description="temperatures T, ascending, five at least: each scored token's log-probability under "
@@ -130,7 +136,7 @@ class ExtractionOptions(ModelOptions):
         Nor `temperatures`, which only add columns to token statistics: see `that_change_token_stats`.
         """
         sizes = {"tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size"}
-        rounding = {"batch_tokens", "device", "gpu_memory_fraction"} | sizes
+        rounding = {"batch_tokens", "device", "compile", "gpu_memory_fraction"} | sizes
         return self.model_dump(exclude=rounding | {"temperatures"})
 
     def that_change_token_stats(self) -> dict:

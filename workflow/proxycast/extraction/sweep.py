@@ -61,11 +61,12 @@ def extract(
     folder is checked before the first model runs. The solutions are tokenised once for each tokenizer, while weights
     are loaded.
     """
-    tokenized = tokenized_solutions(tasks, options)
+    tokenized, names = tokenized_solutions(tasks, options), [name for name, _ in checkpoints]
 
     def measure(checkpoint: str, folder: Path, to_read: Sequence[str]) -> Iterator[pl.DataFrame]:
         tokenized.begin(engine, folder, to_read)
         engine.load(folder)
+        tell_work(engine, tokenized, to_read, len(names) - names.index(checkpoint))
         yield from read_tasks(engine, tokenized, checkpoint, to_read, options.temperatures)
 
     reading = options.that_change_token_stats()
@@ -261,6 +262,15 @@ def tokenized_solutions(tasks: Mapping[str, Sequence[Solution]], options: Extrac
         tail_bytes=options.tail_bytes,
         **options.reading(),
     )
+
+
+def tell_work(engine: Engine, tokenized: TokenizedTexts, tasks: Iterable[str], checkpoints: int) -> None:
+    """Tell the engine how many tokens `tasks` have for the loaded checkpoint and those behind it, `checkpoints` in all.
+
+    Each counts as if it read the same; some may have their rows already.
+    """
+    sequences = tokenized.for_engine(engine, tasks).values()
+    engine.expect(checkpoints * sum(len(sequence.token_ids) for own in sequences for sequence in own))
 
 
 def read_tasks(

@@ -12,7 +12,7 @@ from proxycast.config.extraction import ExtractionOptions
 from proxycast.config.tasks import Task
 from proxycast.config.truth import Sampling, Target
 from proxycast.extraction.engines.base import Engine, draw_seed
-from proxycast.extraction.sweep import TokenizedTexts, Walk, walk
+from proxycast.extraction.sweep import TokenizedTexts, Walk, tell_work, walk
 from proxycast.metrics import EXACT_MATCH, SAMPLED_EXACT_MATCH
 from proxycast.options import InputError
 from proxycast.sandbox import first_groups
@@ -86,11 +86,12 @@ def evaluate_checkpoints(
     problems = {task.name: once_each(solutions[task.name]) for task in tasks}
     texts = {name: choice_texts(name, found) for name, found in problems.items()}
     choices = TokenizedTexts(texts, **options.reading())
-    by_name = {task.name: task for task in tasks}
+    by_name, names = {task.name: task for task in tasks}, [name for name, _ in checkpoints]
 
     def measure(checkpoint: str, folder: Path, to_measure: Sequence[str]) -> Iterator[pl.DataFrame]:
         choices.begin(engine, folder, to_measure)
         engine.load(folder)
+        tell_work(engine, choices, to_measure, len(names) - names.index(checkpoint))
         tokenized = choices.for_engine(engine, to_measure)
         patterns = {name: by_name[name].answer_pattern if checkpoint in generate else None for name in to_measure}
         drawn = {}

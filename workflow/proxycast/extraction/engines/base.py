@@ -46,6 +46,12 @@ class Engine(Protocol):
     def reads(self, folder: Path) -> tuple["PreTrainedTokenizerFast", int]:
         """`tokenizer` and `context` of the checkpoint in `folder`, as they are once it is loaded."""
 
+    def expect(self, tokens: int) -> None:
+        """Be told, behind `load`, about how many tokens this checkpoint and those of its kind behind it will read.
+
+        What takes time once and saves some for each token may be decided by it. No number changes but by rounding.
+        """
+
     @property
     def tokenizer(self) -> "PreTrainedTokenizerFast":
         """The loaded checkpoint's tokenizer; the same object as long as the tokenizer's files are the same."""

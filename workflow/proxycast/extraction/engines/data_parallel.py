@@ -70,6 +70,10 @@ class DataParallelEngine:
         [self.vocabulary] = set(self._ask("load", [(folder,)] * len(self._copies)))
         self.tokenizer, self.context = self.reads(folder)
 
+    def expect(self, tokens: int) -> None:
+        """Each copy reads its share of the `tokens`."""
+        self._ask("expect", [(tokens // len(self._copies),)] * len(self._copies))
+
     def token_stats(self, sequences: Sequence[ScoredSequence], temperatures: Sequence[float] = ()) -> pl.DataFrame:
         """One row per scored token, in the order of `sequences`: TOKEN_STATS_SCHEMA, then a column a temperature."""
         costs = [len(sequence.token_ids) + sequence.stop - sequence.start for sequence in sequences]

@@ -14,9 +14,8 @@ import gc
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from itertools import islice, takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import polars as pl
@@ -25,8 +24,15 @@ import torch
 from proxycast.config.extraction import ExtractionOptions, SamplingOptions
 from proxycast.extraction.decoding import Draw, continue_texts
 from proxycast.extraction.engines.base import BATCH_TOKENS, file_states, longest_read, require_room, token_stats_table
-from proxycast.extraction.engines.modules import model_head, reading
-from proxycast.extraction.engines.modules.model_loading import build_model, free_memory, load_in_place, require_tied
+from proxycast.extraction.engines.modules import model_head, padding, reading
+from proxycast.extraction.engines.modules.compiled import Compiled
+from proxycast.extraction.engines.modules.model_loading import (
+    Witness,
+    build_model,
+    free_memory,
+    load_in_place,
+    require_tied,
+)
 from proxycast.extraction.engines.modules.reading import Reader, Sharing, rope_reset, sharing_of
 from proxycast.extraction.shared_prompts import Family, plan_families
 from proxycast.extraction.token_stats import (
@@ -51,16 +57,11 @@ PROOF_LOGITS = 256  # tokens whose logits are compared when a model is proven
 Outcome = TypeVar("Outcome")
 
 
-class Witness(NamedTuple):
-    """The first checkpoint of a kind, and how the module that was built for it reads a text."""
-
-    folder: Path
-    files: object
-    logits: torch.Tensor
-
-
 # Of an engine: what stays as long as config.json is the same.
-OF_A_KIND = ("_sharing", "_is_proven", "_head", "_vocabulary", "_witness", "_keeps_nothing", "_batch_tokens", "_alike")
+OF_A_KIND = (
+    *("_sharing", "_is_proven", "_head", "_vocabulary", "_witness", "_keeps_nothing", "_batch_tokens", "_alike"),
+    "_compiled",
+)
 
 
 class TransformersEngine:
@@ -104,6 +105,7 @@ class TransformersEngine:
             self._head = model_head.head_by_config(self._model)  # of these weights, in the form that was proven
         if self._is_proven and self._witness is None:
             self._witness = Witness(folder, files, self._probe())
+        self.expect(0)
         self.tokenizer = self._tokenizers.load(folder)
         self._loaded = files
 
@@ -116,7 +118,16 @@ class TransformersEngine:
         self._config, self._built_from = config, folder
         self._forget = rope_reset(self._model)
         self._batch_tokens = self._full_batch()
+        self._compiled = Compiled(self.options.compile, self._device)
         vars(self).update(kept)
+        self._compiled.attach(self._model)
+
+    def expect(self, tokens: int) -> None:
+        """Be told how many tokens checkpoints of the kind are about to read: whether compiled layers pay."""
+        if self._is_proven and self._compiled.pays(self._model, tokens):
+            begins = self._compiled.begin(self._reader(), self._sharing, self.context)
+            if begins and self._witness and self._witness.folder == self._folder:
+                self._witness = self._witness._replace(logits=self._probe())
 
     def _loads_in_place(self) -> bool:
         """Whether a module that was built for one checkpoint reads another one, loaded into it, as that one's own does.
@@ -158,6 +169,7 @@ class TransformersEngine:
         self._is_proven = False  # whether passes through a module of this kind have shown how it reads
         self._built_from: Path | None = None  # the folder that the module was built from
         self._witness: Witness | None = None
+        self._compiled = Compiled()  # never
         self._keeps_nothing: bool | None = None  # whether weights that are loaded in place are all that counts
         self._forget: Callable[[], None] = lambda: None  # puts rotary embeddings back to what they were when built
 
@@ -245,7 +257,7 @@ class TransformersEngine:
         from proxycast.extraction.packed_texts import FamilyReader
 
         for family in families:
-            reader = FamilyReader(self._pass, sequences, family, self._to_device, self._dtype)
+            reader = FamilyReader(self._pass, sequences, family, self._to_device, getattr(torch, self.options.dtype))
             for batch in family.batches:
                 indices = [member.index for pack in batch for member in pack]
                 members = [sequences[i] for i in indices]
@@ -264,13 +276,9 @@ class TransformersEngine:
 
     def _batch_size(self, lengths: Iterator[int]) -> int:
         """How many of the next texts run together, padding included; one at least. `lengths`: theirs, longest first."""
-        if self._head is None or not self._sharing.equal_lengths:
+        if self._head is None:
             return 1
-        longest = next(lengths)
-        size = max(1, self._batch_tokens // longest)
-        if longest > self._sharing.mixed_up_to:
-            size = 1 + sum(1 for _ in takewhile(longest.__eq__, islice(lengths, size - 1)))
-        return size
+        return padding.batch_size(lengths, self._batch_tokens, self._sharing, self._model)
 
     def _prove(self) -> None:
         """Find out how the built module turns tokens into logits and which texts may share a batch.
@@ -317,22 +325,20 @@ class TransformersEngine:
             logits = head(found.flatten(0, 1)).unflatten(0, token_ids.shape) if head else found[..., some].float()
             return logits - logits.mean(-1, keepdim=True)  # log-probabilities do not change with their mean
 
-        token_ids = torch.from_numpy(
-            reading.text_tokens(model.config, min(count, model_head.count_embeddings(model)))
-        ).to(self._device)
-        return Reader(read, token_ids, self._dtype, half=min(reading.HALF, self.context // 2))
-
-    @property
-    def _dtype(self) -> torch.dtype:
-        return torch.float32 if self.options.dtype == "float32" else torch.bfloat16
+        embedded = min(count, model_head.count_embeddings(model))
+        token_ids = torch.from_numpy(reading.text_tokens(model.config, embedded)).to(self._device)
+        return Reader(read, token_ids, getattr(torch, self.options.dtype), half=min(reading.HALF, self.context // 2))
 
     def _pass(self, token_ids: torch.Tensor, **given: object) -> torch.Tensor:
         """The body's last hidden states (b, T, d), or, where the head has a form of its own, the logits (b, T, V)."""
         self._forget()
-        given = {"input_ids": token_ids, "use_cache": False} | given
-        if self._head is None:
-            return self._model(**given).logits
-        return model_head.body_of(self._model)(**given).last_hidden_state
+        module = self._model if self._head is None else model_head.body_of(self._model)
+        with padding.unpacked():
+            if given:  # masks and caches of texts that begin alike, of which nothing is compiled
+                found = module(**{"input_ids": token_ids, "use_cache": False} | given)
+            else:
+                found = self._compiled.run(lambda: module(input_ids=token_ids, use_cache=False))
+        return found.logits if self._head is None else found.last_hidden_state
 
     def _within_memory(self, work: Callable[[], Outcome], texts: int, tokens: int) -> Outcome | None:
         """What `work` returns; None where memory did not suffice for its `tokens`, and the batches are smaller now.

@@ -194,6 +194,9 @@ class VllmEngine:
         """Number of logits, padding of the vocabulary included."""
         return self._llm.llm_engine.model_config.get_vocab_size()
 
+    def expect(self, tokens: int) -> None:
+        """Nothing depends on it."""
+
     def token_stats(self, sequences: Sequence[ScoredSequence], temperatures: Sequence[float] = ()) -> pl.DataFrame:
         """One row per scored token, columns TOKEN_STATS_SCHEMA, in the order of `sequences`.
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
@@ -15,6 +15,14 @@ from proxycast.weights.model_files import safetensors_header, weight_files
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
+
+
+class Witness(NamedTuple):
+    """The first checkpoint of a kind, and how the module that was built for it reads a text."""
+
+    folder: Path
+    files: object
+    logits: torch.Tensor
 
 
 def build_model(folder: Path, options: ExtractionOptions, device: torch.device) -> torch.nn.Module:
