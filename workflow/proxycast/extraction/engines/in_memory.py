@@ -84,8 +84,11 @@ class InMemoryEngine(TransformersEngine):
         temperatures: Sequence[float],
         plan: tuple[list[Family], list[int]] | None = None,
     ) -> tuple[np.ndarray, list[int]]:
-        """As the parent's. Whole batches are divided among processes, so that the numbers stay the same."""
-        if self._parts == 1:
+        """As the parent's. Whole batches are divided among processes, so that the numbers stay the same.
+
+        With a `plan` it is a part that is read by this process alone.
+        """
+        if self._parts == 1 or plan is not None:
             return super()._scored(sequences, temperatures, plan)
         plans = [self._batches(sequences)]
         torch.distributed.broadcast_object_list(plans)  # a process whose weights differ might make other batches
