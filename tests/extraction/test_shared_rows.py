@@ -82,9 +82,10 @@ def test_a_broken_text_of_a_part_makes_no_process_wait(monkeypatch):
 
     def gather(found, own):
         asked.append("gather")
-        found[:] = own, ([], None)
+        found[:] = own, ([], None)  # the other one has nothing
 
     monkeypatch.setattr(torch.distributed, "broadcast_object_list", lambda plans: asked.append("broadcast"))
     monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
     columns, _ = engine._scored(short_choices(), ())
     assert asked == ["broadcast", "gather"] and np.isnan(columns[:4]).any()
+    assert engine._scored([], ())[0].shape == (6, 0)
