@@ -182,6 +182,8 @@ def test_each_copy_has_gpus_of_its_own(visible, tensor_parallel, shares, monkeyp
     assert ("1 instead of 2" in caplog.text) == (len(shares) == 1)
     with pytest.raises(InputError, match=f"takes 8 GPUs .*, and {len(visible.split(','))} are there"):
         data_parallel._shares_of_gpus(options.model_copy(update={"tensor_parallel_size": 8}))
+    other = options.model_copy(update={"engine": "transformers", "pipeline_parallel_size": 2})
+    assert data_parallel._shares_of_gpus(other) == [(name,) for name in visible.split(",")[:2]]
 
 
 def test_results_do_not_depend_on_the_number_of_copies():

@@ -168,6 +168,8 @@ def _shares_of_gpus(options: ExtractionOptions) -> list[tuple[str, ...]]:
     import torch
 
     copies, size = options.data_parallel_size, options.tensor_parallel_size * options.pipeline_parallel_size
+    if options.engine == "transformers":
+        size = 1  # the two are vLLM's
     if not torch.cuda.is_available() or options.device == "cpu":
         return [()] * copies
     gpus = processes.visible_gpus()
