@@ -109,6 +109,36 @@ def test_a_copy_that_is_gone_is_named(model_folder):
     assert engine._copies == []
 
 
+def test_an_answer_that_nobody_has_waited_for_is_not_taken_for_the_next_one(model_folder, single):
+    engine, folder = make_engine(OPTIONS), model_folder()
+    try:
+        engine.load(folder)
+        single.load(folder)
+        sequences = tokenize(TEXTS, engine.tokenizer, engine.context, 20)
+        gone = [copy.process for copy in engine._copies]
+        with pytest.raises(TypeError, match="pickle"):  # one has been asked, the other has not
+            engine._ask("token_stats", [(sequences[:3],), ((i for i in sequences),)])
+        assert engine._copies == [] and all(process.poll() is not None for process in gone)
+        engine.load(folder)
+        assert_frame_equal(engine.token_stats(sequences), single.token_stats(sequences), abs_tol=2e-5)
+    finally:
+        engine.close()
+
+
+def test_copies_that_could_not_start_are_started_again(model_folder, monkeypatch, tmp_path):
+    (tmp_path / "selectors.py").write_text("a file of the user's, with the name of a module of Python")
+    monkeypatch.chdir(tmp_path)
+    engine = make_engine(OPTIONS)
+    try:
+        with monkeypatch.context() as broken:
+            broken.setattr(data_parallel, "_threads_of_each", lambda copies: 0)
+            with pytest.raises(RuntimeError, match="expects a positive integer"):
+                engine.load(model_folder())
+        engine.load(model_folder("again"))
+    finally:
+        engine.close()
+
+
 JOB = """
 import sys, time
 from pathlib import Path
@@ -152,6 +182,8 @@ def test_each_copy_has_gpus_of_its_own(visible, tensor_parallel, shares, monkeyp
     assert ("1 instead of 2" in caplog.text) == (len(shares) == 1)
     with pytest.raises(InputError, match=f"takes 8 GPUs .*, and {len(visible.split(','))} are there"):
         data_parallel._shares_of_gpus(options.model_copy(update={"tensor_parallel_size": 8}))
+    other = options.model_copy(update={"engine": "transformers", "pipeline_parallel_size": 2})
+    assert data_parallel._shares_of_gpus(other) == [(name,) for name in visible.split(",")[:2]]
 
 
 def test_each_copy_expects_its_share_of_the_tokens(monkeypatch):

@@ -142,17 +142,17 @@ def gpu_memory_bytes(model: ModelShape, options: ExtractionOptions, gpus: int) -
 def gpus_for(model: ModelShape, options: ExtractionOptions, site: Site, where: str) -> int:
     """GPUs of a copy of the engine, as the study says or the smallest power of two with enough memory, times copies.
 
-    An engine on transformers has one.
+    An engine on transformers has one. Raises InputError for more than a job may have.
     """
     copies = options.data_parallel_size
     own = _gpus_of_copy(model, options.model_copy(update={"data_parallel_size": 1}), site, where)
-    if copies > 1 and copies * own > site.gpus_per_node:
+    if copies > 1 and site.gpu_memory_gb is not None and own * copies > site.gpus_per_node:
         raise InputError(
-            f"{where}: data_parallel_size: found {copies} copies of the engine on {own} GPUs each; a job has one node, "
-            f"of {site.gpus_per_node} GPUs ({PROFILE}: config.site.gpus_per_node): give {site.gpus_per_node // own} at "
-            "most"
+            f"{where}: data_parallel_size: found {copies}; so many copies of the engine, each on {own} GPUs, are more "
+            f"than the {site.gpus_per_node} GPUs that a job may have ({PROFILE}: config.site.gpus_per_node); give "
+            f"{max(site.gpus_per_node // own, 1)} at most"
         )
-    return copies * own
+    return own * copies
 
 
 def _gpus_of_copy(model: ModelShape, options: ExtractionOptions, site: Site, where: str) -> int:

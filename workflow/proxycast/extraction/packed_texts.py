@@ -16,7 +16,7 @@ from transformers.cache_utils import DynamicLayer
 from proxycast.extraction.engines.base import BATCH_TOKENS
 from proxycast.extraction.engines.modules import reading
 from proxycast.extraction.engines.modules.reading import Reader, takes_positions
-from proxycast.extraction.shared_prompts import Cost, Family, Member, Pack, read_tokens
+from proxycast.extraction.shared_prompts import MASK_ELEMENTS, Cost, Family, Member, Pack, read_tokens
 from proxycast.options import one_line
 from proxycast.solutions.tokenisation import ScoredSequence
 
@@ -53,9 +53,16 @@ def pass_cost(model: torch.nn.Module) -> Cost:
 
 
 def reads_alike_when_shared(
-    model: torch.nn.Module, reader: Reader, to_device: Callable[[np.ndarray], torch.Tensor], length: int
+    model: torch.nn.Module,
+    reader: Reader,
+    to_device: Callable[[np.ndarray], torch.Tensor],
+    length: int,
+    width: int = 0,
 ) -> bool | None:
-    """Whether texts of `length` tokens that share a prompt are read as alone; None where the weights do not show it."""
+    """Whether texts of `length` tokens that share a prompt are read as alone; None where the weights do not show it.
+
+    `width`: also in rows of so many tokens.
+    """
     takes_trees = (
         not model.is_custom_code()
         and getattr(model.config, "_attn_implementation", None) in ("sdpa", "eager")
@@ -63,7 +70,7 @@ def reads_alike_when_shared(
     )
     try:
         return takes_trees and reading.reads_alike_when_shared(
-            reader, lambda rows, half: _in_families(reader.read, rows, half, to_device, reader.dtype), length
+            reader, lambda rows, half: _in_families(reader.read, rows, half, width, to_device, reader.dtype), length
         )
     except Exception as error:  # a library's, of any kind, for want of what a tree needs
         log.debug("%s: texts that begin alike are not read together: %s", type(model).__name__, one_line(error))
@@ -74,25 +81,37 @@ def _in_families(
     run: Callable[..., torch.Tensor],
     rows: torch.Tensor,
     half: int,
+    width: int,
     to_device: Callable[[np.ndarray], torch.Tensor],
     dtype: torch.dtype,
 ) -> Iterator[torch.Tensor]:
     """What `run` makes of two texts (2, T) that differ in their last `half` tokens, in each way to share the others.
 
     Yields (2, T, n) for: one row of both; a prompt and a row for each; a prompt and one row, which share more than it.
+    Of a `width`: for rows of so many tokens, rounded up to a power of two, with other texts between the two.
     """
-    # The last token of a sequence is not read.
+    texts, length, shared = rows.cpu().numpy(), rows.shape[1], rows.shape[1] - half
+    more = max(0, -(-_rounded(width, shared) // half) - length // half - 1) if width else 0
+    between = [np.concatenate([texts[0, :shared], np.roll(texts[0], i + 1)[:half]]) for i in range(more)]
+    # The last token of a sequence is not read. Of the texts between, one token is scored.
     sequences = [
-        ScoredSequence("proof", np.append(row, 0), 1, len(row) + 1, np.zeros(len(row), np.int32))
-        for row in rows.cpu().numpy()
+        ScoredSequence("proof", np.append(text, 0), start, length + 1, np.zeros(length + 1 - start, np.int32))
+        for text, start in zip((texts[0], *between, texts[1]), (1, *[length] * more, 1))
     ]
-    shared = rows.shape[1] - half
-    for prompt in dict.fromkeys([0, shared, shared // 2]):
-        both = Member(0, prompt), Member(1, shared)
-        packs = [(both[0],), (Member(1, prompt),)] if prompt == shared else [both]
-        family = Family(prompt, (tuple(packs),))
+    for prompt in dict.fromkeys([0, shared, *([] if width else [shared // 2])]):
+        members = [Member(i, shared if i else prompt) for i in range(len(sequences))]
+        if width and not prompt and (length + (more + 1) * half) ** 2 > MASK_ELEMENTS:
+            continue  # rows of so many tokens stand behind a prompt
+        apart = prompt == shared and not width
+        family = Family(prompt, (tuple((member,) for member in members) if apart else (tuple(members),),))
         found = FamilyReader(run, sequences, family, to_device, dtype).read(family.batches[0])
-        yield found.unflatten(0, rows.shape)
+        yield torch.stack([found[:length], found[-length:]])
+
+
+def _rounded(width: int, prompt: int) -> int:
+    """The next power of two, so that much of the prompt would be lost, unless such a mask were too large."""
+    rounded = 1 << (width - 1).bit_length()
+    return rounded if rounded * (rounded - prompt) <= MASK_ELEMENTS else width
 
 
 class _Rows(NamedTuple):

@@ -20,6 +20,7 @@ import numpy as np
 from proxycast.solutions.tokenisation import ScoredSequence
 
 LEAST_SAVED = 0.1  # of the cost: what sharing must save; less is lost in what the estimate does not see
+ANY_LENGTH = 1 << 62  # longer than any text
 MASK_ELEMENTS = 1 << 25  # most pairs of a row's own tokens and all that they may see: a mask is a matrix
 KEYS_SHARE = 8  # so many keys of a prompt, which each row of a batch gets a copy of, take the memory of a token
 
@@ -51,8 +52,14 @@ class Family:
 
     def tokens(self, batch: Sequence[Pack], sequences: Sequence[ScoredSequence]) -> int:
         """Tokens of the prompt and of a batch behind it, with padding."""
-        widths = [sum(sequences[m.index].stop - 1 - m.shared for m in pack) for pack in batch]
-        return self.prompt + len(batch) * max(widths)
+        return self.prompt + len(batch) * self._own(batch, sequences)
+
+    def width(self, sequences: Sequence[ScoredSequence]) -> int:
+        """Tokens of the prompt and of the longest row behind it."""
+        return self.prompt + max(self._own(batch, sequences) for batch in self.batches)
+
+    def _own(self, batch: Sequence[Pack], sequences: Sequence[ScoredSequence]) -> int:
+        return max(sum(sequences[m.index].stop - 1 - m.shared for m in pack) for pack in batch)
 
     def divided(self, parts: int) -> Iterator["Family"]:
         """Up to `parts` families with the same batches."""
@@ -115,10 +122,12 @@ def may_skip_prefix(sequences: Sequence[ScoredSequence], block: int) -> list[boo
     return (hits < [sequence.start for sequence in sequences]).tolist()
 
 
-def plan_families(sequences: Sequence[ScoredSequence], cost: Cost, budget: int, longest: int) -> list[Family]:
+def plan_families(
+    sequences: Sequence[ScoredSequence], cost: Cost, budget: int, longest: int, widest: int = ANY_LENGTH
+) -> list[Family]:
     """The families of `sequences`, whose batches have about `budget` tokens. Those in none are better read alone.
 
-    Sequences of more than `longest` tokens are in none.
+    Sequences of more than `longest` tokens are in none. A row of several has up to `widest`, with the prompt.
     """
     indices = [i for i, sequence in enumerate(sequences) if len(sequence.token_ids) <= longest]
     places, shared = sorted_texts([read_tokens(sequences[i]) for i in indices])
@@ -126,7 +135,7 @@ def plan_families(sequences: Sequence[ScoredSequence], cost: Cost, budget: int, 
     lengths = np.array([sequences[i].stop - 1 for i in order], np.int64)
     if shared.sum() <= LEAST_SAVED * lengths.sum():
         return []
-    tree = _Tree(lengths, shared, cost, budget)
+    tree = _Tree(lengths, shared, cost, budget, widest)
     packs: dict[int, list[tuple[int, int]]] = {0: []}  # by the first text of the family, 0 for the empty prompt
     prompts = {0: 0}
     # (first, last + 1, family); families are told apart by where they start, which is behind 0 for all but the empty.
@@ -158,8 +167,8 @@ def plan_families(sequences: Sequence[ScoredSequence], cost: Cost, budget: int, 
 class _Tree:
     """Sorted texts as a tree: a range of them is a branch, which begins where its neighbours share least."""
 
-    def __init__(self, lengths: np.ndarray, shared: np.ndarray, cost: Cost, budget: int):
-        self.lengths, self.shared, self.cost, self.budget = lengths, shared, cost, budget
+    def __init__(self, lengths: np.ndarray, shared: np.ndarray, cost: Cost, budget: int, widest: int):
+        self.lengths, self.shared, self.cost, self.budget, self.widest = lengths, shared, cost, budget, widest
         self._lengths_before = np.concatenate([[0], np.cumsum(lengths)])
         self._shared_before = np.concatenate([[0], np.cumsum(shared)])
 
@@ -171,7 +180,8 @@ class _Tree:
     def fits(self, first: int, stop: int, prompt: int) -> bool:
         """Whether the branch may be one row."""
         own = self.own(first, stop, prompt)
-        return (stop - first == 1 or own <= self.budget) and own * (prompt + own) <= MASK_ELEMENTS
+        short = own <= self.budget and prompt + own <= self.widest
+        return (stop - first == 1 or short) and own * (prompt + own) <= MASK_ELEMENTS
 
     def cost_of(self, first: int, stop: int, prompt: int) -> float:
         """Least cost of a branch as one row or as texts by themselves."""

@@ -114,15 +114,36 @@ class DataParallelEngine:
             ours, theirs = Pipe()
             path = os.pathsep.join(filter(None, [library, os.environ.get("PYTHONPATH")]))
             environment = os.environ | {"PYTHONPATH": path} | ({"CUDA_VISIBLE_DEVICES": ",".join(gpus)} if gpus else {})
-            command = [sys.executable, "-m", COPY, str(theirs.fileno())]
+            # -P: no module of the folder where the job runs stands in for one of Python's own.
+            command = [sys.executable, "-P", "-m", COPY, str(theirs.fileno())]
             process = subprocess.Popen(command, env=environment, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
             theirs.close()
             self._copies.append(Copy(process, ours, _place(gpus)))
         setting = options, _threads_of_each(len(shares)), logging.getLogger().level, os.getpid()
-        self._ask("start", [setting] * len(shares))
+        try:
+            self._ask("start", [setting] * len(shares))
+        except Exception:
+            self.close()  # without engines they are of no use
+            raise
 
     def _ask(self, method: str, arguments: Iterable[tuple]) -> list:
-        """What each copy answers to its arguments. Raises the first one's error, once all have answered."""
+        """What each copy answers to its arguments. Raises the first one's error, once all have answered.
+
+        Where this is interrupted, the copies end: what they still answer would be taken for the next answer.
+        """
+        try:
+            answers = self._answers(method, arguments)
+        except BaseException:
+            for copy in self._copies:
+                copy.process.kill()
+            self.close()
+            raise
+        for kind, answer in answers:
+            if kind is not None:
+                raise kind(answer)
+        return [answer for _, answer in answers]
+
+    def _answers(self, method: str, arguments: Iterable[tuple]) -> list[tuple[type[Exception] | None, object]]:
         answers = []
         for copy, own in zip(self._copies, arguments, strict=True):
             try:
@@ -138,10 +159,7 @@ class DataParallelEngine:
                     f"copy {number + 1} of {len(self._copies)} of the engine ({copy.place}) ended with {_how(status)}"
                 )
                 answers.append((RuntimeError, f"{what}; its last words stand above"))
-        for kind, answer in answers:
-            if kind is not None:
-                raise kind(answer)
-        return [answer for _, answer in answers]
+        return answers
 
 
 def consecutive(costs: Sequence[float], parts: int) -> list[slice]:
@@ -157,6 +175,8 @@ def _shares_of_gpus(options: ExtractionOptions) -> list[tuple[str, ...]]:
     import torch
 
     copies, size = options.data_parallel_size, options.tensor_parallel_size * options.pipeline_parallel_size
+    if options.engine == "transformers":
+        size = 1  # the two are vLLM's
     if not torch.cuda.is_available() or options.device == "cpu":
         return [()] * copies
     gpus = processes.visible_gpus()

@@ -84,8 +84,11 @@ class InMemoryEngine(TransformersEngine):
         temperatures: Sequence[float],
         plan: tuple[list[Family], list[int]] | None = None,
     ) -> tuple[np.ndarray, list[int]]:
-        """As the parent's. Whole batches are divided among processes, so that the numbers stay the same."""
-        if self._parts == 1:
+        """As the parent's. Whole batches are divided among processes, so that the numbers stay the same.
+
+        With a `plan` it is a part that is read by this process alone.
+        """
+        if self._parts == 1 or plan is not None:
             return super()._scored(sequences, temperatures, plan)
         plans = [self._batches(sequences)]
         torch.distributed.broadcast_object_list(plans)  # a process whose weights differ might make other batches
@@ -100,7 +103,8 @@ class InMemoryEngine(TransformersEngine):
         if errors := [error for _, error in found if error]:
             raise InputError(errors[0])
         scored = [batch for own, _ in found for batch in own]
-        return np.concatenate([columns for columns, _ in scored], axis=1), [i for _, order in scored for i in order]
+        columns = [np.empty((6 + len(temperatures), 0), np.float32), *(columns for columns, _ in scored)]
+        return np.concatenate(columns, axis=1), [i for _, order in scored for i in order]
 
     def _batches(self, sequences: Sequence[ScoredSequence]) -> list[tuple[list[Family], list[int]]]:
         """The batches in which the parent runs the sequences, each as a plan. A family is cut in a part for each."""

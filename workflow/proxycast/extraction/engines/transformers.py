@@ -242,10 +242,13 @@ class TransformersEngine:
 
             cost = pass_cost(self._model)
             longest = min(self._sharing.mixed_up_to, reading.attention_window(self._model.config))
+            row = reading.longest_row(self._model.config)
             families = self._alike.families(
-                lambda most: plan_families(sequences, cost, self._batch_tokens, min(most, longest)),
-                lambda family: max(len(sequences[i].token_ids) for i in family.members()),
-                lambda length: reads_alike_when_shared(self._model, self._reader(), self._to_device, length),
+                lambda most, widest: plan_families(
+                    *(sequences, cost, self._batch_tokens, min(most, longest), min(widest, row))
+                ),
+                lambda family: (max(len(sequences[i].token_ids) for i in family.members()), family.width(sequences)),
+                lambda *size: reads_alike_when_shared(self._model, self._reader(), self._to_device, *size),
             )
         together = {i for family in families for i in family.members()}
         return families, [i for i in range(len(sequences)) if i not in together]

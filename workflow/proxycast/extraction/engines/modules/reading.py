@@ -22,18 +22,19 @@ import numpy as np
 import torch
 
 from proxycast.extraction.engines.modules.model_head import body_of
-from proxycast.extraction.shared_prompts import Family
+from proxycast.extraction.shared_prompts import ANY_LENGTH, Family
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
-ANY_LENGTH = 1 << 62  # longer than any text
 HALF = 8  # tokens of each half of a text
 TEXTS = 3  # that must all show a fault: at a tie a router of experts may turn over by rounding alone
 # Differences that count: above this share of what the tokens in front change, and of the largest logit.
 SHARE = {torch.float32: 1e-3, torch.bfloat16: 0.2}
 LOGIT_ROUNDING = {torch.float32: 2e-5, torch.bfloat16: 2e-2}
 WINDOWS = "sliding_window", "attention_chunk_size"  # of attention, in tokens
+# What attention counts in tokens of the row, not by their positions: GPT-Neo's window, Llama 4's temperature.
+ROWS = "window_size", "floor_scale"
 # Kinds of rotary embeddings whose frequencies stay what they are, however long a text is.
 FIXED_ROPES = {"default", "linear", "llama3", "yarn", "proportional"}
 
@@ -199,32 +200,43 @@ def reads_alike_when_shared(
 
 @dataclass
 class AlikeWhenShared:
-    """Which texts that share a prompt are read as alone: shown up to `proven` tokens, not so above `longest`."""
+    """Which texts that share a prompt are read as alone: shown up to `proven` tokens, not so above `longest`.
+
+    And how many tokens a row of such texts may have: shown up to `proven_width`, not so above `widest`.
+    """
 
     proven: int = 0
     longest: int = ANY_LENGTH
+    proven_width: int = 0
+    widest: int = ANY_LENGTH
 
     def families(
         self,
-        plan: Callable[[int], list[Family]],
-        length_of: Callable[[Family], int],
-        prove: Callable[[int], bool | None],
+        plan: Callable[[int, int], list[Family]],
+        size_of: Callable[[Family], tuple[int, int]],
+        prove: Callable[[int, int], bool | None],
     ) -> list[Family]:
-        """The families that `plan` makes of texts of up to so many tokens, with the proof for the longest of them.
+        """The families that `plan` makes of texts and rows of up to so many tokens, with the proof for the largest.
 
-        Where it fails, texts of half the length are tried: attention may have a window.
+        `size_of` a family: tokens of its longest text and of its longest row. Where a proof fails, half is tried:
+        attention may have a window, and it may count tokens in the row, not in the text.
         """
-        while families := plan(self.longest):
-            length = max(map(length_of, families))
-            if length > self.proven:
-                shown = prove(length)
-                if shown is None:
-                    return []
-                if not shown:
-                    self.longest = length // 2 if length > 4 * HALF else 0
-                    continue
-                self.proven = length
-            return families
+        while families := plan(self.longest, self.widest):
+            length, width = map(max, zip(*map(size_of, families)))
+            shown = length <= self.proven or prove(length, 0)
+            is_narrow = not shown or width <= 2 * length
+            if shown:
+                self.proven = max(self.proven, length)
+                shown = width <= self.proven_width or prove(length, width)
+            if shown:
+                self.proven_width = max(self.proven_width, width)
+                return families
+            if shown is None:
+                return []
+            if is_narrow:
+                self.longest = length // 2 if length > 4 * HALF else 0
+            else:
+                self.widest = width // 2
         return []
 
 
@@ -266,8 +278,17 @@ def chosen_tokens(config: "PretrainedConfig") -> int:
 
 def attention_window(config: "PretrainedConfig") -> int:
     """The least number of tokens that any layer looks back, as far as the configuration tells."""
-    text = config.get_text_config()
-    return min(filter(None, (getattr(text, name, None) for name in WINDOWS)), default=ANY_LENGTH)
+    return _least(config, WINDOWS)
+
+
+def longest_row(config: "PretrainedConfig") -> int:
+    """Most tokens of a row in which a token need not stand at its position, as far as the configuration tells."""
+    return _least(config, ROWS)
+
+
+def _least(config: "PretrainedConfig", names: Sequence[str]) -> int:
+    found = (getattr(config.get_text_config(), name, None) for name in names)
+    return min((value for value in found if isinstance(value, int) and value > 0), default=ANY_LENGTH)
 
 
 def rope_reset(model: "PreTrainedModel") -> Callable[[], None]:
