@@ -2,7 +2,6 @@
 
 import json
 import logging
-import sys
 import time
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -29,8 +28,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# All bars on one line: walks side by side have one each, and a log knows no cursor.
-BAR = dict(unit="task", mininterval=PROGRESS_SECONDS, file=sys.stderr, position=0)
+# All bars on one line: walks side by side have one each, and a log knows no cursor. No file: a job has another standard
+# error when a bar is made than when this is imported.
+BAR = dict(unit="task", mininterval=PROGRESS_SECONDS, position=0)
 TASKS = "proxycast.tasks"  # in a part's metadata: the fingerprint of each task, as a JSON object
 # What `extract` returns: a row for each scored token.
 EXTRACTED_SCHEMA = {
