@@ -16,7 +16,7 @@ from transformers.cache_utils import DynamicLayer
 from proxycast.extraction.engines.base import BATCH_TOKENS
 from proxycast.extraction.engines.modules import reading
 from proxycast.extraction.engines.modules.reading import Reader, takes_positions
-from proxycast.extraction.shared_prompts import MASK_ELEMENTS, Cost, Family, Member, Pack, read_tokens
+from proxycast.extraction.shared_prompts import MASK_ELEMENTS, Cost, Family, Member, Pack, plan_families, read_tokens
 from proxycast.options import one_line
 from proxycast.solutions.tokenisation import ScoredSequence
 
@@ -50,6 +50,24 @@ def pass_cost(model: torch.nn.Module) -> Cost:
     config, weight = model.config.get_text_config(), next(model.parameters())
     width = getattr(config, "hidden_size", None) or weight.shape[-1]
     return Cost(KEYS_OF_A_TOKEN * width, BATCH_TOKENS[weight.device.type] / PASSES)
+
+
+def families_of(
+    model: torch.nn.Module,
+    sequences: Sequence[ScoredSequence],
+    alike: reading.AlikeWhenShared,
+    longest: int,
+    most_tokens: int,
+    to_device: Callable[[np.ndarray], torch.Tensor],
+    reader: Callable[[], Reader],
+) -> list[Family]:
+    """The families of texts of up to `longest` tokens, in passes of `most_tokens`, that `alike` has found readable."""
+    cost, row = pass_cost(model), reading.longest_row(model.config)
+    return alike.families(
+        lambda most, widest: plan_families(sequences, cost, most_tokens, min(most, longest), min(widest, row)),
+        lambda family: (max(len(sequences[i].token_ids) for i in family.members()), family.width(sequences)),
+        lambda *size: reads_alike_when_shared(model, reader(), to_device, *size),
+    )
 
 
 def reads_alike_when_shared(

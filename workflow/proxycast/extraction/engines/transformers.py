@@ -34,7 +34,7 @@ from proxycast.extraction.engines.modules.model_loading import (
     require_tied,
 )
 from proxycast.extraction.engines.modules.reading import Reader, Sharing, rope_reset, sharing_of
-from proxycast.extraction.shared_prompts import Family, plan_families
+from proxycast.extraction.shared_prompts import Family
 from proxycast.extraction.token_stats import (
     to_device,
     token_stats,
@@ -238,18 +238,11 @@ class TransformersEngine:
         """The families of texts that begin alike, which are read together, and the indices of the other texts."""
         families = []
         if len(sequences) > 1 and self._head is not None and self._sharing.mixed_up_to:
-            from proxycast.extraction.packed_texts import pass_cost, reads_alike_when_shared
+            from proxycast.extraction.packed_texts import families_of
 
-            cost = pass_cost(self._model)
             longest = min(self._sharing.mixed_up_to, reading.attention_window(self._model.config))
-            row = reading.longest_row(self._model.config)
-            families = self._alike.families(
-                lambda most, widest: plan_families(
-                    *(sequences, cost, self._batch_tokens, min(most, longest), min(widest, row))
-                ),
-                lambda family: (max(len(sequences[i].token_ids) for i in family.members()), family.width(sequences)),
-                lambda *size: reads_alike_when_shared(self._model, self._reader(), self._to_device, *size),
-            )
+            settings = self._alike, longest, self._batch_tokens, self._to_device
+            families = families_of(self._model, sequences, *settings, self._reader)
         together = {i for family in families for i in family.members()}
         return families, [i for i in range(len(sequences)) if i not in together]
 
