@@ -192,11 +192,10 @@ def rates(device: str, core: int | None) -> tuple[float, float]:
 Loaded = tuple[Callable[[], object], Callable[[object], Sums]]
 
 
-def loaded_engine(case: Case, engine: str) -> Engine:
-    """Ours, with the case's model."""
-    options = ExtractionOptions(
-        engine=engine, batch_tokens=case.batch_tokens, dtype=case.dtype, device=case.device, tail_tokens=CONTEXT
-    )
+def loaded_engine(case: Case, engine: str, **more: object) -> Engine:
+    """Ours, with the case's model and `more` options."""
+    same = dict(batch_tokens=case.batch_tokens, dtype=case.dtype, device=case.device, tail_tokens=CONTEXT)
+    options = ExtractionOptions(engine=engine, **same, **more)
     loaded = make_engine(options)
     loaded.load(Path(case.folder))
     return loaded

@@ -34,8 +34,8 @@ MOST_OF_LOGITS = 0.05  # 24 bytes of partial results for each 256 columns are 2 
 GOALS = {
     ("vllm", "1.7B"): (("of vLLM's prefill", 0.92), ("of stock prompt_logprobs=1", 1.05)),
     ("vllm", "8B"): (("of vLLM's prefill", 0.95), ("of stock prompt_logprobs=1", 1.08), ("of the peak", 0.60)),
-    ("transformers", "1.7B"): (("of vLLM's prefill", 0.75),),
-    ("transformers", "8B"): (("of vLLM's prefill", 0.85),),
+    **{(stage, "1.7B"): (("of vLLM's prefill", 0.75),) for stage in ("transformers", "transformers-compiled")},
+    **{(stage, "8B"): (("of vLLM's prefill", 0.85),) for stage in ("transformers", "transformers-compiled")},
 }
 
 
@@ -129,6 +129,8 @@ def engine_rows(results: Results, size: str) -> Iterator[Row]:
         ("proxycast, vLLM, from tokens", "vllm", "given", True),
         ("**proxycast, transformers**, from text", "transformers", "text", True),
         ("proxycast, transformers, from tokens", "transformers", "given", True),
+        ("**proxycast, transformers, compiled**, from text", "transformers-compiled", "text", True),
+        ("proxycast, transformers, compiled, from tokens", "transformers-compiled", "given", True),
     ):
         name = f"{stage}-{size}"
         row = tokens_row(results, f"{size}: {label}", name, figure, size, has_head)

@@ -206,12 +206,12 @@ def measure_rates(notes: Notes) -> None:
     notes.add(flops=flops, bandwidth=bandwidth)
 
 
-def measure_engine(notes: Notes, size: str, kind: str) -> None:
+def measure_engine(notes: Notes, size: str, kind: str, **more: object) -> None:
     """Ours: from text to the finished table, and from tokens; what scoring adds to memory; the kernels' time."""
     case = case_of(notes.place, size)
     tokens = note_work(notes, size, case)
     began = time.perf_counter()
-    engine = loaded_engine(case, kind)
+    engine = loaded_engine(case, kind, **more)
     wait(case.device)
     notes.add(load={"seconds": time.perf_counter() - began})
     documents, memory = case.documents, Memory(case.device)
@@ -443,6 +443,8 @@ def _stages() -> dict[str, Stage]:
         "training-90M": Stage(partial(measure_training, size="90M"), 180),
     }
     for size, seconds in (("1.7B", 180), ("8B", 240)):
+        work = partial(measure_engine, size=size, kind="transformers", compile="always")
+        found[f"transformers-compiled-{size}"] = Stage(work, seconds)
         found[f"compiled-{size}"] = Stage(partial(measure_stock, size=size, compiled=True), seconds, vllm)
     return found
 
