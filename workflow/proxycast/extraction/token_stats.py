@@ -15,6 +15,7 @@ from types import ModuleType
 import numpy as np
 import torch
 
+from proxycast.extraction.row_parts import statistics_of_parts, together
 from proxycast.extraction.schema import TokenStats
 
 log = logging.getLogger(__name__)
@@ -143,7 +144,7 @@ def token_stats_of_slice(
         if (missing := 2 - tokens) > 0:  # tokens of probability 0
             logits = torch.nn.functional.pad(logits, (0, missing), value=-torch.inf)
         target = own.total(logits.gather(1, here[rows].unsqueeze(1)).squeeze(1).masked_fill(~inside[rows], 0.0))
-        columns.append(_statistics(_together(own.gather(_parts(logits, target))), target))
+        columns.append(statistics_of_parts(together(own.gather(_parts(logits, target))), target))
     return TokenStats(*(torch.cat(column) for column in zip(*columns)))
 
 
@@ -238,7 +239,7 @@ def _import_kernels() -> ModuleType | None:
 
 def _token_stats(logits: torch.Tensor, targets: torch.Tensor) -> TokenStats:
     target = logits.gather(1, targets.unsqueeze(1)).float().squeeze(1)
-    return _statistics(_parts(logits, target), target)
+    return statistics_of_parts(_parts(logits, target), target)
 
 
 def _parts(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -255,49 +256,6 @@ def _parts(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         part = logits[start : start + chunk]
         parts.append(_reduce(part.float(), target[start : start + chunk, None], *scratch[:, : len(part)]))
     return torch.cat(parts, dim=1)
-
-
-def _statistics(parts: torch.Tensor, target: torch.Tensor) -> TokenStats:
-    """`_parts` of a whole vocabulary to statistics.
-
-    With m the row's largest logit, z = logit - m and s the sum of exp(z) without the largest entry: ln p = z - ln(1 +
-    s) and H = ln(1 + s) - sum(z exp z) / (1 + s). Without the 1, s keeps a nearly certain prediction exact.
-    """
-    largest, second, rest, weighted, n_greater, n_equal = parts
-    log_total = torch.log1p(rest)
-    return TokenStats(
-        logprob=(target - largest) - log_total,
-        max_logprob=-log_total,
-        second_logprob=(second - largest) - log_total,
-        entropy=log_total - weighted / (1 + rest),
-        n_greater=n_greater.int(),
-        n_equal=n_equal.int(),
-    )
-
-
-def _together(parts: torch.Tensor) -> torch.Tensor:
-    """`_parts` (6, workers, n) of the slices of a vocabulary to those (6, n) of the whole.
-
-    Each slice's sums move from its own largest logit to the row's, and its largest entry is one of the rest, in all
-    slices but one. A slice of masked logits has sums of 0, which -infinity - top would turn into NaN.
-    """
-    largest, second, rest, weighted, n_greater, n_equal = parts
-    top, at = largest.max(0)
-    others = largest.scatter(0, at.unsqueeze(0), -torch.inf)
-    shift = (largest - top).masked_fill(largest == -torch.inf, 0.0)
-    summed = rest + (others > -torch.inf)
-    weights = shift.exp()
-    return torch.stack(
-        [
-            top,
-            torch.maximum(others.amax(0), second.amax(0)),
-            (weights * summed).sum(0),
-            # Far below the top, exp(shift) is 0 and the shift may be large, but never infinite.
-            (weights * (weighted + shift * summed)).sum(0),
-            n_greater.sum(0),
-            n_equal.sum(0),
-        ]
-    )
 
 
 def _chunk_rows(chunk_bytes: int, vocabulary: int) -> int:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 import torch
 
 from proxycast.extraction.gpu_kernels.tiles import Tile
+from proxycast.extraction.row_parts import statistics_of_parts, together
 from proxycast.extraction.schema import TokenStats
 
 log = logging.getLogger(__name__)
@@ -228,30 +229,6 @@ def of_combination(
 
 
 def combined(parts: torch.Tensor, target_logits: torch.Tensor | None) -> torch.Tensor | TokenStats:
-    """Parts (6, R, n) as one, (6, n), or with the targets' logits (n,) as statistics: by a dozen kernels of torch.
-
-    Each part's sums are moved from its own largest logit to the row's. With m that logit, z = logit - m and s the sum
-    of exp(z) without the largest entry: ln p = z - ln(1 + s) and H = ln(1 + s) - sum(z exp z) / (1 + s).
-    """
-    largest, second, rest, weighted, n_greater, n_equal = parts  # (R, n) each
-    top, at = largest.max(0)  # (n,)
-    others = largest.scatter(0, at.unsqueeze(0), -torch.inf)  # the largest of the parts that do not hold the row's
-    # Parts with only masked logits have sums of 0, which -infinity - top would turn into NaN.
-    shift = (largest - top).masked_fill_(largest == -torch.inf, 0.0)
-    summed = rest + (others > -torch.inf)  # a part's own largest entry is one of the rest, in all parts but one
-    weights = shift.exp()
-    total_rest = (weights * summed).sum(0)
-    total_weighted = (weights * (weighted + shift * summed)).sum(0)
-    next_one = torch.maximum(others.amax(0), second.amax(0))
-    n_greater, n_equal = n_greater.sum(0), n_equal.sum(0)
-    if target_logits is None:
-        return torch.stack([top, next_one, total_rest, total_weighted, n_greater, n_equal])
-    log_total = torch.log1p(total_rest)
-    return TokenStats(
-        logprob=(target_logits - top) - log_total,
-        max_logprob=-log_total,
-        second_logprob=(next_one - top) - log_total,
-        entropy=log_total - total_weighted / (1 + total_rest),
-        n_greater=n_greater.int(),  # counts below 2^24 are exact in float32
-        n_equal=n_equal.int(),
-    )
+    """Parts (6, R, n) as one, (6, n), or with the targets' logits (n,) as statistics: by a dozen kernels of torch."""
+    whole = together(parts)
+    return whole if target_logits is None else statistics_of_parts(whole, target_logits)
