@@ -34,6 +34,9 @@ WIDEST = 448  # tokens of the texts that are compared
 MOST_RECOMPILED = 256  # of all kinds of models with layers of one class, in one process; torch would stop at 8
 MOST_GRAPHS = 12  # of one kind of model: a layer is one graph, or some, each for one text and for several
 
+# Of the tracer. An error is told: elsewhere it may be hidden, which would leave layers uncompiled without a word.
+SETTINGS = dict(recompile_limit=MOST_RECOMPILED, allow_unspec_int_on_nn_module=True, suppress_errors=False)
+
 Outcome = TypeVar("Outcome")
 
 
@@ -135,7 +138,7 @@ class Compiled:
         import torch._dynamo
 
         changed = []
-        with torch._dynamo.config.patch(recompile_limit=MOST_RECOMPILED, allow_unspec_int_on_nn_module=True):
+        with torch._dynamo.config.patch(**SETTINGS):
             try:
                 for layer in filter(None, (found() for found in self._layers)):
                     if "forward" not in vars(layer):  # nobody else has put one there
