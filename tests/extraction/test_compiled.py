@@ -31,6 +31,14 @@ NUMBERS = ("logprob", "max_logprob", "second_logprob", "entropy")
 TEXTS = [(f"s{i}", "Q: what is 2 plus 3?\nA:" * (i % 3), " The cat sat" * (i % 9 + 1) + str(i)) for i in range(40)]
 
 
+@pytest.fixture(autouse=True)
+def enabled(monkeypatch):
+    """vLLM on a CPU, in the same process, has it turned off."""
+    monkeypatch.delenv("TORCHDYNAMO_DISABLE", raising=False)
+    with torch._dynamo.config.patch(disable=False):
+        yield
+
+
 @pytest.fixture
 def backend(monkeypatch):
     """Layers are traced, and run without a compiler; what was compiled before is forgotten."""
@@ -160,6 +168,12 @@ def test_compiled_layers_are_left_as_they_were(model_folder, backend):
     texts = engine.generate(["The cat", "Q: what is 2 plus 3?"], 5)
     assert texts == load(model_folder("same"), when="never").generate(["The cat", "Q: what is 2 plus 3?"], 5)
     assert engine._compiled.graphs == graphs
+
+
+def test_a_tracer_that_is_turned_off_is_told(model_folder, backend, caplog, monkeypatch):
+    monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")
+    engine = load(model_folder())
+    assert not engine._compiled.is_on and "uncompiled, slower on a GPU: TORCHDYNAMO_DISABLE is set" in caplog.text
 
 
 @pytest.fixture

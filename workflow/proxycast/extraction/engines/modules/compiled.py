@@ -10,6 +10,7 @@ may share it.
 """
 
 import logging
+import os
 import time
 import weakref
 from collections.abc import Callable, Iterator
@@ -90,6 +91,8 @@ class Compiled:
 
     def _fault(self, reader: Reader, sharing: Sharing, widest: int) -> str | None:
         """Compile the layers for `reader`: why they must not be used; None if they may. They stay on."""
+        if os.environ.get("TORCHDYNAMO_DISABLE") == "1":
+            return "TORCHDYNAMO_DISABLE is set, as for vLLM on a CPU"
         texts = [_texts(reader, 3, width) for width in [*_two_and_between(min(36, widest)), *_two_and_between(widest)]]
         texts += [_texts(reader, 1, width) for width in (2 * reader.half, widest)]
         plain = [reader.read(text) for text in texts]
