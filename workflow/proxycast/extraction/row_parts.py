@@ -9,7 +9,7 @@ import torch
 from proxycast.extraction.schema import TokenStats
 
 
-def statistics_of_parts(parts: torch.Tensor, target: torch.Tensor) -> TokenStats:
+def statistics_of_parts(parts: torch.Tensor | tuple[torch.Tensor, ...], target: torch.Tensor) -> TokenStats:
     """Statistics of rows by the part (6, n) of their whole vocabulary, and the logit `target` (n,) of their tokens.
 
     With m the row's largest logit, z = logit - m and s the sum of exp(z) without the largest entry: ln p = z - ln(1 +

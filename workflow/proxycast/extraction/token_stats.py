@@ -238,8 +238,12 @@ def _import_kernels() -> ModuleType | None:
 
 
 def _token_stats(logits: torch.Tensor, targets: torch.Tensor) -> TokenStats:
-    target = logits.gather(1, targets.unsqueeze(1)).float().squeeze(1)
-    return statistics_of_parts(_parts(logits, target), target)
+    parts = []
+    for part, rows, *buffers in _reduced_chunks(logits):
+        # Chunk by chunk to the end: whatever is made in between, malloc must find the same memory for the next logits.
+        target = part.gather(1, targets[rows].unsqueeze(1))  # (n, 1)
+        parts.append(statistics_of_parts(_six(part, target, *buffers), target.squeeze(1)))
+    return TokenStats(*(torch.cat(column) for column in zip(*parts)))
 
 
 def _parts(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -248,22 +252,28 @@ def _parts(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     The largest two; with z = logit - largest, the sum of exp(z) without the largest entry (whose exp is 1) and that of
     z exp(z); how many are above the target, and equal to it.
     """
-    rows, vocabulary = logits.shape
+    chunks = _reduced_chunks(logits)
+    return torch.cat([torch.stack(_six(part, target[rows, None], *buffers)) for part, rows, *buffers in chunks], dim=1)
+
+
+def _reduced_chunks(logits: torch.Tensor) -> Iterator[tuple[torch.Tensor, slice, torch.Tensor, torch.Tensor]]:
+    """Some rows of logits (n, V) at a time, as float32, the rows that they are, and two buffers of the same shape."""
+    count, vocabulary = logits.shape
     chunk = _chunk_rows(SCRATCH_BYTES_CPU if logits.device.type == "cpu" else SCRATCH_BYTES_GPU, vocabulary)
-    scratch = torch.empty(2, min(chunk, rows), vocabulary, dtype=torch.float32, device=logits.device)
-    parts = []
-    for start in range(0, max(rows, 1), chunk):
+    scratch = torch.empty(2, min(chunk, count), vocabulary, dtype=torch.float32, device=logits.device)
+    for start in range(0, max(count, 1), chunk):
         part = logits[start : start + chunk]
-        parts.append(_reduce(part.float(), target[start : start + chunk, None], *scratch[:, : len(part)]))
-    return torch.cat(parts, dim=1)
+        yield part.float(), slice(start, start + chunk), *scratch[:, : len(part)]
 
 
 def _chunk_rows(chunk_bytes: int, vocabulary: int) -> int:
     return max(1, chunk_bytes // (4 * vocabulary))
 
 
-def _reduce(logits: torch.Tensor, target: torch.Tensor, shifted: torch.Tensor, scratch: torch.Tensor) -> torch.Tensor:
-    """`_parts` of one chunk, float32 (n, V), at `target` (n, 1); `shifted` and `scratch` are buffers like the chunk."""
+def _six(
+    logits: torch.Tensor, target: torch.Tensor, shifted: torch.Tensor, scratch: torch.Tensor
+) -> tuple[torch.Tensor, ...]:
+    """`_parts`, (n,) each, of one chunk (n, V) at `target` (n, 1); `shifted` and `scratch` are buffers of its shape."""
     largest, second, at_largest = _two_largest(logits)  # (n, 1) each
     # Sums of float32 0 and 1 are far faster than those of booleans, and exact up to 2^24 tokens.
     n_greater = torch.gt(logits, target, out=scratch).sum(1)
@@ -277,7 +287,7 @@ def _reduce(logits: torch.Tensor, target: torch.Tensor, shifted: torch.Tensor, s
     total = weighted.nansum(1) if weighted.is_cuda else weighted.sum(1)
     if not weighted.is_cuda and total.isnan().any():
         total = weighted.nansum(1)
-    return torch.stack([largest.squeeze(1), second.squeeze(1), rest, total, n_greater, n_equal])
+    return largest.squeeze(1), second.squeeze(1), rest, total, n_greater, n_equal
 
 
 def _two_largest(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
