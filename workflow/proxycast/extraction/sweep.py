@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 # All bars on one line: walks side by side have one each, and a log knows no cursor.
 BAR = dict(unit="task", mininterval=PROGRESS_SECONDS, position=0)
 TASKS = "proxycast.tasks"  # in a part's metadata: the fingerprint of each task, as a JSON object
-# What `extract` returns: a row for each scored token.
+# What `extract` writes: a row for each scored token.
 EXTRACTED_SCHEMA = {
     **dict.fromkeys(("checkpoint", "task", "solution"), pl.String),
     **{name: kind for name, kind in TOKEN_STATS_SCHEMA.items() if name != "key"},

@@ -33,7 +33,7 @@ SENTINEL = -1001  # stands as the only prompt token id of a request whose statis
 
 JOB_PROCESS = "PROXYCAST_JOB_PROCESS"  # environment: number and start of the process that has started vLLM
 
-# Where one worker's head is used as a matrix. On a CPU, vLLM has packed its weights: 4 % faster than ours.
+# Where one worker's head is used as a matrix. On a CPU, vLLM has packed its weights: a little faster than ours.
 MATRIX_ON = {"cuda"}
 
 V1_PARAMETERS = ["hidden_states", "num_scheduled_tokens"]
